@@ -1,0 +1,169 @@
+"""A dataset as one immutable table: columns of Arrow, read a row at a time as plain Python values.
+
+Strings are exactly what the source held. A missing value is None. Values that Arrow could only hold by changing
+them (objects with differing keys, columns of mixed types) are kept as JSON text inside, marked in the field's
+metadata, and come out of `row` as they went in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from luthier.errors import DataError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+JSON_MARK = {b"luthier": b"json"}  # field metadata of a column whose strings are JSON documents
+BLOCK = 512  # rows converted to Python at a time
+
+
+class Table:
+    """Rows of one dataset, in the order of the source. Never changed after it was made."""
+
+    def __init__(self, rows: pa.Table, name: str, notes: Sequence[str] = ()) -> None:
+        """``name`` is how messages call the dataset: a file's path, a hub id, ``DataFrame``."""
+        self.rows = rows
+        self.name = name
+        self.notes = tuple(notes)
+        self._json = tuple(f.name for f in rows.schema if (f.metadata or {}).get(b"luthier") == b"json")
+        self._block: tuple[int, list[dict[str, Any]]] = (-1, [])
+
+    @classmethod
+    def from_columns(cls, columns: Mapping[str, Sequence[Any]], name: str, notes: Sequence[str] = ()) -> Table:
+        """Build from plain Python values, one sequence a column, all of one length."""
+        import pyarrow as pa
+
+        fields, arrays = [], []
+        for column, values in columns.items():
+            array, is_json = _array(values, column, name)
+            fields.append(pa.field(column, array.type, metadata=JSON_MARK if is_json else None))
+            arrays.append(array)
+        return cls(pa.Table.from_arrays(arrays, schema=pa.schema(fields)), name, notes)
+
+    @property
+    def columns(self) -> list[str]:
+        """The column names, in order."""
+        return list(self.rows.column_names)
+
+    def __len__(self) -> int:
+        return int(self.rows.num_rows)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return (self.row(i) for i in range(len(self)))
+
+    def row(self, index: int) -> dict[str, Any]:
+        """Row ``index`` (from 0) as plain Python values; a missing value is None."""
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        number = index // BLOCK
+        if self._block[0] != number:
+            self._block = (number, self._decode(self.rows.slice(number * BLOCK, BLOCK).to_pylist()))
+        return dict(self._block[1][index - number * BLOCK])
+
+    def column(self, name: str) -> list[Any]:
+        """All values of one column. Raises DataError ``data-missing-column`` with the nearest name."""
+        if name not in self.rows.column_names:
+            raise missing_column(name, self.columns, self.name)
+        values = self.rows.column(name).to_pylist()
+        return [None if v is None else json.loads(v) for v in values] if name in self._json else [*map(_plain, values)]
+
+    def select(self, indices: Iterable[int]) -> Table:
+        """The rows at ``indices``, in that order, as a new table."""
+        import pyarrow as pa
+
+        return Table(self.rows.take(pa.array(list(indices), type=pa.int64())), self.name, self.notes)
+
+    @cached_property
+    def content_hash(self) -> str:
+        """Sha256 over column names, values and order; the same whatever file format held them."""
+        digest = hashlib.sha256(_canonical(self.columns))
+        for row in self:
+            digest.update(_canonical(list(row.values())))
+        return digest.hexdigest()
+
+    def _decode(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        for row in rows:
+            for name, value in row.items():
+                if isinstance(value, float):
+                    row[name] = _plain(value)
+            for name in self._json:
+                if row[name] is not None:
+                    row[name] = json.loads(row[name])
+        return rows
+
+
+def missing_column(name: str, columns: Sequence[str], table: str, where: str | None = None) -> DataError:
+    """The one wording for a column that is not there: names it, the nearest one, and what there is."""
+    from luthier.registry import nearest
+
+    close = nearest(name, list(columns))
+    return DataError(
+        "data-missing-column",
+        f"{table} has no column {name!r}",
+        where=where or table,
+        received=name,
+        allowed=list(columns),
+        fix=f"did you mean {close!r}?" if close else "name one of the columns above",
+    )
+
+
+def _plain(value: Any) -> Any:
+    """NaN is how floating columns say that a value is missing."""
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _canonical(value: Any) -> bytes:
+    return (
+        json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=str).encode("utf-8", "surrogatepass")
+        + b"\n"
+    )
+
+
+def _array(values: Sequence[Any], column: str, name: str) -> tuple[pa.Array, bool]:
+    """An Arrow array of ``values`` and whether it had to be held as JSON text."""
+    import pyarrow as pa
+
+    values = [_plain(v) for v in values]
+    kinds = {type(v) for v in values if v is not None}
+    try:
+        if not kinds:
+            return pa.nulls(len(values)), False
+        if kinds <= {str}:
+            return pa.array(values, type=pa.large_string()), False
+        if len(kinds) == 1 and not kinds & {dict, list, tuple, set}:
+            return pa.array(values), False
+        texts = [None if v is None else json.dumps(v, ensure_ascii=False, default=_jsonable) for v in values]
+        return pa.array(texts, type=pa.large_string()), True
+    except UnicodeEncodeError as error:
+        raise DataError(
+            "data-encoding",
+            "a value holds half of a surrogate pair, which is not text",
+            where=f"{name} column {column}",
+            received=ascii(error.object[max(0, error.start - 20) : error.end + 20]),
+            fix="write the character whole (in JSON both \\uXXXX escapes of the pair)",
+        ) from error
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError, TypeError) as error:
+        raise DataError(
+            "data-unreadable",
+            f"column {column!r} holds values that a table cannot hold: {error}",
+            where=f"{name} column {column}",
+            received=sorted(k.__name__ for k in kinds),
+            allowed="text, numbers, booleans, dates, and lists or objects of these",
+        ) from error
+
+
+def _jsonable(value: Any) -> Any:
+    """Values that json does not know, as Arrow would give them back: arrays and sets as lists, the rest refused."""
+    if hasattr(value, "tolist"):  # numpy arrays and scalars
+        return value.tolist()
+    if isinstance(value, (set, frozenset)):
+        return sorted(value)
+    if hasattr(value, "isoformat"):
+        return value.isoformat()
+    raise TypeError(f"{type(value).__name__} is not a value of a table")
