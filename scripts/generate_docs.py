@@ -1,0 +1,100 @@
+"""Regenerate the documentation that comes from the code: the error index, the config reference, the JSON Schema.
+
+python scripts/generate_docs.py            writes the files
+python scripts/generate_docs.py --check    writes nothing; exit 1 and the names of the files that are stale
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from luthier import errors
+from luthier.config import json_schema, reference_markdown
+from luthier.error_codes import CODES
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# The prefix of a code -> (its error class, the heading on the page)
+GROUPS: dict[str, tuple[type[errors.LuthierError], str]] = {
+    "config": (errors.ConfigError, "The config"),
+    "data": (errors.DataError, "The data"),
+    "asset": (errors.AssetError, "Base models and adapters"),
+    "run": (errors.RunError, "Run folders"),
+    "training": (errors.TrainingError, "Training"),
+    "dependency": (errors.DependencyError, "Optional packages"),
+}
+
+INTRODUCTION = """\
+<!-- Generated from src/luthier/error_codes.py by scripts/generate_docs.py. -->
+# Errors
+
+Every error that Luthier raises on purpose says what is wrong, where, what was received, what is allowed, and how to
+mend it. It carries one of the codes below; a code never changes its meaning. With `--json` a command prints the faults
+as JSON. A validation collects all faults before it reports.
+
+The exit code of a command tells the kind of cause. 0 is success, 1 an unexpected failure (please report it; `--debug`
+shows the traceback), 130 stands for Ctrl-C and 143 for SIGTERM. In Python, each kind is a class in `luthier.errors`
+under `LuthierError`; `error.code` is the code, `error.faults` has all of them.
+"""
+
+
+def errors_page() -> str:
+    """The page docs/errors/index.md: one table a kind of cause."""
+    strays = [code for code in CODES if code.split("-", 1)[0] not in GROUPS]
+    if strays:
+        raise SystemExit(f"these codes belong to no group of {Path(__file__).name}: {', '.join(strays)}")
+    parts = [INTRODUCTION]
+    for prefix, (kind, heading) in GROUPS.items():
+        rows = [f"| `{code}` | {cause} |" for code, cause in CODES.items() if code.split("-", 1)[0] == prefix]
+        parts.append(
+            f"## {heading}: `{kind.__name__}`, exit code {kind.exit_code}\n\n"
+            + "\n".join(["| code | cause |", "|---|---|", *rows])
+            + "\n"
+        )
+    return "\n".join(parts)
+
+
+def schema_text() -> str:
+    """The JSON Schema of a config file, as editors read it."""
+    return json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n"
+
+
+PAGES: dict[str, Callable[[], str]] = {
+    "docs/errors/index.md": errors_page,
+    "docs/reference/config.md": reference_markdown,
+    "docs/reference/schema.json": schema_text,
+}
+
+
+def stale() -> list[str]:
+    """The generated files whose content on disk is not what the code would write now."""
+    return [
+        name
+        for name, make in PAGES.items()
+        if not (ROOT / name).exists() or (ROOT / name).read_text(encoding="utf-8") != make()
+    ]
+
+
+def main() -> int:
+    """Write the pages, or with --check only compare them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; fail when a page is stale")
+    changed = stale()
+    if parser.parse_args().check:
+        for name in changed:
+            print(f"stale: {name}   (run: python scripts/generate_docs.py)", file=sys.stderr)
+        return 1 if changed else 0
+    for name in changed:
+        path = ROOT / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(PAGES[name](), encoding="utf-8")
+        print(f"wrote {name}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
