@@ -8,8 +8,8 @@ __version__ = "0.1.0"
 __all__ = ["LuthierError", "Model", "__version__"]
 
 if TYPE_CHECKING:
-    from luthier.errors import LuthierError
     from luthier.api import Model
+    from luthier.errors import LuthierError
 
 
 def __getattr__(name: str) -> Any:

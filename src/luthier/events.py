@@ -23,7 +23,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stage(Event):
-    """A long piece of work begins (``done`` False) or has ended. ``name``: fetch, convert, read, tokenise, load, train, …"""
+    """A long piece of work (fetch, convert, read, tokenise, load, train, …) begins, or has ended (``done``)."""
 
     name: str
     detail: str = ""

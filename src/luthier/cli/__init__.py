@@ -1,1 +1,60 @@
+"""The command line: one file per command, nothing heavy imported before a command runs."""
 
+from __future__ import annotations
+
+import signal
+import sys
+from types import FrameType
+
+import typer
+
+from luthier.cli import chat, check, convert, doctor, evaluate, init, predict, runs, schema, train
+from luthier.cli.common import report_failure
+from luthier.errors import LuthierError
+
+app = typer.Typer(
+    name="luthier",
+    help="Fine-tune language models on your own data: you declare the math, Luthier plans the execution.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Start with: luthier init my_data.csv. A failure prints a code; docs/errors explains each. "
+    "Put --debug after luthier to see a traceback.",
+)
+for module in (init, check, train, evaluate, predict, chat, runs, schema, doctor, convert):
+    app.command(module.NAME)(module.command)
+
+
+@app.callback()
+def options(
+    context: typer.Context,
+    debug: bool = typer.Option(False, "--debug", help="Show tracebacks of failures."),
+) -> None:
+    """Options that come before the command."""
+    context.obj = {"debug": debug}
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
+
+
+def main() -> None:
+    """Run the command line. Failures end with the exit code of their kind (see luthier.errors), Ctrl-C with 130."""
+    signal.signal(signal.SIGTERM, _terminate)
+    debug = "--debug" in sys.argv[1:]
+    try:
+        app()
+    except LuthierError as error:
+        if debug:
+            raise
+        report_failure(error, as_json="--json" in sys.argv[1:])
+        raise SystemExit(error.exit_code) from None
+    except KeyboardInterrupt:
+        typer.echo("interrupted", err=True)
+        raise SystemExit(130) from None
+    except MemoryError:
+        typer.echo("error [training-no-memory] this machine has no memory left for that", err=True)
+        raise SystemExit(6) from None
+    except BrokenPipeError:
+        raise SystemExit(141) from None

@@ -1,0 +1,92 @@
+"""What the commands share: their common options, the sink of a command, results as JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from luthier.errors import ConfigError, LuthierError
+
+if TYPE_CHECKING:
+    from luthier import events
+    from luthier.config import Config
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout; progress is silent.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a config key, e.g. --set trainer.epochs=1. Repeatable."),
+]
+Dataset = Annotated[
+    str | None,
+    typer.Option("--dataset", help="CSV, TSV, JSON, JSONL, Parquet, Excel, a saved dataset folder, or a hub id."),
+]
+ConfigArgument = Annotated[str | None, typer.Argument(metavar="CONFIG", help="The config file (YAML).")]
+ConfigOption = Annotated[str | None, typer.Option("--config", "-c", help="The config file, in Ludwig's spelling.")]
+RunArgument = Annotated[str | None, typer.Argument(metavar="RUN", help="A run folder.")]
+RunOption = Annotated[
+    str | None, typer.Option("--model_path", "-m", help="The run folder, in Ludwig's spelling.", show_default=False)
+]
+Encoding = Annotated[str | None, typer.Option("--encoding", help="The text encoding of the dataset, e.g. cp932.")]
+RemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Let the base model run code of its own. Only this flag can.")
+]
+
+
+def one_of(positional: str | None, option: str | None, name: str, flag: str) -> str:
+    """The value given either way round; both or neither is a usage error."""
+    if (positional is None) == (option is None):
+        raise typer.BadParameter(f"give {name} once, as an argument or with {flag}")
+    return positional if positional is not None else str(option)
+
+
+def load_config(path: str, overrides: list[str] | None, **given: Any) -> Config:
+    """The config of a command; ``given`` are top-level keys that options of the command set."""
+    from luthier import config
+
+    extra = [f"{key}={json.dumps(value)}" for key, value in given.items() if value is not None]
+    return config.load(Path(path), [*extra, *(overrides or [])])
+
+
+def dataset_of(config: Config, option: str | None, config_path: str) -> str:
+    """The dataset of a command: the option, or the config's own, relative to the config file."""
+    if option is not None:
+        return option
+    if config.dataset is None:
+        raise ConfigError(
+            "config-conflict",
+            "no dataset is named",
+            where=f"{config_path} dataset",
+            fix="pass --dataset FILE, or write `dataset: FILE` in the config",
+        )
+    beside = Path(config_path).parent / config.dataset
+    return str(beside) if beside.exists() else config.dataset
+
+
+@contextmanager
+def session(as_json: bool) -> Iterator[events.Sink]:
+    """The sink of this command's events; silent when the result goes out as JSON."""
+    from luthier import console
+
+    with console.sink(quiet=as_json) as sink:
+        yield sink
+
+
+def emit(result: Mapping[str, Any]) -> None:
+    """Print a result as one JSON object on stdout."""
+    sys.stdout.write(json.dumps(result, ensure_ascii=False, indent=1, default=str) + "\n")
+
+
+def report_failure(error: LuthierError, as_json: bool) -> None:
+    """Print an explained failure, for people or for machines."""
+    if as_json:
+        emit({"error": [fault.to_json() for fault in error.faults], "exit_code": error.exit_code})
+        return
+    from luthier import console
+
+    console.show_error(error)

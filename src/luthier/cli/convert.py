@@ -1,0 +1,27 @@
+"""`luthier convert`: pickled weights become safetensors, read with weights_only in a child process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from luthier.cli import common
+
+NAME = "convert"
+
+
+def command(
+    folder: Annotated[Path, typer.Argument(help="A model folder that only has .bin weights.")],
+    as_json: common.Json = False,
+) -> None:
+    """Convert a folder's pickled .bin weights to safetensors, without running what the pickle says."""
+    from luthier.assets import convert_pickled
+
+    with common.session(as_json):
+        made = convert_pickled(folder)
+    if as_json:
+        common.emit({"folder": str(made)})
+    else:
+        typer.echo(f"converted: base_model: {made}")

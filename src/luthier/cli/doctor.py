@@ -1,0 +1,29 @@
+"""`luthier doctor`: what this machine has, and what is supported where."""
+
+from __future__ import annotations
+
+import typer
+
+from luthier.cli import common
+
+NAME = "doctor"
+
+
+def command(as_json: common.Json = False) -> None:
+    """Say what this machine can do: cores, memory, GPUs, packages, caches, proxies; and what runs where."""
+    from luthier import doctor
+
+    report = doctor.examine()
+    if as_json:
+        common.emit(report.to_json())
+        return
+    from rich.console import Console
+
+    from luthier import console
+
+    out = Console()
+    out.print(console.table("This machine", ["what", "found"], report.machine_rows()))
+    out.print(console.table("Packages", ["package", "version", "what it is for"], report.package_rows()))
+    out.print(console.table("Supported where", ["platform", "train", "4/8 bit", "tested"], doctor.SUPPORT))
+    for line in report.advice:
+        typer.echo(line)

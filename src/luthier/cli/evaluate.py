@@ -1,0 +1,39 @@
+"""`luthier evaluate`: base against tuned on held-out rows. Did it help?"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from luthier.cli import common
+
+NAME = "evaluate"
+
+
+def command(
+    run: common.RunArgument = None,
+    run_option: common.RunOption = None,
+    dataset: common.Dataset = None,
+    rows: Annotated[int | None, typer.Option("--rows", min=1, help="At most this many held-out rows.")] = None,
+    shots: Annotated[int, typer.Option("--shots", min=0, help="Examples shown to the base model; 0: none.")] = 3,
+    samples: Annotated[int, typer.Option("--samples", min=0, help="How many answers to show side by side.")] = 3,
+    sets: common.Set = None,
+    encoding: common.Encoding = None,
+    trust_remote_code: common.RemoteCode = False,
+    as_json: common.Json = False,
+) -> None:
+    """Compare the base model, the base model with a few-shot prompt, and the tuned model."""
+    path = common.one_of(run, run_option, "RUN", "--model_path")
+    from luthier import pipeline
+
+    with common.session(as_json) as sink:
+        tuned = pipeline.load(path, overrides=sets or [], trust_remote_code=trust_remote_code, sink=sink)
+        comparison = tuned.evaluate(dataset, rows=rows, shots=shots, encoding=encoding)
+    if as_json:
+        common.emit(comparison.to_json())
+        return
+    from luthier import console
+
+    console.show_comparison(comparison.to_json(), samples)
+    typer.echo(f"\nfull report: {tuned.folder / 'report.html'}")

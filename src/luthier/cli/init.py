@@ -1,0 +1,58 @@
+"""`luthier init`: a commented config from a table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from luthier.cli import common
+from luthier.errors import RunError
+
+NAME = "init"
+
+
+def command(
+    data: Annotated[str, typer.Argument(help="Your table: CSV, TSV, JSON, JSONL, Parquet, Excel, …")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where the config is written.")] = Path("config.yaml"),
+    inputs: Annotated[str | None, typer.Option("--input", help="Columns of the prompt: subject,body")] = None,
+    target: Annotated[str | None, typer.Option("--target", help="The column to learn: queue")] = None,
+    base: Annotated[str | None, typer.Option("--base", help="The base model; default: the first proposal.")] = None,
+    encoding: common.Encoding = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
+    as_json: common.Json = False,
+) -> None:
+    """Look at DATA and this machine, propose base models, and write a config to start from."""
+    if output.exists() and not force:
+        raise RunError(
+            "run-foreign-files",
+            "the config file exists already",
+            where=str(output),
+            fix="choose another --output, or pass --force to replace it",
+        )
+    from luthier import starter
+
+    with common.session(as_json) as sink:
+        made = starter.write_config(
+            data,
+            output,
+            inputs=inputs.split(",") if inputs else None,
+            target=target,
+            base=base,
+            encoding=encoding,
+            sink=sink,
+        )
+    if as_json:
+        common.emit(made.to_json())
+        return
+    from rich.console import Console
+
+    from luthier import console
+
+    out = Console()
+    for line in made.lines:
+        out.print(line, markup=False, highlight=False)
+    rows = [[p.candidate.name, p.candidate.licence, p.reason] for p in made.proposals]
+    out.print(console.table("Base models, first choice first", ["base_model", "licence", "why"], rows))
+    out.print(f"\nwrote {output}. Next: luthier check {output}, then luthier train {output}", highlight=False)

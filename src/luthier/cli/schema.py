@@ -1,0 +1,27 @@
+"""`luthier schema`: the JSON Schema of the config, for editors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from luthier.cli import common
+
+NAME = "schema"
+
+
+def command(
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write it to this file.")] = None,
+    as_json: common.Json = True,
+) -> None:
+    """Print the JSON Schema of config.yaml. Editors complete and check with it; it is always JSON."""
+    from luthier import config
+    from luthier.run import atomic
+
+    if output is None:
+        common.emit(config.json_schema())
+    else:
+        atomic.write_json(output, config.json_schema())
+        typer.echo(f"wrote {output}")

@@ -1,0 +1,95 @@
+"""Run folders side by side: their state, their results, and the config keys in which they differ."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from luthier.errors import RunError
+
+HEADINGS = ["run", "state", "base", "steps", "validation loss", "best", "adapter"]
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """What one run folder says about itself."""
+
+    path: str
+    name: str
+    state: str
+    base: str
+    steps: int | None
+    validation_loss: float | None
+    best_validation_loss: float | None
+    adapter: str
+    config: dict[str, Any] = field(repr=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """The summary as JSON types."""
+        return asdict(self)
+
+    def cells(self) -> list[str]:
+        """The summary under `HEADINGS`."""
+
+        def number(value: float | None) -> str:
+            return "-" if value is None else f"{value:.4f}"
+
+        steps = "-" if self.steps is None else str(self.steps)
+        best = number(self.best_validation_loss)
+        return [self.name, self.state, self.base, steps, number(self.validation_loss), best, self.adapter]
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, str]:
+    if not isinstance(value, dict):
+        return {prefix: json.dumps(value, ensure_ascii=False)}
+    out: dict[str, str] = {}
+    for key, inner in value.items():
+        out |= _flat(inner, f"{prefix}.{key}" if prefix else str(key))
+    return out
+
+
+def read(path: Path) -> RunSummary:
+    """Summarise one run folder. Raises RunError when it is none."""
+    try:
+        record = json.loads((path / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError("run-not-a-run", "this folder holds no readable run.json", where=str(path)) from error
+    lock = record.get("lock") or {}
+    config = lock.get("config") or {}
+    metrics = path / "metrics.jsonl"
+    lines = [json.loads(line) for line in metrics.read_text("utf-8").splitlines() if line] if metrics.exists() else []
+    validation = [line["loss"] for line in lines if line.get("split") == "validation"]
+    adapter = config.get("adapter")
+    return RunSummary(
+        path=str(path),
+        name=path.name,
+        state=str(record.get("state", "unknown")),
+        base=str(lock.get("base_name", "-")),
+        steps=max((line["step"] for line in lines), default=None),
+        validation_loss=validation[-1] if validation else None,
+        best_validation_loss=min(validation, default=None),
+        adapter=str(adapter.get("type")) if isinstance(adapter, dict) else "full",
+        config=config,
+    )
+
+
+def summarise(paths: Sequence[Path]) -> list[RunSummary]:
+    """The runs named by ``paths``; a folder that is no run itself stands for the runs directly in it."""
+    found: list[RunSummary] = []
+    for path in paths:
+        if (path / "run.json").exists() or not path.is_dir():
+            found.append(read(path))
+        else:
+            found += [read(inner) for inner in sorted(path.iterdir()) if (inner / "run.json").exists()]
+    return found
+
+
+def differences(runs: Sequence[RunSummary]) -> dict[str, list[str]]:
+    """Config keys on which the runs do not agree, each with one value a run (`-` where it is absent)."""
+    flat = [_flat(run.config) for run in runs]
+    keys = sorted({key for one in flat for key in one})
+    rows = {key: [one.get(key, "-") for one in flat] for key in keys}
+    return {key: values for key, values in rows.items() if len(set(values)) > 1}

@@ -1,0 +1,334 @@
+"""A model that is ready to answer: predict a table, compare with its base, generate, chat.
+
+The same renderer, tokenizer and weights as in training, so what is asked here is what was learned there.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from luthier import events
+from luthier.config import Config
+from luthier.data.columns import Layout, reference_of
+from luthier.data.render import Renderer
+from luthier.data.sources import read
+from luthier.data.table import Table
+from luthier.errors import DataError, RunError
+from luthier.evaluate.compare import Comparison, compare, few_shot
+from luthier.infer.generate import HfEngine
+from luthier.infer.sampling import resolve
+from luthier.metrics import score
+from luthier.run import atomic
+from luthier.types import SPLITS, Base, Completion, Message, Request, Sampling
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from torch import nn
+
+    from luthier.assets.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Answered:
+    """The answers to the rows of a table, in its order."""
+
+    output: str  # the output feature's name
+    rows: tuple[int, ...]  # indices in the table
+    completions: tuple[Completion, ...]
+    references: tuple[str | None, ...]
+    classes: tuple[str, ...] | None = None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def texts(self) -> list[str]:
+        """The answers alone."""
+        return [completion.text for completion in self.completions]
+
+    def records(self) -> list[dict[str, Any]]:
+        """One mapping a row: row, response, finish_reason, and the error of a row that could not be answered."""
+        out = []
+        for row, done in zip(self.rows, self.completions, strict=True):
+            record: dict[str, Any] = {"row": row, "response": done.text, "finish_reason": done.finish_reason}
+            out.append(record | ({"error": done.error} if done.error else {}))
+        return out
+
+    def scores(self) -> dict[str, float]:
+        """Metrics against the table's own target column. Raises DataError when there is none."""
+        known = [(t, r) for t, r in zip(self.texts, self.references, strict=True) if r is not None]
+        if not known:
+            raise DataError("data-no-target", "no row holds a reference to score against", where=self.output)
+        answers, references = zip(*known, strict=True)
+        return score(list(answers), list(references), classes=self.classes)
+
+    def ludwig_frame(self) -> pd.DataFrame:
+        """Ludwig's columns: ``<output>_predictions``, ``_response`` (a list of one string) and ``_probability``."""
+        import math
+
+        import pandas as pd
+
+        def probability(done: Completion) -> float | None:
+            return math.exp(sum(done.logprobs)) if done.logprobs else None
+
+        name = self.output
+        return pd.DataFrame(
+            {
+                f"{name}_predictions": self.texts,
+                f"{name}_response": [[text] for text in self.texts],
+                f"{name}_probability": [probability(done) for done in self.completions],
+            }
+        )
+
+    def write(self, path: Path) -> str:
+        """Write the records as .csv, .jsonl or .parquet, by the ending. Raises DataError for another ending."""
+        import pandas as pd
+
+        path.parent.mkdir(parents=True, exist_ok=True)
+        records = self.records()
+        if path.suffix == ".csv":
+            pd.DataFrame(records).to_csv(path, index=False)
+        elif path.suffix == ".parquet":
+            pd.DataFrame(records).to_parquet(path, index=False)
+        elif path.suffix == ".jsonl":
+            atomic.write_text(path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records))
+        else:
+            raise DataError(
+                "data-unreadable",
+                "answers cannot be written in this format",
+                where=str(path),
+                received=path.suffix,
+                allowed=[".csv", ".jsonl", ".parquet"],
+            )
+        return str(path)
+
+
+@dataclass
+class Tuned:
+    """A loaded model with everything it takes to ask it. Made by the pipeline."""
+
+    config: Config
+    base: Base
+    tokenizer: Tokenizer
+    layout: Layout
+    renderer: Renderer
+    model: nn.Module
+    folder: Path | None
+    autocast: AbstractContextManager[Any]
+    table: Table | None = None  # the table it was trained on, when that is at hand
+    splits: Sequence[int] | None = None  # 0, 1, 2 a row of that table
+
+    @property
+    def output(self) -> str:
+        """The name of the output feature."""
+        return self.layout.target or "output"
+
+    def predict(
+        self,
+        dataset: Any,
+        *,
+        encoding: str | None = None,
+        use_base: bool = False,
+        generation: Mapping[str, Any] | None = None,
+        split: str = "full",
+        batch_size: int | None = None,
+        sink: events.Sink = events.silent,
+    ) -> Answered:
+        """Answer the rows of ``dataset`` (of one split of it, by its `split` column, when ``split`` is not "full")."""
+        table = read(dataset, encoding=encoding, sink=sink)
+        rows = list(range(len(table))) if split == "full" else _rows_of(table, split)
+        return self.answer(table, rows, use_base=use_base, generation=generation, batch_size=batch_size, sink=sink)
+
+    def answer(
+        self,
+        table: Table,
+        rows: Sequence[int],
+        *,
+        use_base: bool = False,
+        generation: Mapping[str, Any] | None = None,
+        batch_size: int | None = None,
+        prompts: Mapping[int, Sequence[int]] | None = None,
+        sink: events.Sink = events.silent,
+    ) -> Answered:
+        """Answer these rows; ``prompts`` replaces the rendered prompt ids of a row (few-shot)."""
+        sampling = resolve(self.config.generation, generation)
+        requests = []
+        references: list[str | None] = []
+        for index in rows:
+            row = table.row(index)
+            ids = prompts[index] if prompts is not None else self.renderer.prompt(row).ids
+            requests.append(Request(key=index, prompt_ids=ids, sampling=sampling))
+            references.append(reference_of(row, self.layout))
+        with events.stage(sink, "generate", f"{len(requests)} rows" + (", base model" if use_base else "")):
+            by_key = {done.key: done for done in self._ask(requests, use_base, batch_size, sink)}
+        ordered = tuple(by_key[index] for index in rows)
+        return Answered(self.output, tuple(rows), ordered, tuple(references), self.layout.classes)
+
+    def evaluate(
+        self,
+        dataset: Any = None,
+        *,
+        rows: int | None = None,
+        shots: int = 3,
+        encoding: str | None = None,
+        sink: events.Sink = events.silent,
+    ) -> Comparison:
+        """Base, base with a few-shot prompt, and tuned on ``dataset`` or else the held-out rows of the training table.
+
+        The comparison is written to ``evaluation.json`` in the run folder.
+        """
+        training, splits = self._training_table()
+        if dataset is not None:
+            table = read(dataset, encoding=encoding, sink=sink)
+            held = list(range(len(table)))
+        else:
+            table, held = training, _held_out(splits)
+        held = [i for i in held if reference_of(table.row(i), self.layout) is not None][:rows]
+        if not held:
+            raise DataError(
+                "data-split",
+                "there are no held-out rows to evaluate on",
+                fix="give --dataset, or leave rows for validation or test in preprocessing.split",
+            )
+        contestants = {"base": self.answer(table, held, use_base=True, sink=sink)}
+        if shots:
+            shown = [i for i, number in enumerate(splits) if number == 0][:shots]
+            examples = [training.row(i) for i in shown]
+            pairs = [(self.renderer.prompt(row).text, reference_of(row, self.layout) or "") for row in examples]
+            prompts = {
+                i: self.renderer.text_prompt(few_shot(pairs, self.renderer.prompt(table.row(i)).text)).ids for i in held
+            }
+            name = f"base, {shots}-shot"
+            contestants[name] = self.answer(table, held, use_base=True, prompts=prompts, sink=sink)
+        contestants["tuned"] = self.answer(table, held, sink=sink)
+        comparison = compare(
+            [self.renderer.prompt(table.row(i)).text for i in held],
+            [reference for reference in contestants["tuned"].references if reference is not None],
+            {name: answered.texts for name, answered in contestants.items()},
+            classes=self.layout.classes,
+        )
+        if self.folder is not None:
+            atomic.write_json(self.folder / "evaluation.json", comparison.to_json())
+        return comparison
+
+    def generate(self, prompts: Sequence[str], generation: Mapping[str, Any] | None = None) -> list[str]:
+        """The answer to each text, which is the whole prompt."""
+        sampling = resolve(self.config.generation, generation)
+        requests = [Request(i, self.renderer.text_prompt(text).ids, sampling) for i, text in enumerate(prompts)]
+        by_key = {done.key: done for done in self._ask(requests, False, None, events.silent)}
+        return [by_key[i].text for i in range(len(prompts))]
+
+    def stream(self, prompt: str, generation: Mapping[str, Any] | None = None) -> Iterator[str]:
+        """The answer to one text in whole characters, as it grows."""
+        sampling = resolve(self.config.generation, generation)
+        yield from self.stream_ids(self.renderer.text_prompt(prompt).ids, sampling)
+
+    def stream_ids(self, ids: Sequence[int], sampling: Sampling, *, use_base: bool = False) -> Iterator[str]:
+        """The answer to prompt ids, as it grows."""
+        with self.autocast, self._weights(use_base):
+            yield from self._engine(None, events.silent).stream(Request(0, ids, sampling))
+
+    def chat(self, *, system: str | None = None) -> Conversation:
+        """A conversation that remembers its turns."""
+        return Conversation(self, system)
+
+    def save(self, folder: Path) -> Path:
+        """Copy what loading needs into ``folder``. Raises RunError when it holds other files."""
+        if self.folder is None:
+            raise RunError("run-not-a-run", "nothing has been trained yet", fix="train before saving")
+        if folder.exists() and any(folder.iterdir()):
+            raise RunError("run-foreign-files", "the folder to save to is not empty", where=str(folder))
+        keep = ("run.json", "config.yaml", "plan.json", "audit.json", "layout.json", "README.md", "adapter", "model")
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in keep:
+            part = self.folder / name
+            if part.is_dir():
+                shutil.copytree(part, folder / name)
+            elif part.exists():
+                shutil.copy2(part, folder / name)
+        return folder
+
+    def _ask(
+        self, requests: Sequence[Request], use_base: bool, batch_size: int | None, sink: events.Sink
+    ) -> Iterator[Completion]:
+        with self.autocast, self._weights(use_base):
+            done = self._engine(batch_size, sink).generate(requests)
+            yield from events.progress(sink, "generate", done, total=len(requests), unit="rows", every=0.5)
+
+    def _engine(self, batch_size: int | None, sink: events.Sink) -> HfEngine:
+        return HfEngine(self.model, self.tokenizer, batch_size=batch_size, sink=sink)
+
+    def _weights(self, use_base: bool) -> AbstractContextManager[Any]:
+        """The adapter on, or off for the base. Fully tuned weights have no base beneath them."""
+        from contextlib import nullcontext
+
+        if not use_base or not hasattr(self.model, "disable_adapter"):
+            if use_base and self.folder is not None and self.config.adapter is None:
+                raise RunError(
+                    "run-not-a-run",
+                    "all weights were tuned: the base model is not in this run",
+                    where=str(self.folder),
+                    fix="compare with a run of `trainer.type: none` on the same base",
+                )
+            return nullcontext()
+        return self.model.disable_adapter()  # type: ignore[no-any-return]
+
+    def _training_table(self) -> tuple[Table, Sequence[int]]:
+        if self.table is None or self.splits is None:
+            raise RunError(
+                "run-damaged",
+                "the table this run was trained on is not where it was, or has changed",
+                where=str(self.folder),
+                fix="pass --dataset with held-out rows, and --shots 0",
+            )
+        return self.table, self.splits
+
+
+class Conversation:
+    """Turns with one model; the history is rendered by the same code as training's."""
+
+    def __init__(self, tuned: Tuned, system: str | None) -> None:
+        self._tuned, self._system = tuned, system
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the turns; the system prompt stays."""
+        self.messages = [Message("system", self._system)] if self._system else []
+
+    def say(self, text: str, *, use_base: bool = False, generation: Mapping[str, Any] | None = None) -> Iterator[str]:
+        """Add a user turn and stream the answer, which joins the history once it has been read to its end."""
+        tuned = self._tuned
+        self.messages.append(Message("user", text))
+        ids = tuned.renderer.conversation_prompt(self.messages).ids
+        sampling = replace(resolve(tuned.config.generation, generation))
+        pieces = []
+        for piece in tuned.stream_ids(ids, sampling, use_base=use_base):
+            pieces.append(piece)
+            yield piece
+        self.messages.append(Message("assistant", "".join(pieces)))
+
+
+def _rows_of(table: Table, split: str) -> list[int]:
+    from luthier.data.split import split_column
+
+    numbers = split_column(table)
+    if numbers is None:
+        raise DataError("data-split", f"split={split!r} was asked for and the table has no `split` column")
+    names = {"training": "train"}
+    wanted = SPLITS.index(names.get(split, split))  # type: ignore[arg-type]
+    return [i for i, number in enumerate(numbers) if number == wanted]
+
+
+def _held_out(splits: Sequence[int]) -> list[int]:
+    """The test rows; where there are none, the validation rows."""
+    for wanted in (2, 1):
+        rows = [i for i, number in enumerate(splits) if number == wanted]
+        if rows:
+            return rows
+    return []
