@@ -1,1 +1,19 @@
+"""The run folder: state, lock, metrics, atomic writes. Free of torch."""
 
+from luthier.run.folder import RunFolder, list_runs, numbered, require_space, slug
+from luthier.run.lock import Lock, diff, drift, hash_config
+from luthier.run.metrics import MetricsWriter, read_metrics
+
+__all__ = [
+    "Lock",
+    "MetricsWriter",
+    "RunFolder",
+    "diff",
+    "drift",
+    "hash_config",
+    "list_runs",
+    "numbered",
+    "read_metrics",
+    "require_space",
+    "slug",
+]

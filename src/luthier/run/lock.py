@@ -1,0 +1,94 @@
+"""What a run was made from: the record that decides whether an output folder may be continued."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+# What makes two runs the same run. Versions, machine and plan may differ; they lower the promise to rounding.
+IDENTITY = ("config", "data_hash", "base_hash", "tokenizer_hash", "template_hash", "seed", "defaults")
+
+# Config keys that change where a run is written, tracked or how fast it is, never what is learned.
+NOT_IDENTITY = frozenset({"name", "dataset", "backend"})
+
+
+@dataclass(frozen=True)
+class Lock:
+    """Everything that a result depends on. Hashes are sha256 in hex; ``config`` is fully resolved."""
+
+    config_hash: str
+    config: Mapping[str, Any]
+    data_hash: str
+    base_hash: str
+    base_name: str
+    tokenizer_hash: str
+    template_hash: str
+    seed: int
+    versions: Mapping[str, str] = field(default_factory=dict)
+    machine: Mapping[str, Any] = field(default_factory=dict)
+    plan: Mapping[str, Any] = field(default_factory=dict)
+    defaults: str = "luthier"
+
+    def to_json(self) -> dict[str, Any]:
+        """The lock as JSON types."""
+        return json.loads(json.dumps(asdict(self), default=_plain))  # type: ignore[no-any-return]
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Lock:
+        """A lock as `to_json` wrote it. Keys of a later version that this one does not know are left out."""
+        known = {f.name for f in fields(cls)}
+        return cls(**{key: inner for key, inner in value.items() if key in known})
+
+
+def hash_config(config: Mapping[str, Any]) -> str:
+    """sha256 of the parts of a resolved config that decide what is learned, whatever the order of its keys."""
+    text = json.dumps(_identity(config), sort_keys=True, ensure_ascii=False, default=_plain)
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def diff(a: Lock, b: Lock) -> list[str]:
+    """One line for each thing in which two locks are different runs, ``a``'s value first; empty: the same run."""
+    left, right = a.to_json(), b.to_json()
+    left["config"], right["config"] = _identity(left["config"]), _identity(right["config"])
+    before, after = _flat(left, IDENTITY), _flat(right, IDENTITY)
+    return [
+        f"{key}: {before.get(key, 'absent')} → {after.get(key, 'absent')}"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key)
+    ]
+
+
+def drift(a: Lock, b: Lock) -> list[str]:
+    """One line for each difference that keeps the run the same but no longer bit for bit: versions, machine, plan."""
+    before, after = (_flat(lock.to_json(), ("versions", "machine", "plan")) for lock in (a, b))
+    return [
+        f"{key}: {before.get(key, 'absent')} → {after.get(key, 'absent')}"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key)
+    ]
+
+
+def _identity(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key not in NOT_IDENTITY}
+
+
+def _flat(value: Any, keys: tuple[str, ...] | None = None, prefix: str = "") -> dict[str, str]:
+    if not isinstance(value, Mapping):
+        text = json.dumps(value, ensure_ascii=False)
+        return {prefix: text if len(text) <= 80 else text[:79] + "…" + hashlib.sha256(text.encode()).hexdigest()[:8]}
+    out: dict[str, str] = {}
+    for key, inner in value.items():
+        if keys is None or key in keys:
+            out |= _flat(inner, None, f"{prefix}.{key}" if prefix else str(key))
+    return out
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, (set, frozenset)):
+        return sorted(value)
+    return str(value)

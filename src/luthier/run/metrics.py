@@ -1,0 +1,63 @@
+"""metrics.jsonl: one line for each optimizer step and each evaluation, appended as it happens."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from luthier.events import Event, Stepped
+from luthier.run import atomic
+
+
+class MetricsWriter:
+    """A sink that turns `events.Stepped` into lines and ignores every other event."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __call__(self, event: Event) -> None:
+        """Append one line, flushed, so that a reader or a crash never sees less than what happened."""
+        if not isinstance(event, Stepped):
+            return
+        line: dict[str, Any] = {
+            "time": event.at,
+            "step": event.step,
+            "epoch": round(event.epoch, 6),
+            "split": event.split,
+            "loss": event.loss,
+            **event.values,
+        }
+        text = json.dumps({key: _finite(value) for key, value in line.items()}, ensure_ascii=False, allow_nan=False)
+        with self.path.open("a", encoding="utf-8") as out:
+            out.write(text + "\n")
+
+    def rewind(self, step: int) -> None:
+        """Drop the lines after ``step`` and a last line torn by a crash: a resumed run writes them again."""
+        kept = [line for line in read_metrics(self.path) if line["step"] <= step]
+        if self.path.exists():
+            atomic.write_text(self.path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept))
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl in order; empty when there is none. A torn last line is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    out = []
+    for number, line in enumerate(lines):
+        if not line:
+            continue
+        try:
+            out.append(json.loads(line))
+        except ValueError:
+            if number == len(lines) - 1:  # no newline after it: the process ended while writing
+                break
+            raise
+    return out
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity; null says that there is no number."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,47 @@
+"""One process writes to a run folder at a time: an OS lock that dies with its process, so none is ever stale."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+from luthier.errors import RunError
+
+NAME = ".writing"
+
+
+class FolderLock:
+    """Hold the lock of a folder from construction to `release` (or the end of the process)."""
+
+    def __init__(self, folder: Path) -> None:
+        """Take the lock. Raises RunError run-in-use when another process, or another run here, has it."""
+        self._handle: int | None = os.open(folder / NAME, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            _lock(self._handle)
+        except OSError as error:
+            os.close(self._handle)
+            self._handle = None
+            raise RunError(
+                "run-in-use",
+                "another process is writing to this run",
+                where=str(folder),
+                fix="wait for it to end, or choose another --output folder",
+            ) from error
+
+    def release(self) -> None:
+        """Give the lock up; a second call does nothing."""
+        if self._handle is not None:
+            os.close(self._handle)  # closing drops the lock on every system
+            self._handle = None
+
+
+def _lock(handle: int) -> None:
+    if sys.platform == "win32":
+        import msvcrt
+
+        msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl
+
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
