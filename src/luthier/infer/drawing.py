@@ -1,0 +1,84 @@
+"""How the next token is drawn when an answer is sampled: warping, then one uniform number per row and position.
+
+Each request has its own stream of uniform numbers, made from (seed, key) alone, so an answer does not depend on which
+other rows shared its batch. The filters are transformers' own; the draw walks the vocabulary in order until the
+cumulative probability passes the uniform number (inverse transform sampling).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from transformers import (
+    EpsilonLogitsWarper,
+    EtaLogitsWarper,
+    LogitsProcessor,
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+    TypicalLogitsWarper,
+)
+
+from luthier.types import Request, Sampling
+
+# Keys of `Sampling.extra` that reshape the distribution before the draw, in the order they are applied.
+WARPERS: Mapping[str, Callable[[Any, str], LogitsProcessor]] = {
+    "min_p": lambda value, device: MinPLogitsWarper(min_p=value),
+    "typical_p": lambda value, device: TypicalLogitsWarper(mass=value),
+    "epsilon_cutoff": lambda value, device: EpsilonLogitsWarper(epsilon=value),
+    "eta_cutoff": lambda value, device: EtaLogitsWarper(epsilon=value, device=device),
+}
+NEUTRAL: Mapping[str, float] = {"typical_p": 1.0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0, "min_p": 0.0}
+
+
+def request_seed(seed: int | None, key: int) -> int:
+    """The seed of one request's stream; without a declared seed, a fresh one from the system."""
+    if seed is None:
+        return secrets.randbits(63)
+    digest = hashlib.blake2b(f"{seed}:{key}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") & (2**63 - 1)
+
+
+def warpers(sampling: Sampling, device: str) -> LogitsProcessorList:
+    """The library's filters for these settings: temperature, top-k, top-p, then those of `extra`."""
+    chosen = LogitsProcessorList()
+    if sampling.temperature != 1.0:
+        chosen.append(TemperatureLogitsWarper(float(sampling.temperature)))
+    if sampling.top_k:
+        chosen.append(TopKLogitsWarper(sampling.top_k))
+    if sampling.top_p < 1.0:
+        chosen.append(TopPLogitsWarper(sampling.top_p))
+    for name, make in WARPERS.items():
+        value = sampling.extra.get(name)
+        if value is not None and value != NEUTRAL[name]:
+            chosen.append(make(value, device))
+    return chosen
+
+
+class Draw(LogitsProcessor):
+    """Keeps exactly one token per row: the one drawn. Greedy choice after it therefore returns the draw."""
+
+    def __init__(self, requests: Sequence[Request], prompt_width: int, steps: int) -> None:
+        self._prompt_width = prompt_width
+        rows = []
+        for request in requests:
+            stream = torch.Generator().manual_seed(request_seed(request.sampling.seed, request.key))
+            rows.append(torch.rand(steps, generator=stream, dtype=torch.float64))
+        self._uniform_rs = torch.stack(rows)
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """``scores`` [rows, vocabulary] after warping → 0 at the drawn token and -inf elsewhere."""
+        step = input_ids.shape[1] - self._prompt_width
+        mass_rv = scores.float().softmax(dim=-1).cumsum(dim=-1)
+        # Scaled by the total, which rounding may leave a little under 1: the draw then always lands on a kept token.
+        target_r1 = self._uniform_rs[:, step, None].to(mass_rv) * mass_rv[:, -1:]
+        drawn_r1 = torch.searchsorted(mass_rv, target_r1, right=True).clamp_(max=scores.shape[-1] - 1)
+        kept_r1 = scores.gather(1, drawn_r1) == float("-inf")
+        drawn_r1 = torch.where(kept_r1, scores.argmax(dim=-1, keepdim=True), drawn_r1)
+        return torch.full_like(scores, float("-inf")).scatter_(1, drawn_r1, 0.0)

@@ -1,0 +1,185 @@
+"""From the `generation:` section and a caller's overrides to one frozen `Sampling`. No torch, no transformers.
+
+Every key is honoured or refused: a key that does nothing here is an error, never ignored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from luthier.errors import ConfigError, Fault
+from luthier.registry import nearest
+from luthier.types import Sampling
+
+# Settings that transformers' generate understands and that pass through `Sampling.extra` unchanged.
+PASSED_ON: frozenset[str] = frozenset(
+    {
+        "bad_words_ids",
+        "begin_suppress_tokens",
+        "early_stopping",
+        "encoder_repetition_penalty",
+        "epsilon_cutoff",
+        "eta_cutoff",
+        "exponential_decay_length_penalty",
+        "forced_bos_token_id",
+        "forced_eos_token_id",
+        "guidance_scale",
+        "length_penalty",
+        "max_length",
+        "max_time",
+        "min_length",
+        "min_p",
+        "no_repeat_ngram_size",
+        "remove_invalid_values",
+        "renormalize_logits",
+        "sequence_bias",
+        "suppress_tokens",
+        "typical_p",
+        "use_cache",
+    }
+)
+OWN: tuple[str, ...] = (
+    "max_new_tokens",
+    "min_new_tokens",
+    "do_sample",
+    "temperature",
+    "top_k",
+    "top_p",
+    "num_beams",
+    "repetition_penalty",
+    "stop",
+    "seed",
+)
+ALIASES: Mapping[str, str] = {"stop_strings": "stop", "stop_sequences": "stop", "max_tokens": "max_new_tokens"}
+
+# Keys of Ludwig's section that only describe a value Luthier already has: refused unless they say exactly that.
+FIXED: Mapping[str, tuple[tuple[Any, ...], str]] = {
+    "num_return_sequences": ((None, 1), "one answer is made per row; repeat the row for more"),
+    "num_beam_groups": ((None, 1), "diverse beam search left transformers; use num_beams alone"),
+    "diversity_penalty": ((None, 0, 0.0), "diverse beam search left transformers; use num_beams alone"),
+    "penalty_alpha": ((None, 0, 0.0), "contrastive search left transformers; use top_p or min_p"),
+    "output_scores": ((None, False), "predictions carry no scores; leave the key out"),
+    "output_attentions": ((None, False), "predictions carry no attentions; leave the key out"),
+    "output_hidden_states": ((None, False), "predictions carry no hidden states; leave the key out"),
+    "return_dict_in_generate": ((None, False, True), "results have one shape; leave the key out"),
+    "pad_token_id": ((None,), "padding is the tokenizer's business; leave the key out"),
+    "bos_token_id": ((None,), "prompts are made of ids already; leave the key out"),
+    "eos_token_id": ((None,), "the tokenizer says what ends a turn; use `stop` for more"),
+    "force_words_ids": ((None,), "constrained beam search left transformers; leave the key out"),
+    "prompt_lookup_num_tokens": ((None,), "speculative decoding changes no answer; leave the key out"),
+}
+
+Check = Callable[[Any], bool]
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+_RULES: Mapping[str, tuple[Check, str]] = {
+    "max_new_tokens": (lambda v: _whole(v) and v >= 1, "an integer of at least 1"),
+    "min_new_tokens": (lambda v: _whole(v) and v >= 0, "an integer of at least 0"),
+    "do_sample": (lambda v: isinstance(v, bool), "true or false"),
+    "temperature": (lambda v: _number(v) and 0 <= v < float("inf"), "a number of at least 0; 0 is greedy"),
+    "top_k": (lambda v: _whole(v) and v >= 0, "an integer of at least 0; 0 is off"),
+    "top_p": (lambda v: _number(v) and 0 < v <= 1, "a number over 0 and at most 1; 1 is off"),
+    "num_beams": (lambda v: _whole(v) and v >= 1, "an integer of at least 1"),
+    "repetition_penalty": (lambda v: _number(v) and 0 < v < float("inf"), "a number over 0; 1 is off"),
+    "stop": (lambda v: all(isinstance(s, str) and s for s in v), "a list of texts that are not empty"),
+    "seed": (_whole, "an integer"),
+}
+
+
+def resolve(section: Any, overrides: Mapping[str, Any] | None = None, *, seed: int | None = None) -> Sampling:
+    """The settings of one prediction: the config's section, then ``overrides`` on top of it.
+
+    Args:
+        section: the config's `generation` section (a pydantic model), a mapping, or None for the defaults.
+        overrides: a caller's `generation_config`; a key set to None takes the default.
+        seed: the seed of sampled answers where neither names one (the config's `random_seed`).
+
+    Raises:
+        ConfigError: a key that is unknown (config-unknown-key), refused (config-not-implemented) or out of range.
+    """
+    given: dict[str, tuple[Any, str]] = {}
+    for where, source in (("generation", _mapping(section)), ("generation_config", dict(overrides or {}))):
+        for name, value in source.items():
+            given[ALIASES.get(name, name)] = (value, f"{where}.{name}")
+    _sampling_implied(given, overrides or {})
+    faults: list[Fault] = []
+    own: dict[str, Any] = {}
+    extra: dict[str, Any] = {}
+    for name, (value, where) in given.items():
+        fault = _take(name, value, where, own, extra)
+        if fault:
+            faults.append(fault)
+    if faults:
+        raise ConfigError(faults)
+    return _settled(own, extra, seed)
+
+
+def _sampling_implied(given: dict[str, tuple[Any, str]], overrides: Mapping[str, Any]) -> None:
+    """A caller who names a temperature or a filter wants sampling; greedy decoding would drop it without a word."""
+    named = any(overrides.get(name) for name in ("temperature", "top_k", "top_p", "min_p", "typical_p"))
+    if named and overrides.get("do_sample") is None:
+        given["do_sample"] = (True, "generation_config.do_sample")
+
+
+def _mapping(section: Any) -> dict[str, Any]:
+    if section is None:
+        return {}
+    if isinstance(section, Mapping):
+        return dict(section)
+    dumped: dict[str, Any] = section.model_dump()
+    return dumped
+
+
+def _take(name: str, value: Any, where: str, own: dict[str, Any], extra: dict[str, Any]) -> Fault | None:
+    """Put one key where it belongs, or say what is wrong with it."""
+    if name in FIXED:
+        allowed, advice = FIXED[name]
+        if value in allowed:
+            return None
+        return Fault("config-not-implemented", f"{name} is not used by Luthier", where, value, fix=advice)
+    if name not in OWN and name not in PASSED_ON:
+        close = nearest(name, [*OWN, *PASSED_ON])
+        fix = f"did you mean {close!r}?" if close else None
+        return Fault("config-unknown-key", f"there is no generation setting {name!r}", where, value, _known(), fix)
+    if value is None:
+        return None
+    if name in PASSED_ON:
+        extra[name] = value
+        return None
+    if name == "stop":
+        value = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Sequence) else (value,)
+    check, allowed_text = _RULES[name]
+    if not check(value):
+        return Fault("config-bad-value", f"{name} cannot have this value", where, value, allowed_text)
+    own[name] = value
+    return None
+
+
+def _known() -> list[str]:
+    return sorted([*OWN, *PASSED_ON])
+
+
+def _settled(own: dict[str, Any], extra: dict[str, Any], seed: int | None) -> Sampling:
+    """Settle what depends on several keys: temperature 0 is greedy, lengths agree, the seed falls back."""
+    if own.get("temperature") == 0:
+        own |= {"do_sample": False, "temperature": 1.0}
+    own.setdefault("seed", seed)
+    sampling = Sampling(**own, extra=extra)
+    if sampling.min_new_tokens > sampling.max_new_tokens:
+        raise ConfigError(
+            "config-conflict",
+            "min_new_tokens is larger than max_new_tokens",
+            where="generation.min_new_tokens",
+            received=sampling.min_new_tokens,
+            allowed=f"at most max_new_tokens ({sampling.max_new_tokens})",
+        )
+    return sampling

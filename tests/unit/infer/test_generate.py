@@ -1,0 +1,245 @@
+"""The engine against plain `model.generate` and against itself under other batches."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+
+from luthier.events import Progress
+from luthier.infer.generate import HfEngine
+from luthier.infer.score import score_choices
+from luthier.types import Request, Sampling
+
+PROMPTS = [[5, 9, 17], [3], [40, 41, 42, 43, 44, 45, 46], [7, 7], [11, 12, 13, 14]]
+
+
+class Letters:
+    """A tokenizer whose id n is the character chr(32 + n); id 1 ends an answer."""
+
+    eos_ids = (1,)
+    pad_id = 1
+
+    def decode(self, ids):
+        return "".join(chr(32 + token) for token in ids)
+
+
+def make_model(seed: int = 0) -> LlamaForCausalLM:
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=48,
+        bos_token_id=None,
+        eos_token_id=1,
+        initializer_range=0.3,
+    )
+    return LlamaForCausalLM(config)
+
+
+@pytest.fixture
+def model():
+    return make_model()
+
+
+def ask(engine, sampling, prompts=PROMPTS):
+    requests = [Request(key, prompt, sampling) for key, prompt in enumerate(prompts)]
+    return {c.key: c for c in engine.generate(requests)}
+
+
+def test_greedy_equals_plain_generate_row_by_row(model):
+    answers = ask(HfEngine(model, Letters()), Sampling(max_new_tokens=9))
+    model.eval()
+    for key, prompt in enumerate(PROMPTS):
+        config = GenerationConfig(max_new_tokens=9, do_sample=False, eos_token_id=1, pad_token_id=1)
+        ids = torch.tensor([prompt])
+        plain = model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)
+        assert list(answers[key].ids) == plain[0, len(prompt) :].tolist()
+
+
+def test_models_own_generation_config_neither_leaks_nor_changes(model):
+    want = ask(HfEngine(model, Letters()), Sampling(max_new_tokens=9))
+    model.generation_config = GenerationConfig(
+        repetition_penalty=9.0, no_repeat_ngram_size=1, suppress_tokens=list(range(2, 60)), eos_token_id=1
+    )
+    before = model.generation_config.to_dict()
+    model.train()
+    got = ask(HfEngine(model, Letters()), Sampling(max_new_tokens=9))
+    assert {k: c.ids for k, c in got.items()} == {k: c.ids for k, c in want.items()}
+    assert model.generation_config.to_dict() == before
+    assert all(module.training for module in model.modules())
+
+
+def test_a_models_own_end_of_sequence_ids_end_an_answer(model):
+    first = ask(HfEngine(model, Letters()), Sampling(max_new_tokens=4))[0]
+    model.generation_config.eos_token_id = [1, first.ids[1]]
+    ended = ask(HfEngine(model, Letters()), Sampling(max_new_tokens=4))[0]
+    stop_at = first.ids.index(first.ids[1])
+    assert ended.ids == first.ids[: stop_at + 1]
+    assert ended.finish_reason == "stop"
+    assert ended.text == Letters().decode(first.ids[:stop_at])
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(max_new_tokens=8, do_sample=True, seed=3),
+        Sampling(max_new_tokens=8, do_sample=True, seed=3, temperature=0.7, top_k=20, top_p=0.9, extra={"min_p": 0.01}),
+        Sampling(max_new_tokens=5, do_sample=True, seed=3, num_beams=2),
+    ],
+)
+def test_sampled_answers_do_not_depend_on_the_batch(model, sampling):
+    together = ask(HfEngine(model, Letters(), batch_size=5), sampling)
+    alone = ask(HfEngine(model, Letters(), batch_size=1), sampling)
+    assert {k: c.ids for k, c in together.items()} == {k: c.ids for k, c in alone.items()}
+
+
+def test_the_draw_follows_the_models_distribution(model):
+    model.eval()
+    with torch.no_grad():
+        want = model(torch.tensor([[5, 9]])).logits[0, -1].softmax(0)
+    sampling = Sampling(max_new_tokens=1, do_sample=True, seed=1)
+    answers = ask(HfEngine(model, Letters(), batch_size=500), sampling, [[5, 9]] * 2000)
+    counts = torch.zeros(64)
+    for completion in answers.values():
+        counts[completion.ids[0]] += 1
+    assert (counts / 2000 - want).abs().max() < 0.04
+    assert len({c.ids for c in answers.values()}) > 5
+
+
+def test_seeds_change_answers_and_global_random_state_stays(model):
+    before = torch.get_rng_state()
+    draws = [
+        [c.ids for c in ask(HfEngine(model, Letters()), Sampling(max_new_tokens=8, do_sample=True, seed=s)).values()]
+        for s in (1, 1, 2)
+    ]
+    assert draws[0] == draws[1] != draws[2]
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_top_k_one_is_greedy(model):
+    greedy = ask(HfEngine(model, Letters()), Sampling(max_new_tokens=6))
+    drawn = ask(HfEngine(model, Letters()), Sampling(max_new_tokens=6, do_sample=True, top_k=1, seed=0))
+    assert {k: c.ids for k, c in drawn.items()} == {k: c.ids for k, c in greedy.items()}
+
+
+def test_bad_rows_complete_with_an_error_and_the_rest_is_answered(model):
+    prompts = [[5, 9], [], [3] * 48, [64], [7]]
+    answers = ask(HfEngine(model, Letters()), Sampling(max_new_tokens=3), prompts)
+    assert [answers[k].finish_reason == "error" for k in range(5)] == [False, True, True, True, False]
+    assert "empty" in answers[1].error
+    assert "48 tokens" in answers[2].error
+    assert "vocabulary" in answers[3].error
+
+
+def test_the_context_bounds_an_answer_without_touching_its_neighbours(model):
+    prompts = [[3] * 46, [5, 9, 17]]
+    answers = ask(HfEngine(model, Letters()), Sampling(max_new_tokens=9), prompts)
+    assert len(answers[0].ids) <= 2
+    assert answers[1].ids == ask(HfEngine(model, Letters()), Sampling(max_new_tokens=9))[0].ids
+
+
+def test_stop_strings_end_each_row_and_are_cut_off(model):
+    full = ask(HfEngine(model, Letters()), Sampling(max_new_tokens=12))
+    stop = full[0].text[2:4]
+    stopped = ask(HfEngine(model, Letters()), Sampling(max_new_tokens=12, stop=(stop,)))
+    assert stopped[0].text == full[0].text[: full[0].text.index(stop)]
+    assert stopped[0].finish_reason == "stop"
+    for key, completion in stopped.items():
+        assert stop not in completion.text
+        assert full[key].text.startswith(completion.text)
+
+
+def test_min_new_tokens_and_repetition_penalty_have_their_effect(model):
+    end = ask(HfEngine(model, Letters()), Sampling(max_new_tokens=1))[0].ids[0]
+    model.generation_config.eos_token_id = end
+    assert len(ask(HfEngine(model, Letters()), Sampling(max_new_tokens=6))[0].ids) == 1
+    assert len(ask(HfEngine(model, Letters()), Sampling(max_new_tokens=6, min_new_tokens=4))[0].ids) >= 4
+    punished = ask(HfEngine(model, Letters()), Sampling(max_new_tokens=20, repetition_penalty=50.0))[2]
+    assert len(set(punished.ids)) == len(punished.ids)
+
+
+def test_stream_gives_the_same_text_as_generate(model):
+    sampling = Sampling(max_new_tokens=12, do_sample=True, seed=4)
+    request = Request(8, PROMPTS[0], sampling)
+    engine = HfEngine(model, Letters())
+    (whole,) = engine.generate([request])
+    assert "".join(engine.stream(request)) == whole.text
+
+
+def test_closing_a_stream_stops_the_model(model):
+    engine = HfEngine(model, Letters())
+    calls = []
+    model.register_forward_hook(lambda *a: calls.append(1))
+    pieces = engine.stream(Request(0, [5, 9], Sampling(max_new_tokens=40, extra={"suppress_tokens": [1]})))
+    next(pieces)
+    pieces.close()
+    after = len(calls)
+    assert after < 40
+    assert model.generation_config.eos_token_id == 1
+
+
+def test_stream_raises_what_generation_raised(model):
+    engine = HfEngine(model, Letters())
+    with pytest.raises(ValueError, match="empty"):
+        list(engine.stream(Request(0, [], Sampling())))
+
+    def broken(*args):
+        raise KeyError("broken layer")
+
+    model.register_forward_pre_hook(broken)
+    with pytest.raises(KeyError, match="broken layer"):
+        list(engine.stream(Request(0, [5], Sampling())))
+
+
+def test_out_of_memory_halves_the_batch(model):
+    want = ask(HfEngine(model, Letters()), Sampling(max_new_tokens=4))
+
+    def small(module, args, kwargs):
+        if kwargs["input_ids"].shape[0] > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    model.register_forward_pre_hook(small, with_kwargs=True)
+    got = ask(HfEngine(model, Letters()), Sampling(max_new_tokens=4))
+    assert {k: c.ids for k, c in got.items()} == {k: c.ids for k, c in want.items()}
+
+
+def test_progress_counts_rows(model):
+    seen = []
+    ask(HfEngine(model, Letters(), sink=seen.append), Sampling(max_new_tokens=2))
+    assert all(isinstance(e, Progress) for e in seen)
+    assert (seen[0].completed, seen[-1].completed, seen[-1].total) == (0, 5, 5)
+
+
+# PEFT 0.21 asks transformers for a name that transformers 5.23 has renamed.
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
+def test_peft_model_and_disabled_adapter(model):
+    from peft import LoraConfig, get_peft_model
+
+    base = {k: c.ids for k, c in ask(HfEngine(model, Letters()), Sampling(max_new_tokens=6)).items()}
+    tuned = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False))
+    adapted = {k: c.ids for k, c in ask(HfEngine(tuned, Letters()), Sampling(max_new_tokens=6)).items()}
+    without = ask(HfEngine(tuned, Letters(), context=tuned.disable_adapter), Sampling(max_new_tokens=6))
+    assert adapted != base
+    assert {k: c.ids for k, c in without.items()} == base
+
+
+def test_score_choices_equals_the_product_of_steps(model):
+    choices = [[5, 1], [9, 3, 1], [7, 1]]
+    got = score_choices(model, [5, 9], choices)
+    model.eval()
+    raw = []
+    for choice in choices:
+        ids = torch.tensor([[5, 9, *choice]])
+        with torch.no_grad():
+            logp = model(ids).logits[0].log_softmax(-1)
+        raw.append(sum(logp[1 + i, token] for i, token in enumerate(choice)))
+    want = torch.stack(raw).softmax(0)
+    assert torch.allclose(torch.tensor(got), want, atol=1e-5)
+    assert abs(sum(got) - 1) < 1e-9
+    with pytest.raises(ValueError, match="at least one token"):
+        score_choices(model, [5], [[]])

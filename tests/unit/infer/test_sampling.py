@@ -1,0 +1,57 @@
+"""Every generation key is honoured or refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from luthier.errors import ConfigError
+from luthier.infer.sampling import resolve
+from luthier.types import Sampling
+
+
+def test_defaults_and_section():
+    assert resolve(None) == Sampling()
+    got = resolve({"max_new_tokens": 7, "temperature": 0.1, "do_sample": True, "stop_strings": "END"}, seed=5)
+    assert got == Sampling(max_new_tokens=7, temperature=0.1, do_sample=True, stop=("END",), seed=5)
+
+
+def test_overrides_win_and_leave_the_section_alone():
+    section = {"max_new_tokens": 7, "temperature": 0.5, "do_sample": True}
+    got = resolve(section, {"max_new_tokens": 9, "typical_p": 0.9})
+    assert (got.max_new_tokens, got.extra) == (9, {"typical_p": 0.9})
+    assert section == {"max_new_tokens": 7, "temperature": 0.5, "do_sample": True}
+
+
+def test_temperature_zero_is_greedy():
+    assert not resolve({"temperature": 0, "do_sample": True}).do_sample
+
+
+def test_an_overriding_temperature_means_sampling():
+    assert resolve({"do_sample": False}, {"temperature": 0.7}).do_sample
+    assert not resolve({"do_sample": False}, {"temperature": 0.7, "do_sample": False}).do_sample
+
+
+@pytest.mark.parametrize(
+    ("overrides", "code"),
+    [
+        ({"max_new_token": 3}, "config-unknown-key"),
+        ({"num_return_sequences": 2}, "config-not-implemented"),
+        ({"max_new_tokens": 0}, "config-bad-value"),
+        ({"temperature": -1}, "config-bad-value"),
+        ({"top_p": 0}, "config-bad-value"),
+        ({"do_sample": "yes"}, "config-bad-value"),
+        ({"stop": [""]}, "config-bad-value"),
+        ({"min_new_tokens": 300}, "config-conflict"),
+    ],
+)
+def test_refusals(overrides, code):
+    with pytest.raises(ConfigError) as caught:
+        resolve(None, overrides)
+    assert caught.value.code == code
+
+
+def test_all_faults_at_once_with_a_suggestion():
+    with pytest.raises(ConfigError) as caught:
+        resolve({"top_k": -1}, {"temprature": 1})
+    assert {f.code for f in caught.value.faults} == {"config-bad-value", "config-unknown-key"}
+    assert "temperature" in str(caught.value)
