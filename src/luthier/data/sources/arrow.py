@@ -1,0 +1,131 @@
+"""Parquet files, Arrow files, and folders written by ``datasets`` (their Arrow files are read directly)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from luthier.data.sources import splits
+from luthier.data.sources.formats import FORMATS, Options, check_size, clean_header, unreadable
+from luthier.data.table import Table
+from luthier.errors import DataError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+INDEX = "__index_level_"  # how pandas names an index that it stored beside the columns
+
+
+@FORMATS.register(".parquet", ".pq")
+def read_parquet(path: Path, name: str, options: Options) -> Table:
+    """One Parquet file; values keep their types."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    check_size(path, name, options)
+    try:
+        with pq.ParquetFile(path) as file:
+            rows = file.read()
+    except (pa.ArrowInvalid, pa.ArrowException, OSError) as error:
+        raise unreadable(name, str(error), fix="is it complete, and is it Parquet?") from error
+    return from_arrow(rows, name)
+
+
+@FORMATS.register(".arrow", ".feather")
+def read_arrow(path: Path, name: str, options: Options) -> Table:
+    """One Arrow file, in the stream or the file format."""
+    check_size(path, name, options)
+    return from_arrow(_ipc(path, name), name)
+
+
+def from_arrow(rows: pa.Table, name: str, notes: list[str] | None = None) -> Table:
+    """Arrow rows as a Table: an index stored by pandas is dropped and noted, dictionaries become their values."""
+    import pyarrow as pa
+
+    notes = list(notes or [])
+    index = [c for c in rows.column_names if c.startswith(INDEX)]
+    if index:
+        rows = rows.drop_columns(index)
+        notes.append("the index that pandas stored in the file is not a column")
+    titles, more = clean_header(rows.column_names, name, name)
+    rows = rows.rename_columns(titles).replace_schema_metadata(None)
+    for i, field in enumerate(rows.schema):
+        if pa.types.is_dictionary(field.type):
+            rows = rows.set_column(i, field.name, rows.column(i).cast(field.type.value_type))
+    return Table(rows, name, [*notes, *more])
+
+
+def read_saved(path: Path, name: str) -> Table:
+    """A folder that ``Dataset.save_to_disk`` or ``DatasetDict.save_to_disk`` wrote."""
+    import pyarrow as pa
+
+    described = path / "dataset_dict.json"
+    if not described.is_file():
+        if not (path / "state.json").is_file():
+            raise DataError(
+                "data-unreadable",
+                f"the folder {name} was not saved by `datasets`",
+                where=name,
+                received=sorted(p.name for p in path.iterdir())[:20],
+                allowed="a folder with state.json or dataset_dict.json",
+                fix="name one file in it instead",
+            )
+        return from_arrow(_saved_part(path, name), name)
+    parts = {part: _saved_part(path / part, name) for part in _json(described, name).get("splits", [])}
+    known = {part: rows for part, rows in parts.items() if splits.number(part) is not None}
+    if len(parts) == 1 or not known:
+        if len(parts) != 1:
+            raise unreadable(name, f"its parts {sorted(parts)} are neither train, validation nor test")
+        return from_arrow(next(iter(parts.values())), name)
+    notes = [f"the part {p!r} is neither train, validation nor test: left out" for p in parts if p not in known]
+    if all(splits.SPLIT_COLUMN not in rows.column_names for rows in known.values()):
+        known = {
+            part: rows.append_column(splits.SPLIT_COLUMN, pa.array([splits.number(part)] * len(rows), pa.int64()))
+            for part, rows in known.items()
+        }
+        notes.append("split by the dataset itself: " + ", ".join(f"{p} {len(r)}" for p, r in known.items()))
+    else:
+        notes.append("the rows have a column 'split' of their own, which is used; the parts' names are not")
+    plain = [rows.replace_schema_metadata(None) for rows in known.values()]
+    try:
+        return from_arrow(pa.concat_tables(plain, promote_options="permissive"), name, notes)
+    except pa.ArrowException as error:
+        raise unreadable(name, f"its parts do not have the same columns: {error}") from error
+
+
+def _saved_part(folder: Path, name: str) -> pa.Table:
+    import pyarrow as pa
+
+    state = _json(folder / "state.json", name)
+    files = [folder / item["filename"] for item in state.get("_data_files", [])]
+    if not files:
+        raise unreadable(name, "state.json names no data files", str(folder))
+    if state.get("_indices_data_files") or any(folder.glob("indices*.arrow")):
+        raise unreadable(name, "it holds a selection of rows that was not flattened", fix="save flatten_indices()")
+    tables = [_ipc(file, name) for file in files]
+    return pa.concat_tables(tables)
+
+
+def _ipc(path: Path, name: str) -> pa.Table:
+    import pyarrow as pa
+
+    try:
+        with pa.memory_map(str(path)) as source:
+            try:
+                return pa.ipc.open_stream(source).read_all()
+            except pa.ArrowInvalid:
+                source.seek(0)
+                return pa.ipc.open_file(source).read_all()
+    except (pa.ArrowException, OSError) as error:
+        raise unreadable(name, str(error), str(path)) from error
+
+
+def _json(path: Path, name: str) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise unreadable(name, str(error), str(path)) from error
+    if not isinstance(value, dict):
+        raise unreadable(name, "it does not hold an object", str(path))
+    return value

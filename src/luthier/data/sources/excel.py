@@ -1,0 +1,157 @@
+"""Excel workbooks: the sheet is chosen, merged cells are filled, title rows above the header are passed over."""
+
+from __future__ import annotations
+
+import warnings
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from luthier.data.sources.formats import FORMATS, Options, check_size, clean_header, empty, unreadable
+from luthier.data.table import Table
+from luthier.errors import DataError, missing_extra
+
+LOOKED_AT = 50  # rows in which the header is looked for
+
+
+@FORMATS.register(".xlsx", ".xlsm")
+def read_excel(path: Path, name: str, options: Options) -> Table:
+    """One sheet of a workbook. Numbers and dates keep their types, text cells stay text, errors are missing."""
+    check_size(path, name, options)
+    _check_unpacked(path, name, options.limits.unpacked_bytes)
+    book = _open(path, name)
+    try:
+        sheet, notes = _choose(book, name, options.sheet)
+        grid, errors, merged = _grid(sheet)
+    finally:
+        book.close()
+    if errors:
+        notes.append(f"{errors} cells hold an Excel error such as #N/A and count as missing")
+    if merged:
+        notes.append(f"{merged} merged ranges were filled with their value")
+    _check_formulas(path, name, sheet.title, grid)
+    return _table(grid, name, f"{name} sheet {sheet.title!r}", notes)
+
+
+@FORMATS.register(".xls")
+def read_old_excel(path: Path, name: str, options: Options) -> Table:
+    """The format before 2007 is refused."""
+    raise unreadable(name, "it is in Excel's format from before 2007", fix="save it as .xlsx")
+
+
+def _open(path: Path, name: str, *, formulas: bool = False) -> Any:
+    try:
+        import openpyxl
+    except ImportError as error:
+        raise missing_extra("openpyxl", "excel", "reading Excel workbooks") from error
+    try:
+        with warnings.catch_warnings():  # openpyxl warns of styles and validations, which do not concern the data
+            warnings.simplefilter("ignore")
+            return openpyxl.load_workbook(path, data_only=not formulas)
+    except (zipfile.BadZipFile, KeyError, ValueError, TypeError, SyntaxError) as error:  # what damage looks like there
+        raise unreadable(name, f"it is not a whole workbook ({error})") from error
+
+
+def _check_unpacked(path: Path, name: str, limit: int) -> None:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(item.file_size for item in archive.infolist())
+    except zipfile.BadZipFile as error:
+        raise unreadable(name, "it is not an .xlsx workbook") from error
+    if size > limit:
+        raise DataError(
+            "data-limit",
+            f"{name} unpacks to more than the limit",
+            where=name,
+            received=f"{size:,} bytes",
+            allowed=f"up to {limit:,} bytes",
+            fix="export the sheet as CSV",
+        )
+
+
+def _choose(book: Any, name: str, wanted: str | int | None) -> tuple[Any, list[str]]:
+    """The sheet that was asked for, else the first visible one with something in it."""
+    titles = [sheet.title for sheet in book.worksheets]
+    if wanted is not None:
+        by_number = {str(i): title for i, title in enumerate(titles)}
+        title = wanted if wanted in titles else by_number.get(str(wanted))
+        if title is None:
+            raise DataError(
+                "data-unreadable",
+                f"{name} has no sheet {wanted!r}",
+                where=name,
+                received=wanted,
+                allowed=titles,
+                fix="name one of these with --sheet (preprocessing.sheet)",
+            )
+        return book[title], []
+    filled = [s for s in book.worksheets if s.sheet_state == "visible" and s.max_row and _has_values(s)]
+    if not filled:
+        raise empty(name, "no sheet holds a value")
+    others = [s.title for s in filled[1:]]
+    note = f"sheet {filled[0].title!r} was read; there are also {others}: choose with --sheet (preprocessing.sheet)"
+    return filled[0], [note] if others else []
+
+
+def _has_values(sheet: Any) -> bool:
+    return any(value is not None for row in sheet.iter_rows(values_only=True) for value in row)
+
+
+def _grid(sheet: Any) -> tuple[list[list[Any]], int, int]:
+    """The cells as rows of values, how many were Excel errors, how many merged ranges were filled."""
+    grid, errors = [], 0
+    for row in sheet.iter_rows():
+        errors += sum(1 for cell in row if cell.data_type == "e")
+        grid.append([None if cell.data_type == "e" or cell.value == "" else cell.value for cell in row])
+    left, top = sheet.min_column, sheet.min_row
+    for area in sheet.merged_cells.ranges:
+        value = grid[area.min_row - top][area.min_col - left]
+        for r in range(area.min_row - top, area.max_row - top + 1):
+            for c in range(area.min_col - left, area.max_col - left + 1):
+                grid[r][c] = value
+    return grid, errors, len(sheet.merged_cells.ranges)
+
+
+def _check_formulas(path: Path, name: str, title: str, grid: list[list[Any]]) -> None:
+    """A formula without a stored result would read as empty: refuse it. Only a sheet with empty cells is looked at."""
+    if all(value is not None for row in grid for value in row):
+        return
+    book = _open(path, name, formulas=True)
+    try:
+        sheet = book[title]
+        for r, row in enumerate(sheet.iter_rows()):
+            for c, cell in enumerate(row):
+                if cell.data_type == "f" and grid[r][c] is None:
+                    raise unreadable(
+                        name,
+                        "a formula has no stored result",
+                        f"{name} sheet {title!r} cell {cell.coordinate}",
+                        "open the workbook in Excel or LibreOffice and save it, or export the sheet as CSV",
+                    )
+    finally:
+        book.close()
+
+
+def _table(grid: list[list[Any]], name: str, where: str, notes: list[str]) -> Table:
+    used = [c for c in range(max(map(len, grid), default=0)) if any(row[c] is not None for row in grid)]
+    rows = [[row[c] for c in used] for row in grid]
+    start = _header_row(rows)
+    titles = [str(v) for row in rows[:start] for v in dict.fromkeys(row) if v is not None]
+    if titles:
+        notes = [*notes, f"the rows above the header are titles, not data: {titles}"]
+    header, more = clean_header(["" if v is None else str(v) for v in rows[start]], name, f"{where} row {start + 1}")
+    body = [row for row in rows[start + 1 :] if any(v is not None for v in row)]
+    if not body:
+        raise empty(name, "the sheet has a header and no rows")
+    return Table.from_columns({t: [r[i] for r in body] for i, t in enumerate(header)}, name, [*notes, *more])
+
+
+def _header_row(rows: list[list[Any]]) -> int:
+    """The first row that is as wide as the table and whose cells are different texts; a title fills fewer cells."""
+    widths = [len({str(v) for v in row if isinstance(v, str)}) for row in rows[:LOOKED_AT]]
+    full = len(rows[0])
+    for needed in (full, max(widths)):
+        found = next((i for i, width in enumerate(widths) if width >= max(1, needed)), None)
+        if found is not None:
+            return found
+    return next(i for i, row in enumerate(rows) if any(v is not None for v in row))

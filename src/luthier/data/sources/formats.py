@@ -1,0 +1,96 @@
+"""What every file format shares: the registry by suffix, the options of a reading, and small checks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from luthier.data.table import Table
+from luthier.errors import DataError
+from luthier.registry import Registry
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How large a dataset may be before reading stops with ``data-limit``."""
+
+    file_bytes: int = 8 << 30
+    field_chars: int = 16 << 20  # one cell of a CSV or TSV file
+    unpacked_bytes: int = 2 << 30  # a workbook, unzipped
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the caller said about a file: nothing, unless it cannot be told from the file."""
+
+    encoding: str | None = None
+    sheet: str | int | None = None
+    limits: Limits = field(default_factory=Limits)
+
+
+Reader = Callable[[Path, str, Options], Table]
+FORMATS: Registry[Reader] = Registry("dataset format")  # suffix -> reader(path, name, options)
+
+
+def read_bytes(path: Path, name: str, options: Options) -> bytes:
+    """The file's bytes. Raises DataError ``data-unreadable``, ``data-limit`` or ``data-empty``."""
+    check_size(path, name, options)
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise unreadable(name, error.strerror or str(error)) from error
+
+
+def check_size(path: Path, name: str, options: Options) -> None:
+    """Refuse an empty or an oversized file before reading it."""
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise unreadable(name, error.strerror or str(error)) from error
+    if size == 0:
+        raise empty(name, "the file has no bytes")
+    if size > options.limits.file_bytes:
+        raise DataError(
+            "data-limit",
+            f"{name} is larger than the limit",
+            where=name,
+            received=f"{size:,} bytes",
+            allowed=f"up to {options.limits.file_bytes:,} bytes",
+            fix="split the file, or pass the rows as Parquet or a DataFrame",
+        )
+
+
+def unreadable(name: str, why: str, where: str | None = None, fix: str | None = None) -> DataError:
+    """A dataset that cannot be read as what it claims to be."""
+    return DataError("data-unreadable", f"{name} cannot be read: {why}", where=where or name, fix=fix)
+
+
+def empty(name: str, why: str = "it has a header and no rows") -> DataError:
+    """A dataset without rows."""
+    return DataError(
+        "data-empty", f"{name} holds no data: {why}", where=name, fix="give a dataset with at least one row"
+    )
+
+
+def clean_header(names: Sequence[str], name: str, where: str) -> tuple[list[str], list[str]]:
+    """Column names without surrounding blanks, empty ones numbered; and notes. Refuses a name that stands twice."""
+    out, notes = [], []
+    for number, raw in enumerate(names, 1):
+        title = raw.strip()
+        if not title:
+            title = f"column_{number}"
+            notes.append(f"column {number} has no heading and is called {title!r}")
+        elif title != raw:
+            notes.append(f"blanks around the heading {title!r} were removed")
+        out.append(title)
+    twice = sorted({title for title in out if out.count(title) > 1})
+    if twice:
+        raise DataError(
+            "data-unreadable",
+            f"{name} has more than one column of the same name",
+            where=where,
+            received=twice,
+            fix="rename the columns so that each name stands once",
+        )
+    return out, notes

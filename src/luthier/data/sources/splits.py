@@ -1,0 +1,46 @@
+"""The names by which datasets call their parts, and joining such parts into one table with a ``split`` column."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+NAMES: dict[str, int] = {
+    **dict.fromkeys(("train", "training"), 0),
+    **dict.fromkeys(("validation", "valid", "val", "dev", "eval"), 1),
+    **dict.fromkeys(("test", "testing"), 2),
+}
+SPLIT_COLUMN = "split"
+
+
+def number(name: Any) -> int | None:
+    """0, 1 or 2 for the name or number of a split (``train``, ``dev``, ``test_sft``, ``2``, 1.0), or None."""
+    if isinstance(name, bool):
+        return None
+    if isinstance(name, (int, float)):
+        return int(name) if name in (0, 1, 2) else None
+    if not isinstance(name, str):
+        return None
+    text = name.strip().lower()
+    if text in {"0", "1", "2", "0.0", "1.0", "2.0"}:
+        return int(text[0])
+    return NAMES.get(text, NAMES.get(text.replace("-", "_").split("_")[0]))
+
+
+def join(parts: Mapping[str, Sequence[Mapping[str, Any]]]) -> tuple[list[dict[str, Any]], list[str]]:
+    """All rows of ``parts``, each with its split's number in ``split``; and notes. One part stays without it."""
+    if len(parts) == 1:
+        return [dict(row) for row in next(iter(parts.values()))], []
+    notes, rows = [], []
+    taken = any(SPLIT_COLUMN in row for part in parts.values() for row in part[:1])
+    for name, part in parts.items():
+        side = number(name)
+        if side is None:
+            notes.append(f"the part {name!r} ({len(part)} rows) is neither train, validation nor test: left out")
+            continue
+        rows += [dict(row) if taken else {**row, SPLIT_COLUMN: side} for row in part]
+    if taken:
+        notes.append("the rows have a column 'split' of their own, which is used; the parts' names are not")
+    else:
+        notes.append("split by the dataset itself: " + ", ".join(f"{n} {len(p)}" for n, p in parts.items()))
+    return rows, notes
