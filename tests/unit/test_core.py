@@ -1,0 +1,104 @@
+"""The shared ground: errors explain themselves, names are suggested, events reach their sink."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from luthier import console, events
+from luthier.error_codes import CODES
+from luthier.errors import ConfigError, Fault, LuthierError, missing_extra
+from luthier.registry import Registry, nearest
+
+SOURCE = Path(__file__).parents[2] / "src" / "luthier"
+
+
+def test_an_error_says_what_where_received_allowed_and_fix() -> None:
+    error = ConfigError(
+        "config-unknown-key",
+        "there is no key 'learning_rat'",
+        where="config.yaml:12:3",
+        received="learning_rat",
+        allowed=["learning_rate"],
+        fix="did you mean 'learning_rate'?",
+    )
+    text = str(error)
+    for part in ("[config-unknown-key]", "config.yaml:12:3", "learning_rat", "did you mean"):
+        assert part in text
+    assert error.code == "config-unknown-key"
+    assert error.faults[0].to_json()["allowed"] == ["learning_rate"]
+
+
+def test_an_error_carries_all_faults() -> None:
+    faults = [Fault("config-bad-value", "one"), Fault("config-conflict", "two")]
+    error = ConfigError(faults)
+    assert str(error).count("[config-") == 2
+
+
+def test_an_undeclared_code_is_our_own_bug() -> None:
+    with pytest.raises(AssertionError, match="undeclared"):
+        Fault("config-no-such-code", "x")
+
+
+def test_exit_codes_differ_by_kind() -> None:
+    kinds = [LuthierError, *LuthierError.__subclasses__()]
+    codes = [kind.exit_code for kind in kinds]
+    assert len(set(codes)) == len(codes)
+
+
+def test_every_code_in_the_source_is_declared() -> None:
+    prefixes = sorted({code.split("-")[0] for code in CODES})
+    pattern = re.compile(rf'(?:Error|Fault)\(\s*"((?:{"|".join(prefixes)})-[a-z-]+)"')
+    used = {code for path in SOURCE.rglob("*.py") for code in pattern.findall(path.read_text("utf-8"))}
+    assert used
+    assert used <= set(CODES)
+
+
+def test_a_missing_extra_names_the_command() -> None:
+    assert "luthier[excel]" in str(missing_extra("openpyxl", "excel", "reading Excel"))
+
+
+def test_nearest_forgives_a_slip_and_no_more() -> None:
+    assert nearest("learning_rat", ["epochs", "learning_rate"]) == "learning_rate"
+    assert nearest("zzz", ["epochs", "learning_rate"]) is None
+
+
+def test_a_registry_suggests_and_lists() -> None:
+    registry: Registry[int] = Registry("optimizer")
+    registry.register("adam", "adamw")(1)
+    assert registry.get("adamw") == 1
+    with pytest.raises(ConfigError) as caught:
+        registry.get("adamm", "trainer.optimizer.type")
+    fault = caught.value.faults[0]
+    assert fault.fix == "did you mean 'adam'?" and fault.allowed == ["adam", "adamw"]
+    with pytest.raises(AssertionError, match="twice"):
+        registry.register("adam")(2)
+
+
+def test_stage_and_progress_reach_every_sink() -> None:
+    first: list[events.Event] = []
+    second: list[events.Event] = []
+    sink = events.fan_out(first.append, second.append)
+    with events.stage(sink, "tokenise"):
+        assert list(events.progress(sink, "tokenise", [1, 2, 3])) == [1, 2, 3]
+    assert first == second
+    stages = [event for event in first if isinstance(event, events.Stage)]
+    assert [stage.done for stage in stages] == [False, True]
+    last = [event for event in first if isinstance(event, events.Progress)][-1]
+    assert (last.completed, last.total) == (3, 3)
+
+
+def test_the_plain_log_writes_steps_notes_and_warnings() -> None:
+    lines: list[str] = []
+    log = console.PlainLog(lines.append)
+    log(events.Note(text="3 rows dropped"))
+    log(events.Warned(text="text is long"))
+    log(events.Stepped(step=1, total_steps=9, epoch=0.1, split="train", loss=1.5, values={"tokens_per_s": 400.0}))
+    log(events.Stepped(step=2, total_steps=9, epoch=0.2, split="train", loss=1.4))  # too soon for another line
+    log(events.Stepped(step=2, total_steps=9, epoch=0.2, split="validation", loss=1.25))
+    assert lines[0] == "3 rows dropped"
+    assert lines[1] == "warning: text is long"
+    assert "step 1/9  train loss 1.5000" in lines[2] and "tok/s 400" in lines[2]
+    assert "validation loss 1.2500" in lines[3] and len(lines) == 4
