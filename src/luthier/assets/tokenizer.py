@@ -319,7 +319,9 @@ def _declare_specials(backend: tokenizers.Tokenizer, names: Sequence[str], setti
 
     decoder = settings.get("added_tokens_decoder") or {}
     for _, entry in sorted(decoder.items(), key=lambda item: int(item[0])):
-        flags = {key: bool(entry.get(key, False)) for key in ("single_word", "lstrip", "rstrip", "normalized", "special")}
+        flags = {
+            key: bool(entry.get(key, False)) for key in ("single_word", "lstrip", "rstrip", "normalized", "special")
+        }
         if backend.token_to_id(entry["content"]) is None:
             backend.add_tokens([AddedToken(entry["content"], **flags)])
         elif flags["special"]:

@@ -75,7 +75,9 @@ class Template:
         return Rendered("".join(pieces), tuple(spans), tuple(dict.fromkeys(missing)))
 
 
-def parse(source: str, columns: Sequence[str], *, target: str | None = None, where: str = "prompt.template") -> Template:
+def parse(
+    source: str, columns: Sequence[str], *, target: str | None = None, where: str = "prompt.template"
+) -> Template:
     """Check a template against the columns it may name and take it apart. All faults are reported at once.
 
     Raises:
@@ -161,22 +163,51 @@ def _fault(
     hint = f"write {{{close}}}" if close else "name a column of the table"
     if conversion or "{" in spec or (spec and not NUMBER_FORMAT.fullmatch(spec)):
         kind = "a conversion" if conversion else "a nested format" if "{" in spec else f"the format {spec!r}"
-        return Fault("data-template", f"the template field {written} uses {kind}, which is refused",
-                     where=where, received=written, allowed=allowed, fix=hint)
+        return Fault(
+            "data-template",
+            f"the template field {written} uses {kind}, which is refused",
+            where=where,
+            received=written,
+            allowed=allowed,
+            fix=hint,
+        )
     if target is not None and field == target:
-        return Fault("data-template", f"the template names the output column {target!r}, which is what is learned",
-                     where=where, received=written, allowed=allowed, fix="leave the output column out of the template")
+        return Fault(
+            "data-template",
+            f"the template names the output column {target!r}, which is what is learned",
+            where=where,
+            received=written,
+            allowed=allowed,
+            fix="leave the output column out of the template",
+        )
     if field in columns or field in RESERVED:
         return None
     if root != field:
-        return Fault("data-template", f"the template field {written} reaches into a value, which is refused",
-                     where=where, received=written, allowed=allowed, fix=hint)
+        return Fault(
+            "data-template",
+            f"the template field {written} reaches into a value, which is refused",
+            where=where,
+            received=written,
+            allowed=allowed,
+            fix=hint,
+        )
     if not field.strip() or field.isdigit():
-        return Fault("data-template", f"the template field {written} names no column",
-                     where=where, received=written, allowed=allowed, fix="double the braces for text: {{ }}")
-    return Fault("data-missing-column", f"the template names the column {field!r}, which the table does not have",
-                 where=where, received=field, allowed=[*columns, *RESERVED],
-                 fix=f"did you mean {{{close}}}?" if close else "name a column, or double the braces for text: {{ }}")
+        return Fault(
+            "data-template",
+            f"the template field {written} names no column",
+            where=where,
+            received=written,
+            allowed=allowed,
+            fix="double the braces for text: {{ }}",
+        )
+    return Fault(
+        "data-missing-column",
+        f"the template names the column {field!r}, which the table does not have",
+        where=where,
+        received=field,
+        allowed=[*columns, *RESERVED],
+        fix=f"did you mean {{{close}}}?" if close else "name a column, or double the braces for text: {{ }}",
+    )
 
 
 def _absent(field: str, columns: list[str], where: str) -> DataError:

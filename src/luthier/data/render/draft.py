@@ -1,0 +1,81 @@
+"""What a row becomes on its way to token ids, and what is said of rows that do not arrive."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from luthier.data.render.template import Rendered
+from luthier.types import Example
+
+Truncation = Literal["drop", "truncate_prompt", "truncate_target", "error"]
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """One prompt and the text that is to follow it, before tokenisation."""
+
+    prompt: Rendered
+    target: Rendered
+    turn: int = 0
+    from_chat: bool = False  # a chat template wrote both: it writes BOS and ends the turn itself
+    guarded: bool = False  # the data spells, or could spell, a special token
+    control: bool = False  # the data spells a whole special token
+
+
+@dataclass(frozen=True, slots=True)
+class PromptIds:
+    """What the model is given before it answers: the ids, and the text that they are of."""
+
+    ids: tuple[int, ...]
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """A row that is not trained on, and why. ``reason``: no target, too long."""
+
+    reason: str
+    row: int
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """All that became of one row."""
+
+    row: int
+    examples: tuple[Example, ...] = ()
+    dropped: Dropped | None = None
+    missing: tuple[str, ...] = ()  # prompt columns without a value
+    control: bool = False
+    cut: tuple[str, ...] = ()  # truncate_prompt and/or truncate_target, when one was applied to an example
+    lost_turns: int = 0  # answers of a conversation that were too long, where others were kept
+    ended: int = 0  # examples whose end-of-turn token is trained
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What rendering reads of the config, in one place."""
+
+    template: str | None = None
+    task: str | None = None
+    system: str | None = None
+    chat_template: str | bool | None = None
+    train_on: str = "completion"
+    max_length: int | None = None
+    truncation: Truncation = "truncate_prompt"
+
+    @classmethod
+    def of(cls, prompt: Any, preprocessing: Any, limit: int | None = None) -> Settings:
+        """From the config sections ``prompt`` and ``preprocessing`` (None: defaults); ``limit``: the model's context."""
+        lengths = [getattr(preprocessing, key, None) for key in ("max_sequence_length", "global_max_sequence_length")]
+        known = [n for n in (*lengths, limit) if n]
+        return cls(
+            template=getattr(prompt, "template", None),
+            task=getattr(prompt, "task", None),
+            system=getattr(prompt, "system", None),
+            chat_template=getattr(prompt, "chat_template", None),
+            train_on=getattr(prompt, "train_on", None) or "completion",
+            max_length=min(known) if known else None,
+            truncation=getattr(preprocessing, "truncation", None) or "truncate_prompt",
+        )

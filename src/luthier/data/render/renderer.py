@@ -1,0 +1,314 @@
+"""The one function from a request to prompt ids, for training, prediction, chat, server and export.
+
+Prompt and target are tokenised apart, so that the prompt's ids at training are those at prediction. BOS is what the
+tokenizer itself adds, never twice; control tokens come from templates, never from data; the end of an answer is trained.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from luthier.assets.tokenizer import Tokenizer
+from luthier.data.columns import Layout
+from luthier.data.render.chat import ANSWERING, DEFAULT_CHAT, ChatRenderer
+from luthier.data.render.draft import Draft, Dropped, Outcome, PromptIds, Settings
+from luthier.data.render.plain import Context, PlainRenderer, sample
+from luthier.data.render.template import Rendered, is_missing, plain_text
+from luthier.errors import DataError
+from luthier.types import Example, Message
+
+
+class Renderer:
+    """Turns rows, conversations and texts of one run into token ids."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        prompt_config: Any,
+        tokenizer: Tokenizer,
+        *,
+        preprocessing: Any = None,
+        context: Context | None = None,
+        columns: Sequence[str] | None = None,
+        limit: int | None = None,
+        name: str = "data",
+    ) -> None:
+        """``columns``: what a template may name (default: the layout's own); ``limit``: the model's context in tokens.
+
+        ``prompt_config`` and ``preprocessing`` are the config sections; ``name`` is the dataset's, for messages.
+
+        Raises:
+            DataError: ``data-template``, ``data-missing-column``.
+        """
+        self.layout, self.tokenizer, self.name = layout, tokenizer, name
+        self.settings = Settings.of(prompt_config, preprocessing, limit)
+        known = (
+            tuple(columns) if columns is not None else (*layout.inputs, *((layout.target,) if layout.target else ()))
+        )
+        self._plain = PlainRenderer(layout, self.settings, known, context)
+        template = self._chat_source()
+        self._in_chat = template is not None
+        self._chat = ChatRenderer(template or tokenizer.chat_template or DEFAULT_CHAT, tokenizer, self.settings)
+
+    @property
+    def template_hash(self) -> str:
+        """Sha256 over everything that decides how a row is written."""
+        s = self.settings
+        source = self._chat.template if self._in_chat else ""
+        parts = [source, self._plain.source, s.task, s.system, s.train_on, s.max_length, s.truncation]
+        parts += [self.layout.kind, list(self.layout.inputs), self.layout.target, list(self.tokenizer.bos_ids)]
+        return hashlib.sha256(json.dumps(parts, ensure_ascii=True).encode()).hexdigest()
+
+    @property
+    def describe(self) -> str:
+        """One line on how rows are written, for people."""
+        if self._in_chat:
+            own = self._chat.template == self.tokenizer.chat_template
+            return "the base model's chat template" if own else "a chat template"
+        return "prompt.template" if self.settings.template is not None else f"the default {self.layout.kind} template"
+
+    # ------------------------------------------------------------------------------------------- training
+
+    def examples(self, row: Mapping[str, Any], index: int) -> list[Example] | Dropped:
+        """The training examples of a row, or why there are none."""
+        outcome = self.outcomes([(index, row)])[0]
+        return outcome.dropped or list(outcome.examples)
+
+    def outcomes(self, rows: Iterable[tuple[int, Mapping[str, Any]]]) -> list[Outcome]:
+        """What becomes of each (index, row), encoded together. Raises DataError naming the row."""
+        drafted = [(index, *self._drafts(row, self._where(index))) for index, row in rows]
+        flat = [draft for _, drafts, _ in drafted for draft in drafts]
+        prompts, targets = self._encode_prompts(flat), self._encode_targets(flat)
+        out, at = [], 0
+        for index, drafts, missing in drafted:
+            pairs = list(zip(prompts[at : at + len(drafts)], targets[at : at + len(drafts)], strict=True))
+            out.append(self._outcome(index, drafts, pairs, missing))
+            at += len(drafts)
+        return out
+
+    # ----------------------------------------------------------------------------------------- prediction
+
+    def prompt(self, row: Mapping[str, Any], index: int | None = None) -> PromptIds:
+        """What the model is given for a row: the same ids as at training, whether or not the row has a target."""
+        return self.prompts([row] if index is None else [row], index or 0)[0]
+
+    def prompts(self, rows: Sequence[Mapping[str, Any]], first: int = 0) -> list[PromptIds]:
+        """`prompt` for many rows, encoded together; ``first`` is the number of the first one, for messages."""
+        drafts = [self._question(row, self._where(first + i)) for i, row in enumerate(rows)]
+        return [
+            PromptIds(tuple(ids), d.prompt.text) for d, ids in zip(drafts, self._encode_prompts(drafts), strict=True)
+        ]
+
+    def chat_prompt(self, messages: Sequence[Message], tools: Any = None) -> PromptIds:
+        """The ids of a conversation so far, ready for the next answer, as training wrote them."""
+        draft = self._chat.prompt(messages, "the conversation", tools)
+        return PromptIds(tuple(self._encode_prompts([draft])[0]), draft.prompt.text)
+
+    def text_prompt(self, text: str) -> PromptIds:
+        """The ids of a bare text that the model goes on from; what it spells is text."""
+        draft = Draft(Rendered(text, ((0, len(text)),) if text else ()), Rendered(""))
+        return PromptIds(tuple(self._encode_prompts([draft])[0]), text)
+
+    # ------------------------------------------------------------------------------------------ internals
+
+    def _chat_source(self) -> str | None:
+        """The chat template that rows are written with, None for plain text."""
+        asked = self.settings.chat_template
+        if isinstance(asked, str):
+            return asked
+        if asked is True or self.layout.kind == "chat":
+            return self.tokenizer.chat_template or DEFAULT_CHAT
+        if asked is False or self.settings.template is not None or self.layout.kind == "text":
+            return None
+        return self.tokenizer.chat_template
+
+    def _where(self, index: int) -> str:
+        return f"{self.name} row {index}"
+
+    def _messages(self, row: Mapping[str, Any], where: str) -> tuple[list[Message], Any]:
+        """The conversation of a row, and the tools it may call."""
+        from luthier.data.columns import conversation  # here: it is only needed for chat
+
+        tools = row.get(self.layout.tools) if self.layout.tools else None
+        if isinstance(tools, str) and tools.strip():
+            try:
+                tools = json.loads(tools)
+            except ValueError as error:
+                raise DataError(
+                    "data-chat",
+                    f"the tools of this conversation are not JSON: {error}",
+                    where=f"{where} column {self.layout.tools}",
+                    received=tools,
+                    allowed="a JSON list of function descriptions",
+                ) from error
+        return list(conversation(row, self.layout, where)), tools or None
+
+    def _drafts(self, row: Mapping[str, Any], where: str) -> tuple[list[Draft], tuple[str, ...]]:
+        """The drafts of a row (none when it has nothing to learn), and its prompt columns without a value."""
+        if self.layout.kind == "chat":
+            messages, tools = self._messages(row, where)
+            return self._chat.drafts(messages, where, tools), ()
+        answer = plain_text(None if self.layout.target is None else row.get(self.layout.target))
+        if not answer.strip():
+            return [], ()
+        asked = self._asked(row, where)
+        if self._in_chat:
+            turns = [*self._turns(row, asked), Message("assistant", answer)]
+            return self._chat.drafts(turns, where), asked.missing
+        return [self._guard(Draft(asked, Rendered(answer, ((0, len(answer)),))))], asked.missing
+
+    def _question(self, row: Mapping[str, Any], where: str) -> Draft:
+        """The draft of a row's prompt alone."""
+        if self.layout.kind == "chat":
+            messages, tools = self._messages(row, where)
+            if messages and messages[-1].role in ANSWERING:
+                messages = messages[:-1]
+            return self._chat.prompt(messages, where, tools)
+        asked = self._asked(row, where)
+        if self._in_chat:
+            return self._chat.prompt(self._turns(row, asked), where)
+        return self._guard(Draft(asked, Rendered("")))
+
+    def _asked(self, row: Mapping[str, Any], where: str) -> Rendered:
+        """What the inputs of a row ask, before any chat template."""
+        if not self._in_chat or self.settings.template is not None:
+            return self._plain.prompt(row, where)
+        inputs = self.layout.inputs
+        missing = tuple(name for name in inputs if is_missing(row.get(name)))
+        if self.layout.kind == "columns":
+            return Rendered(sample(row, self.layout, where), (), missing)
+        sample(row, self.layout, where)  # names a column that is not there
+        return Rendered(
+            "\n\n".join(text for name in inputs if (text := plain_text(row.get(name))).strip()), (), missing
+        )
+
+    def _turns(self, row: Mapping[str, Any], asked: Rendered) -> list[Message]:
+        system = plain_text(row.get(self.layout.system)) if self.layout.system else ""
+        return [*([Message("system", system)] if system.strip() else []), Message("user", asked.text)]
+
+    def _guard(self, draft: Draft) -> Draft:
+        """Note whether the data of a plain draft needs care."""
+        texts = [draft.prompt.text[a:b] for a, b in draft.prompt.data]
+        risky = any(self.tokenizer.hazards(text) for text in texts)
+        control = any(self.tokenizer.find_special(text) for text in (*texts, draft.target.text))
+        return replace(draft, guarded=risky, control=control)
+
+    def _encode_prompts(self, drafts: Sequence[Draft]) -> list[list[int]]:
+        """Prompt ids of drafts. What starts the ids: the chat template's own text, else BOS as the tokenizer adds it."""
+        safe = [i for i, d in enumerate(drafts) if not d.guarded]
+        care = [i for i, d in enumerate(drafts) if d.guarded]
+        out: list[list[int]] = [[] for _ in drafts]
+        for i, ids in zip(
+            safe, self.tokenizer.encode_batch([drafts[i].prompt.text for i in safe], controls=True), strict=True
+        ):
+            out[i] = ids
+        spans = [(drafts[i].prompt.text, drafts[i].prompt.data) for i in care]
+        for i, ids in zip(care, self.tokenizer.encode_spans(spans), strict=True):
+            out[i] = ids
+        bos = list(self.tokenizer.bos_ids)
+        for i, draft in enumerate(drafts):
+            if bos and not draft.from_chat and out[i][: len(bos)] != bos:
+                out[i] = bos + out[i]
+            if not out[
+                i
+            ]:  # something has to precede the first answer token: the mark that ends one text and starts another
+                out[i] = [self.tokenizer.eos_id]
+        return out
+
+    def _encode_targets(self, drafts: Sequence[Draft]) -> list[list[int]]:
+        """Target ids of drafts, each through its first end-of-turn token."""
+        spans = [(d.target.text, d.target.data) for d in drafts]
+        ends = frozenset(self.tokenizer.eos_ids)
+        out = []
+        for ids in self.tokenizer.encode_spans(spans, continuation=True):
+            stop = next((i for i, token in enumerate(ids) if token in ends), None)
+            out.append([*ids, self.tokenizer.eos_id] if stop is None else ids[: stop + 1])
+        return out
+
+    def _outcome(
+        self,
+        index: int,
+        drafts: Sequence[Draft],
+        pairs: Sequence[tuple[list[int], list[int]]],
+        missing: tuple[str, ...],
+    ) -> Outcome:
+        control = any(d.control for d in drafts)
+        if not drafts:
+            return Outcome(index, dropped=Dropped("no target", index), missing=missing)
+        fitted = [self._fit(prompt, target, index) for prompt, target in pairs]
+        made: list[Example] = []
+        for draft, fit in zip(drafts, fitted, strict=True):
+            if fit is not None:
+                made.append(self._example(fit, index, draft.turn))
+        if not made:
+            return Outcome(index, dropped=Dropped("too long", index), missing=missing, control=control)
+        ends = frozenset(self.tokenizer.eos_ids)
+        return Outcome(
+            index,
+            tuple(merge(made)),
+            missing=missing,
+            control=control,
+            cut=tuple(dict.fromkeys(fit.cut for fit in fitted if fit is not None and fit.cut)),
+            lost_turns=len(drafts) - len(made),
+            ended=sum(1 for example in made if example.ids[-1] in ends and example.weights[-1]),
+        )
+
+    def _example(self, fit: Fit, index: int, turn: int) -> Example:
+        """Weights: 1 on the answer (on everything under ``train_on: all``); nothing precedes the first token, so 0."""
+        before = 1.0 if self.settings.train_on == "all" else 0.0
+        weights = [before] * len(fit.prompt) + [1.0] * len(fit.target)
+        weights[0] = 0.0
+        return Example((*fit.prompt, *fit.target), tuple(weights), index, turn)
+
+    def _fit(self, prompt: list[int], target: list[int], index: int) -> Fit | None:
+        """Prompt and target within the maximum length under the declared policy; None drops the example."""
+        room = self.settings.max_length
+        length = len(prompt) + len(target)
+        if room is None or length <= room:
+            return Fit(prompt, target)
+        if self.settings.truncation == "error":
+            raise DataError(
+                "data-too-long",
+                "a row is longer than the maximum, and the policy is 'error'",
+                where=self._where(index),
+                received=f"{length} tokens ({len(prompt)} prompt, {len(target)} answer)",
+                allowed=f"at most {room} tokens (preprocessing.max_sequence_length, or the model's context)",
+                fix="raise preprocessing.max_sequence_length, shorten the row, or set preprocessing.truncation",
+            )
+        bos = list(self.tokenizer.bos_ids)
+        head = bos if bos and prompt[: len(bos)] == bos else []
+        keep = room - len(target) - len(head)
+        if self.settings.truncation == "truncate_prompt" and keep >= 1:
+            return Fit([*head, *prompt[len(prompt) - keep :]], target, "truncate_prompt")
+        if self.settings.truncation == "truncate_target" and room > len(prompt):
+            return Fit(prompt, target[: room - len(prompt)], "truncate_target")
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """A prompt and target that fit, and which policy made them."""
+
+    prompt: list[int]
+    target: list[int]
+    cut: str = ""
+
+
+def merge(examples: Sequence[Example]) -> list[Example]:
+    """Join answers of one conversation where an earlier example is exactly how a later one begins.
+
+    The ids stay those that prediction sees; the later example then trains both answers, and the prefix is computed once.
+    """
+    out: list[Example] = []
+    for example in examples:
+        last = out[-1] if out else None
+        if last is None or tuple(example.ids[: last.length]) != tuple(last.ids):
+            out.append(example)
+            continue
+        weights = tuple(max(a, b) for a, b in zip(last.weights, example.weights, strict=False))
+        out[-1] = Example(example.ids, weights + tuple(example.weights[last.length :]), example.row, last.turn)
+    return out

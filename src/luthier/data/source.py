@@ -1,0 +1,64 @@
+"""The steps of training over a table: which examples each optimizer step takes, a pure function of three numbers."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+
+from luthier.errors import DataError
+from luthier.types import Example
+
+
+class TableSource:
+    """A `StepSource` over fixed examples. The order of an epoch depends on (seed, epoch, data_hash) and nothing else.
+
+    The last step of an epoch is short when the examples do not divide by the effective batch; no example is seen twice
+    in an epoch and none is left out.
+    """
+
+    def __init__(
+        self, examples: Sequence[Example], effective_batch: int, seed: int, data_hash: str, shuffle: bool = True
+    ) -> None:
+        """Raises DataError ``data-no-supervision`` when there are no examples."""
+        assert effective_batch >= 1, effective_batch
+        if not examples:
+            raise DataError("data-no-supervision", "there are no examples to train on", fix="see the audit of the data")
+        self._examples, self._batch = examples, effective_batch
+        self._seed, self._hash, self._shuffle = seed, data_hash, shuffle
+        self.steps_per_epoch = -(-len(examples) // effective_batch)
+        self._epoch = self._step = 0
+        self._order = self.order(0)
+
+    def order(self, epoch: int) -> list[int]:
+        """Example indices in the order of ``epoch``."""
+        if not self._shuffle:
+            return list(range(len(self._examples)))
+        import numpy as np
+
+        digest = hashlib.sha256(f"order\0{self._seed}\0{epoch}\0{self._hash}".encode()).digest()
+        keys = np.random.Philox(key=int.from_bytes(digest[:16], "little")).random_raw(len(self._examples))
+        return [int(i) for i in np.argsort(keys, kind="stable")]
+
+    def next_step(self) -> list[Example]:
+        """The next effective batch, in its order; the epochs go on forever."""
+        start = self._step * self._batch
+        taken = [self._examples[i] for i in self._order[start : start + self._batch]]
+        self._step += 1
+        if self._step == self.steps_per_epoch:
+            self._go(self._epoch + 1, 0)
+        return taken
+
+    def state(self) -> dict[str, int]:
+        """Where the source stands: the epoch, and the steps taken in it."""
+        return {"epoch": self._epoch, "step": self._step}
+
+    def restore(self, state: Mapping[str, int]) -> None:
+        """Stand where ``state`` was taken."""
+        epoch, step = state["epoch"], state["step"]
+        assert epoch >= 0 and 0 <= step < self.steps_per_epoch, f"not a state of this source: {dict(state)}"
+        self._go(epoch, step)
+
+    def _go(self, epoch: int, step: int) -> None:
+        if epoch != self._epoch:
+            self._order = self.order(epoch)
+        self._epoch, self._step = epoch, step
