@@ -173,6 +173,16 @@ def test_constraints_pin_every_direct_dependency_within_its_range() -> None:
             assert needed.specifier.contains(pinned[canonicalize_name(needed.name)]), text
 
 
+def test_every_extra_that_an_error_names_exists() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    named = set()
+    for path in (ROOT / "src").rglob("*.py"):
+        calls = re.findall(r'missing_extra\(\s*"[^"]+",\s*"([a-z]+)"', path.read_text(encoding="utf-8"))
+        named |= set(calls)
+    assert "excel" in named
+    assert named <= set(project["optional-dependencies"])
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.name)
 def test_notebooks_are_valid_clean_and_compile(path: Path) -> None:
     book = json.loads(path.read_text(encoding="utf-8"))
