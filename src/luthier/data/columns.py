@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from luthier.data.language import language_of
+from luthier.data.sources.splits import SPLIT_COLUMN
+from luthier.data.table import Table, missing_column
+from luthier.errors import DataError
+
+__all__ = ["Kind", "Layout", "detect", "language_of", "reference_of"]
 
 Kind = Literal["instruction", "completion", "chat", "text", "columns"]
 
@@ -29,3 +39,224 @@ class Layout:
     explanation: tuple[str, ...] = ()  # one line each, for people
     system: str | None = None  # a column with a system prompt for the row
     tools: str | None = None  # a column with the tools that a conversation may call
+
+
+# Known headings, lower case. The first triple or pair that a table has is what it is.
+TRIPLES: tuple[tuple[str, str, str], ...] = tuple(
+    (ask, given, answer)
+    for ask, given in (("instruction", "input"), ("instruction", "context"), ("指示", "入力"), ("指令", "输入"))
+    for answer in ("output", "response", "answer", "completion", "target", "出力", "输出")
+)
+PAIRS: tuple[tuple[str, str], ...] = tuple(
+    (ask, answer)
+    for ask, answers in (
+        ("instruction", ("output", "response", "answer", "completion", "target")),
+        ("prompt", ("completion", "response", "output", "answer", "target", "chosen")),
+        ("question", ("answer", "response", "output", "completion")),
+        ("query", ("answer", "response", "output")),
+        ("input", ("output", "target", "response", "answer", "label")),
+        ("source", ("target",)),
+        ("text", ("label", "target", "output")),
+        ("質問", ("回答", "答え")),
+        ("問題", ("答え", "回答")),
+        ("入力", ("出力",)),
+        ("问题", ("答案", "回答")),
+        ("指示", ("出力",)),
+        ("指令", ("输出",)),
+    )
+    for answer in answers
+)
+CHAT_COLUMNS = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat")
+TARGET_WORDS = ("target", "output", "label", "answer", "response", "completion", "category", "class", "queue", "reply")
+TARGET_WORDS += ("result", "summary", "translation", "sentiment", "intent", "priority")
+NOT_TEXT = re.compile(r"(^|[_\s-])(id|uuid|idx|index|split|url|timestamp|created_at|updated_at|date)$|^column_1$", re.I)
+LOOKED_AT = 200  # rows that decide whether a column holds conversations
+MOST_CLASSES, ROWS_PER_CLASS, LONGEST_CLASS = 50, 5, 100
+
+
+def detect(
+    table: Table,
+    *,
+    inputs: Sequence[str] | None = None,
+    target: str | None = None,
+    category: bool | None = None,
+    exclude: Sequence[str] = (),
+) -> Layout:
+    """The layout of ``table``: as ``inputs`` and ``target`` say, else by known headings and contents, else a guess.
+
+    ``category`` says whether the target is a class (None: found out); ``exclude`` names columns that are neither
+    (a group, a date to split by). Raises DataError ``data-missing-column`` or ``data-no-target``.
+    """
+    for name in [*(inputs or ()), *([target] if target else [])]:
+        if name not in table.columns:
+            raise missing_column(name, table.columns, table.name)
+    if target and target in (inputs or ()):
+        raise DataError("data-no-target", f"the column {target!r} is both input and target", where=table.name)
+    free = [c for c in table.columns if c != SPLIT_COLUMN and c not in exclude]
+    layout = _said(table, free, inputs, target) if inputs or target else None
+    layout = layout or _chat(table, free) or _known(free) or _guessed(table, free)
+    if layout.kind in ("chat", "text"):
+        return layout
+    system = _named(free, ("system", "system_prompt"))
+    if system and system not in (*layout.inputs, layout.target):
+        layout = replace(layout, system=system, explanation=(*layout.explanation, f"system prompt: {system!r}"))
+    return _with_classes(table, layout, category)
+
+
+def reference_of(row: Mapping[str, Any], layout: Layout) -> str | None:
+    """The answer that the data gives for a row, as trained; None when it has none (running text has none)."""
+    from luthier.data.conversation import conversation
+    from luthier.data.render.template import plain_text
+
+    if layout.kind == "text" or layout.target is None:
+        return None
+    if layout.kind == "chat":
+        turns = conversation(row, layout)
+        answer = turns[-1].content if turns and turns[-1].role == "assistant" else ""
+    else:
+        answer = plain_text(row.get(layout.target))
+    return answer if answer.strip() else None
+
+
+def _said(table: Table, free: list[str], inputs: Sequence[str] | None, target: str | None) -> Layout | None:
+    """The layout the caller names; a half that is not named is guessed."""
+    if target and not inputs:
+        if _holds_chat(table, target):
+            return Layout("chat", (), target, explanation=(f"conversations: {target!r}, as said",), tools=_tools(free))
+        known = _known([*free, target] if target not in free else free)
+        if known and known.target == target:
+            return known
+        rest = _texts(table, [c for c in free if c != target]) or [c for c in free if c != target]
+        if not rest:
+            return Layout("text", (), target, explanation=(f"text to learn: {target!r}, the only column",))
+        lines = (f"inputs (a guess): {', '.join(rest)}", f"target: {target}, as said")
+        return Layout("columns", tuple(rest), target, is_guess=True, explanation=lines)
+    inputs = tuple(inputs or ())
+    guess = target is None
+    if target is None:
+        rest = [c for c in free if c not in inputs]
+        target = _named(rest, TARGET_WORDS) or (rest[0] if len(rest) == 1 else None)
+        if target is None:
+            raise _no_target(table, f"none of the columns beside {list(inputs)} is plainly the answer")
+    known = _known([*inputs, target])
+    kind: Kind = known.kind if known and known.target == target and set(known.inputs) == set(inputs) else "columns"
+    if _holds_chat(table, target):
+        kind = "chat"
+    lines = (f"inputs: {', '.join(inputs)}, as said", f"target: {target}" + (" (a guess)" if guess else ", as said"))
+    return Layout(
+        kind, inputs, target, is_guess=guess, explanation=lines, tools=_tools(free) if kind == "chat" else None
+    )
+
+
+def _chat(table: Table, free: list[str]) -> Layout | None:
+    """One column with whole conversations, or a prompt and an answer that are both lists of turns."""
+    holding = [c for c in free if _holds_chat(table, c)]
+    column = _named(holding, CHAT_COLUMNS)
+    pair = next(((_named(holding, (a,)), _named(holding, (b,))) for a, b in PAIRS if {a, b} <= _lower(holding)), None)
+    if column is None and pair and pair[0] and pair[1]:
+        lines = (f"conversations: opened by {pair[0]!r}, answered by {pair[1]!r}",)
+        return Layout("chat", (pair[0],), pair[1], explanation=lines, tools=_tools(free))
+    column = column or (holding[0] if len(holding) == 1 else None)
+    if column is None:
+        return None
+    lines = (f"conversations: {column!r}",)
+    system, tools = _named(free, ("system", "system_prompt")), _tools(free)
+    return Layout("chat", (), column, explanation=lines, system=system, tools=tools)
+
+
+def _known(free: list[str]) -> Layout | None:
+    """Headings that datasets of this field use."""
+    names = {c.lower(): c for c in reversed(free)}
+    for ask, given, answer in TRIPLES:
+        if {ask, given, answer} <= names.keys():
+            found = names[ask], names[given], names[answer]
+            lines = (f"instruction: {found[0]!r}, its input: {found[1]!r}, learned: {found[2]!r}",)
+            return Layout("instruction", found[:2], found[2], explanation=lines)
+    for ask, answer in PAIRS:
+        if {ask, answer} <= names.keys():
+            kind: Kind = "instruction" if ask in ("instruction", "指示", "指令") else "completion"
+            lines = (f"prompt: {names[ask]!r}, learned: {names[answer]!r}",)
+            return Layout(kind, (names[ask],), names[answer], explanation=lines)
+    if "text" in names and not names.keys() & set(TARGET_WORDS):
+        others = [c for c in free if c != names["text"]]
+        lines = (f"text to learn: {names['text']!r}", *([f"not used: {', '.join(others)}"] if others else []))
+        return Layout("text", (), names["text"], explanation=lines)
+    return None
+
+
+def _guessed(table: Table, free: list[str]) -> Layout:
+    """No convention: the target by its name or as the last column of text, the other texts as inputs."""
+    texts = _texts(table, free)
+    if len(free) == 1:
+        lines = (f"text to learn (a guess): {free[0]!r}, the only column",)
+        return Layout("text", (), free[0], is_guess=True, explanation=lines)
+    useful = [c for c in free if not NOT_TEXT.search(c)]
+    target = _named(useful, TARGET_WORDS) or (texts[-1] if texts else None)
+    inputs = [c for c in texts if c != target] or [c for c in useful if c != target]
+    if target is None or not inputs:
+        raise _no_target(table, "no column looks like an answer to the others")
+    used = {target, *inputs}
+    unused = [c for c in free if c not in used]
+    lines = [f"inputs (a guess): {', '.join(inputs)}", f"target (a guess): {target}"]
+    if unused:
+        lines.append(f"not used: {', '.join(unused)}")
+    return Layout("columns", tuple(inputs), target, is_guess=True, explanation=tuple(lines))
+
+
+def _no_target(table: Table, why: str) -> DataError:
+    return DataError(
+        "data-no-target",
+        f"what to learn from {table.name} cannot be told: {why}",
+        where=table.name,
+        received=table.columns,
+        fix="say it: luthier init DATA --input COLUMN,COLUMN --target COLUMN (input_features and output_features)",
+    )
+
+
+def _with_classes(table: Table, layout: Layout, category: bool | None) -> Layout:
+    """The allowed answers, when the target has few different ones and each stands in enough rows."""
+    from luthier.data.render.template import plain_text
+
+    if category is False or layout.target is None:
+        return layout
+    answers = [text for text in map(plain_text, table.column(layout.target)) if text.strip()]
+    counts = Counter(answers)
+    rare = sum(count for count in counts.values() if count < ROWS_PER_CLASS)
+    few = 2 <= len(counts) <= MOST_CLASSES and len(answers) >= ROWS_PER_CLASS * len(counts)
+    short = all(len(text) <= LONGEST_CLASS for text in counts)
+    if not category and not (few and short and rare <= 0.05 * len(answers)):
+        return layout
+    line = f"classification: {len(counts)} answers in {layout.target!r}"
+    return replace(layout, classes=tuple(sorted(counts)), explanation=(*layout.explanation, line))
+
+
+def _holds_chat(table: Table, column: str) -> bool:
+    from luthier.data.conversation import is_conversation
+
+    values = table.rows.slice(0, LOOKED_AT)
+    cells = [v for v in Table(values, table.name).column(column) if v not in (None, "", [])]
+    return bool(cells) and all(map(is_conversation, cells))
+
+
+def _texts(table: Table, columns: list[str]) -> list[str]:
+    """The columns of text that do not look like an identifier or a date."""
+    sample = Table(table.rows.slice(0, LOOKED_AT), table.name)
+    return [
+        c
+        for c in columns
+        if not NOT_TEXT.search(c) and any(isinstance(v, str) and re.search(r"[^\W\d_]", v) for v in sample.column(c))
+    ]
+
+
+def _tools(free: list[str]) -> str | None:
+    return _named(free, ("tools", "functions"))
+
+
+def _named(columns: Sequence[str], names: Sequence[str]) -> str | None:
+    """The first of ``names`` that is a column, in any case."""
+    known = {c.lower(): c for c in reversed(list(columns))}
+    return next((known[name] for name in names if name in known), None)
+
+
+def _lower(columns: Sequence[str]) -> set[str]:
+    return {c.lower() for c in columns}
