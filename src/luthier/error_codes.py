@@ -42,6 +42,7 @@ CODES: dict[str, str] = {
     "run-other-lock": "An output folder whose run was made from another config, data or base.",
     "run-in-use": "A run folder that another process is writing to.",
     "run-no-space": "Not enough disk space for what the run will write.",
+    "run-interrupted": "The run was ended by SIGINT or SIGTERM, after a checkpoint at its last finished step.",
     "run-damaged": "A checkpoint or record whose content does not match its manifest.",
     # training
     "training-not-finite": "A loss or gradient that is NaN or infinite; nothing was updated with it.",

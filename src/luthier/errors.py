@@ -6,7 +6,8 @@
     ├── AssetError          exit 4    the base model, its tokenizer, its files
     ├── RunError            exit 5    the run folder: lock, disk, checkpoints
     ├── TrainingError       exit 6    the training itself: not finite, no memory
-    └── DependencyError     exit 7    an optional package that is not installed
+    ├── DependencyError     exit 7    an optional package that is not installed
+    └── Interrupted         exit 130 or 143    SIGINT or SIGTERM, after a checkpoint
 
 A code is a slug such as ``config-unknown-key``. `CODES` holds one line on each; ``docs/errors/`` is
 generated from it. Ctrl-C and SIGTERM end with 130 and 143, as shells expect.
@@ -118,6 +119,16 @@ class TrainingError(LuthierError):
     """Training had to stop: a loss that is not finite, no memory left."""
 
     exit_code = 6
+
+
+class Interrupted(LuthierError):
+    """SIGINT or SIGTERM ended the training after a checkpoint; ``exit_code`` is 128 + the signal's number."""
+
+    exit_code = 130
+
+    def __init__(self, number: int, message: str, **details: Any) -> None:
+        super().__init__("run-interrupted", message, **details)
+        self.exit_code = 128 + number  # type: ignore[misc]
 
 
 class DependencyError(LuthierError):

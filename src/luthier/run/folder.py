@@ -1,10 +1,10 @@
 """A run folder: what is in it, when it may be made, continued, or read.
 
-    run.json            state and lock; written first
-    config.yaml plan.json audit.json metrics.jsonl report.html
-    checkpoints/        step-000120/ …
-    adapter/            the trained adapter (PEFT format), or
-    weights/            the whole model, when all of it was trained
+run.json            state and lock; written first
+config.yaml plan.json audit.json metrics.jsonl report.html
+checkpoints/        step-000120/ …
+adapter/            the trained adapter (PEFT format), or
+weights/            the whole model, when all of it was trained
 """
 
 from __future__ import annotations
@@ -62,7 +62,9 @@ class RunFolder:
         try:
             if _is_run(folder):
                 return cls(folder, _read(folder), held)
-            run = cls(folder, {"format": FORMAT, "state": "preparing", "name": name, "created": _now(), "lock": None}, held)
+            run = cls(
+                folder, {"format": FORMAT, "state": "preparing", "name": name, "created": _now(), "lock": None}, held
+            )
             run._write()
         except BaseException:
             held.release()

@@ -1,0 +1,38 @@
+"""Supervised fine-tuning: the weighted negative log-likelihood of the targets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Literal
+
+from luthier.objectives.terms import Loss, Term
+from luthier.types import Batch, Example
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Sft:
+    """``token``: the mean over the supervised tokens of the effective batch; ``sample``: over samples of their means."""
+
+    def __init__(self, normalization: Literal["token", "sample"] = "token") -> None:
+        self.normalization = normalization
+
+    def prepare(self, step: Sequence[Example]) -> Mapping[str, float]:
+        """The sum of target weights (token) or the number of supervised samples (sample) of the effective batch."""
+        sums = [sum(example.weights[1:]) for example in step]  # nothing precedes the first token, so it has no target
+        weight = sum(sums) if self.normalization == "token" else float(sum(1 for one in sums if one))
+        assert weight > 0, "data/prepare drops rows without a supervised token"
+        return {"nll": weight}
+
+    def loss(self, logprobs: torch.Tensor, batch: Batch, constants: Mapping[str, float]) -> Loss:
+        """One term, ``nll``; statistics ``tokens`` and ``nll``, the plain sums over supervised tokens."""
+        trained = batch.target_weight != 0
+        weights = batch.target_weight[trained].float()
+        if self.normalization == "sample":
+            segment = batch.segment[trained]
+            totals = weights.new_zeros(len(batch.lengths)).index_add_(0, segment, weights)
+            weights = weights / totals[segment]
+        negative = -logprobs.float()
+        statistics = {"tokens": trained.sum().float(), "nll": negative.detach().sum()}
+        return Loss({"nll": Term((negative * weights).sum(), weights.sum())}, statistics)

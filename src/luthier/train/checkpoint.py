@@ -1,0 +1,187 @@
+"""Checkpoints: staged, hashed, synced, renamed into place once; read back only when every byte is as it was written.
+
+step-000120/weights.safetensors    the trainable weights
+step-000120/optimizer.safetensors  the tensors of the optimizer's state
+step-000120/state.json             everything else: steps, hooks, source, random state
+step-000120/manifest.json          sha256 and size of the others
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from luthier.errors import RunError
+from luthier.run import atomic
+
+FORMAT = 1
+_NAME = re.compile(r"step-(\d{6,})")
+_STAGING = ".staging-"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint in memory: tensors on the CPU, the rest as JSON types."""
+
+    step: int
+    weights: Mapping[str, torch.Tensor]
+    optimizer: Any
+    state: Mapping[str, Any]
+
+
+def path_of(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies."""
+    return folder / f"step-{step:06d}"
+
+
+def steps_in(folder: Path) -> list[int]:
+    """The steps of the checkpoints in a folder, rising; staging folders do not count."""
+    names = (_NAME.fullmatch(one.name) for one in folder.iterdir()) if folder.is_dir() else ()
+    return sorted(int(match[1]) for match in names if match)
+
+
+def save(
+    folder: Path, step: int, weights: Mapping[str, torch.Tensor], optimizer: Any, state: Mapping[str, Any]
+) -> Path:
+    """Write the checkpoint of a step whole, or not at all. One that is there already is left as it is."""
+    final = path_of(folder, step)
+    if final.exists():
+        return final
+    folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.glob(f"{_STAGING}*"):  # of a process that died; only one process writes to a run
+        shutil.rmtree(left)
+    staging = folder / f"{_STAGING}{step}-{os.getpid()}"
+    staging.mkdir()
+    try:
+        tree, tensors = _take_tensors(optimizer)
+        save_file(
+            {name: value.detach().cpu().contiguous() for name, value in weights.items()},
+            staging / "weights.safetensors",
+        )
+        save_file(tensors, staging / "optimizer.safetensors")
+        record = {"format": FORMAT, "step": step, "optimizer": tree, **state}
+        (staging / "state.json").write_text(json.dumps(record, ensure_ascii=False), encoding="utf-8")
+        files = {one.name: {"sha256": _hash(one), "bytes": one.stat().st_size} for one in sorted(staging.iterdir())}
+        (staging / "manifest.json").write_text(
+            json.dumps({"format": FORMAT, "files": files}, indent=2), encoding="utf-8"
+        )
+        for one in staging.iterdir():
+            atomic.sync_file(one)
+        atomic.sync_folder(staging)
+        staging.rename(final)
+    except OSError as error:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise RunError(
+            "run-no-space" if error.errno == 28 else "run-damaged",
+            f"the checkpoint of step {step} could not be written: {error}",
+            where=str(final),
+            fix="make room on the disk, then run the same command again: it goes on from the last checkpoint",
+        ) from error
+    atomic.sync_folder(folder)
+    return final
+
+
+def load(folder: Path, step: int) -> Checkpoint:
+    """Read and verify a checkpoint. Raises RunError run-damaged when its content is not what its manifest says."""
+    path = path_of(folder, step)
+    try:
+        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+        wrong = [name for name, said in manifest["files"].items() if _hash(path / name) != said["sha256"]]
+        if wrong:
+            raise ValueError(f"{', '.join(wrong)} changed since it was written")
+        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        optimizer = _put_tensors(state.pop("optimizer"), load_file(path / "optimizer.safetensors"))
+        return Checkpoint(step, load_file(path / "weights.safetensors"), optimizer, state)
+    except (OSError, ValueError, KeyError) as error:
+        raise RunError(
+            "run-damaged",
+            f"the checkpoint of step {step} is damaged: {error}",
+            where=str(path),
+            fix=f"delete {path}; the run then goes on from the checkpoint before it",
+        ) from error
+
+
+def prune(folder: Path, keep_last: int, keep: Iterable[int] = ()) -> None:
+    """Delete all checkpoints but the newest ``keep_last`` and those of the steps ``keep``."""
+    steps = steps_in(folder)
+    kept = {*steps[-keep_last:], *keep}
+    for step in steps:
+        if step not in kept:
+            gone = (
+                folder / f"{_STAGING}old-{step}"
+            )  # renamed first, so that a half-deleted one is never taken for whole
+            path_of(folder, step).rename(gone)
+            shutil.rmtree(gone)
+
+
+def random_state(device: str) -> dict[str, Any]:
+    """The state of torch's generators, as JSON types."""
+    out = {"cpu": _encode(torch.get_rng_state())}
+    if device.startswith("cuda"):
+        out["cuda"] = _encode(torch.cuda.get_rng_state(device))
+    return out
+
+
+def set_random_state(state: Mapping[str, str], device: str) -> None:
+    """Put torch's generators back; a state of a device that is not used here is left alone."""
+    torch.set_rng_state(_decode(state["cpu"]))
+    if device.startswith("cuda") and "cuda" in state:
+        torch.cuda.set_rng_state(_decode(state["cuda"]), device)
+
+
+def _encode(value: torch.Tensor) -> str:
+    return base64.b64encode(value.numpy().tobytes()).decode("ascii")
+
+
+def _decode(text: str) -> torch.Tensor:
+    return torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8)
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def _take_tensors(tree: Any) -> tuple[Any, dict[str, torch.Tensor]]:
+    """A tree of containers without its tensors, and the tensors by name. Keys and tuples survive JSON."""
+    tensors: dict[str, torch.Tensor] = {}
+
+    def walk(node: Any) -> Any:
+        if isinstance(node, torch.Tensor):
+            name = str(len(tensors))
+            # clone: optimizers share tables between weights, and safetensors refuses shared memory
+            tensors[name] = node.detach().cpu().contiguous().clone()
+            return {"$tensor": name}
+        if isinstance(node, Mapping):
+            return {"$map": [[key, walk(value)] for key, value in node.items()]}
+        if isinstance(node, tuple):
+            return {"$tuple": [walk(value) for value in node]}
+        if isinstance(node, list):
+            return [walk(value) for value in node]
+        return node
+
+    return walk(tree), tensors
+
+
+def _put_tensors(node: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
+    if isinstance(node, list):
+        return [_put_tensors(value, tensors) for value in node]
+    if not isinstance(node, dict):
+        return node
+    kind, value = next(iter(node.items()))
+    if kind == "$tensor":
+        return tensors[value]
+    if kind == "$tuple":
+        return tuple(_put_tensors(one, tensors) for one in value)
+    return {key: _put_tensors(one, tensors) for key, one in value}

@@ -1,0 +1,76 @@
+"""Loss, perplexity and token accuracy over held-out examples, without moving the training's random numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+
+from luthier.data.collate import collate
+from luthier.data.pack import schedule
+from luthier.events import Sink, progress, silent
+from luthier.train.precision import Precision, autocast
+from luthier.train.step import to_device
+from luthier.types import Batch, Example, Plan
+
+# Batch → log-probability of each supervised target, and whether it was the likeliest token (None: not known)
+Scored = Callable[[Batch], tuple[torch.Tensor, torch.Tensor | None]]
+
+
+@contextmanager
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """Evaluation mode with random numbers of its own; the mode and the generators come back as they were."""
+    before = model.training
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() and torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices), torch.no_grad():
+        model.eval()
+        try:
+            yield
+        finally:
+            model.train(before)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluator:
+    """Call it for the values of one evaluation: ``loss``, ``perplexity``, ``supervised_tokens``, ``token_accuracy``.
+
+    The loss is weighted over supervised tokens as training's is. ``generated`` adds metrics on generated answers.
+    """
+
+    model: torch.nn.Module
+    score: Scored
+    examples: Sequence[Example]
+    plan: Plan
+    precision: Precision = "fp32"
+    max_rows: int | None = None
+    generated: Callable[[], Mapping[str, float]] | None = None
+    sink: Sink = field(default=silent)
+
+    def __call__(self) -> dict[str, float]:
+        """Evaluate now. At least one example must be there."""
+        examples = self.examples[: self.max_rows]
+        assert examples, "an evaluation needs an example; leave Setup.evaluate out otherwise"
+        device = self.plan.device
+        sums = torch.zeros(4, dtype=torch.float64)  # weighted nll, weight, hits, tokens
+        known = True
+        passes = schedule([example.length for example in examples], self.plan, 1)[0]
+        with evaluating(self.model):
+            for indices in progress(self.sink, "evaluate", passes, unit="passes"):
+                batch = to_device(collate([examples[i] for i in indices]), device)
+                with autocast(self.precision, device):
+                    logprobs, top = self.score(batch)
+                weights = batch.target_weight[batch.target_weight != 0].double()
+                hits = torch.zeros(()) if top is None else top.sum().cpu()
+                known = known and top is not None
+                nll = -(logprobs.double() * weights).sum()
+                sums += torch.stack([nll.cpu(), weights.sum().cpu(), hits.double(), torch.tensor(float(len(weights)))])
+            extra = dict(self.generated()) if self.generated is not None else {}
+        nll_sum, weight, hit, tokens = sums.tolist()
+        loss = nll_sum / weight
+        values = {"loss": loss, "perplexity": math.exp(min(loss, 700.0)), "supervised_tokens": tokens}
+        if known:
+            values["token_accuracy"] = hit / tokens
+        return {**values, **extra}

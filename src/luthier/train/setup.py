@@ -1,0 +1,90 @@
+"""Everything that `fit` needs, in one frozen object, and what it gives back. The pipeline makes the first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from luthier.events import Sink, silent
+from luthier.objectives.terms import Objective
+from luthier.train.comm import Comm, OneRank
+from luthier.train.precision import Precision
+from luthier.types import Batch, Plan, StepSource
+
+if TYPE_CHECKING:
+    import torch
+
+    from luthier.config.trainer import Trainer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What is trained, on what, how long, and who is told.
+
+    model: on ``plan.device``; its parameters with requires_grad are what is trained, saved and restored.
+    logprobs: Batch → [n] log-probabilities of the supervised targets, in the order of target_weight's nonzeros.
+    source: yields effective batches; its ``steps_per_epoch`` and the totals below are in optimizer steps.
+    total_steps: optimizer steps of the whole run; left out, ``trainer.train_steps`` or ``trainer.epochs`` decide.
+    learning_rate: resolved, since ``trainer.learning_rate`` may be "auto".
+    evaluate: called between steps; returns at least ``loss`` (see `luthier.train.evaluation.Evaluator`).
+    checkpoints: the folder of the checkpoints; a run there is continued from its newest whole one.
+    save_adapter: called once at the end, with the best weights in place; returns what it wrote.
+    after_update: called with the step after each update (AdaLoRA moves its ranks there).
+    resume_hint: the command that continues the run, for the message of an interruption.
+    """
+
+    model: torch.nn.Module
+    logprobs: Callable[[Batch], torch.Tensor]
+    objective: Objective
+    source: StepSource
+    plan: Plan
+    trainer: Trainer
+    learning_rate: float
+    checkpoints: Path
+    total_steps: int | None = None
+    evaluate: Callable[[], Mapping[str, float]] | None = None
+    save_adapter: Callable[[], Path] | None = None
+    after_update: Callable[[int], None] | None = None
+    precision: Precision = "fp32"
+    seed: int = 42
+    sink: Sink = silent
+    comm: Comm = field(default_factory=OneRank)
+    loraplus_lr_ratio: float | None = None
+    resume_hint: str = "run the same command again with the same --output folder"
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        declared = self.total_steps or self.trainer.train_steps
+        return declared or self.trainer.epochs * self.source.steps_per_epoch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How training ended. ``evaluations``: one mapping each, with ``step``, ``epoch`` and the values of evaluate.
+
+    best_step and best_value are None without validation rows; ``stopped`` is "finished" or "early".
+    """
+
+    steps: int
+    epochs: float
+    stopped: str
+    metric: str
+    best_step: int | None
+    best_value: float | None
+    evaluations: tuple[Mapping[str, float], ...]
+    train_loss: float | None  # of the last step
+    resumed_from: int | None
+    seconds: float
+    memory_gib: float
+    saved: Path | None
+
+    def to_json(self) -> dict[str, Any]:
+        """The outcome as JSON types."""
+        out = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return out | {
+            "saved": None if self.saved is None else str(self.saved),
+            "evaluations": [dict(one) for one in self.evaluations],
+        }

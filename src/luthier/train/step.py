@@ -1,0 +1,188 @@
+"""One optimizer step, in the order it happens. "Pass": one forward and backward over one pack of samples."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+
+import torch
+
+from luthier.data.collate import collate
+from luthier.data.pack import schedule
+from luthier.errors import TrainingError
+from luthier.events import Planned
+from luthier.train.memory import peak_gib
+from luthier.train.precision import autocast, scaler
+from luthier.train.setup import Setup
+from luthier.types import Batch, Example, Plan
+
+MAX_SKIPPED = 20  # fp16: updates skipped in a row before the loss scale is not to blame any more
+
+
+@dataclass
+class Training:
+    """What changes while training; everything that is declared stands in the `Setup`."""
+
+    optimizer: torch.optim.Optimizer
+    plan: Plan
+    scaler: torch.amp.GradScaler
+    step: int = 0  # optimizer steps that are finished
+    skipped: int = 0  # fp16 updates skipped in a row
+    rate_scale: float = 1.0  # what reduce-on-plateau has made of the learning rate
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """One finished step. ``loss`` is the objective's value; ``values`` go to metrics.jsonl."""
+
+    loss: float
+    values: Mapping[str, float]
+
+
+def new_training(setup: Setup, optimizer: torch.optim.Optimizer) -> Training:
+    """The state before the first step."""
+    return Training(optimizer, setup.plan, scaler(setup.precision, setup.plan.device))
+
+
+def train_step(setup: Setup, now: Training, rate_factor: float) -> StepResult:
+    """Fetch, weigh, run the passes, clip, check, update. Reads from the device once, to check and to log.
+
+    Raises TrainingError: training-not-finite before anything is updated, training-no-memory when no smaller pass helps.
+    """
+    started = time.perf_counter()
+    step = setup.source.next_step()
+    constants = setup.objective.prepare(step)  # global weights, before any backward
+
+    totals, passes = _passes_that_fit(setup, now, step, constants)
+    now.scaler.unscale_(now.optimizer)
+    norm = _clip(setup, now.optimizer)
+
+    read = torch.stack([totals["loss"], setup.comm.sum(totals["tokens"]), norm]).tolist()  # the one host read
+    loss, tokens, gradient = read
+    finite = _check_finite(setup, now, step, loss, gradient)
+
+    for group in now.optimizer.param_groups:
+        group["lr"] = group["initial_lr"] * rate_factor * now.rate_scale
+    now.scaler.step(now.optimizer)  # in fp16 it leaves the weights alone when a gradient was not finite
+    now.scaler.update()
+    now.optimizer.zero_grad(set_to_none=True)
+    if finite and setup.after_update is not None:
+        setup.after_update(now.step)
+    now.step += 1
+
+    seconds = time.perf_counter() - started
+    every = sum(example.length for example in step)
+    values = {
+        "learning_rate": setup.learning_rate * rate_factor * now.rate_scale,
+        "tokens_per_s": every / seconds,
+        "supervised_tokens": int(tokens),
+        "tokens": every,
+        "memory_gib": round(peak_gib(setup.plan.device), 4),
+        "gradient_norm": gradient,
+        "passes": passes,
+        "rows": len(step),
+    }
+    return StepResult(loss, values if finite else {**values, "skipped": 1})
+
+
+def _passes_that_fit(
+    setup: Setup, now: Training, step: Sequence[Example], constants: Mapping[str, float]
+) -> tuple[dict[str, torch.Tensor], int]:
+    """Run the passes; out of memory, halve them and begin the step again: the gradient stays the same."""
+    while True:
+        passes = schedule([example.length for example in step], now.plan, setup.comm.world)[setup.comm.rank]
+        try:
+            return _run_passes(setup, now, [[step[i] for i in indices] for indices in passes], constants), len(passes)
+        except torch.OutOfMemoryError as error:
+            now.optimizer.zero_grad(set_to_none=True)
+            shortest = max(example.length for example in step)
+            smaller = max(shortest, now.plan.tokens_per_pass // 2)
+            if smaller >= now.plan.tokens_per_pass:
+                raise TrainingError(
+                    "training-no-memory",
+                    f"out of memory in step {now.step + 1} with one sample a pass",
+                    where=f"row {max(step, key=lambda example: example.length).row}, {shortest} tokens",
+                    received=str(error).split("\n")[0],
+                    fix="lower preprocessing.max_sequence_length, or set trainer.enable_gradient_checkpointing: true",
+                ) from error
+        torch.cuda.empty_cache()
+        now.plan = replace(now.plan, tokens_per_pass=smaller)
+        setup.sink(Planned(plan=asdict(now.plan), why=f"out of memory in step {now.step + 1}"))
+
+
+def _run_passes(
+    setup: Setup, now: Training, passes: Sequence[Sequence[Example]], constants: Mapping[str, float]
+) -> dict[str, torch.Tensor]:
+    """Forward and backward over each pass; returns the step's loss and statistics as sums on the device."""
+    device = now.plan.device
+    totals = {"loss": torch.zeros((), device=device), "tokens": torch.zeros((), device=device)}
+    for number, examples in enumerate(passes):
+        if not examples:
+            continue
+        # Dropout depends on (seed, step, pass) alone, so neither a resume nor an evaluation changes it.
+        torch.manual_seed((setup.seed * 1_000_003 + now.step) * 1_009 + number)
+        batch = to_device(collate(examples), device)
+        with autocast(setup.precision, device):
+            logprobs = setup.logprobs(batch)
+        made = setup.objective.loss(logprobs, batch, constants)
+        loss = torch.stack(
+            [term.coefficient * term.sum / constants[name] for name, term in made.terms.items()]  # divided here, once
+        ).sum()
+        now.scaler.scale(loss).backward()
+        totals["loss"] += loss.detach()
+        totals["tokens"] += made.statistics.get("tokens", 0.0)
+    return totals
+
+
+def to_device(batch: Batch, device: str) -> Batch:
+    """The batch with its tensors on ``device``."""
+
+    def move(value: torch.Tensor | None) -> torch.Tensor | None:
+        return None if value is None else value.to(device, non_blocking=True)
+
+    names = ("ids", "positions", "segment", "target_weight", "parent_segment", "adapter_index")
+    moved = {name: move(getattr(batch, name)) for name in names}
+    fields = {
+        name: {key: move(value) for key, value in getattr(batch, name).items()}
+        for name in ("token_fields", "segment_fields")
+    }
+    return replace(batch, **moved, **fields)  # type: ignore[arg-type]
+
+
+def _clip(setup: Setup, optimizer: torch.optim.Optimizer) -> torch.Tensor:
+    """Bound the gradient as declared; returns its norm before that, on the device."""
+    weights = [weight for group in optimizer.param_groups for weight in group["params"] if weight.grad is not None]
+    clipping = setup.trainer.gradient_clipping
+    norm = torch.nn.utils.get_total_norm([weight.grad for weight in weights])
+    if clipping.clipglobalnorm is not None:
+        torch.nn.utils.clip_grads_with_norm_(weights, clipping.clipglobalnorm, norm)
+    if clipping.clipvalue is not None:
+        torch.nn.utils.clip_grad_value_(weights, clipping.clipvalue)
+    return norm.to(setup.plan.device)
+
+
+def _check_finite(setup: Setup, now: Training, step: Sequence[Example], loss: float, norm: float) -> bool:
+    """True when the update can be made, False when the fp16 scaler shall skip it; raises otherwise."""
+    finite = all(value - value == 0 for value in (loss, norm))
+    if finite:
+        now.skipped = 0
+        return True
+    now.skipped += 1
+    if now.scaler.is_enabled() and loss - loss == 0 and now.skipped <= MAX_SKIPPED:
+        return False
+    named = [
+        name
+        for name, weight in setup.model.named_parameters()
+        if weight.grad is not None and not bool(weight.grad.isfinite().all())
+    ]
+    now.optimizer.zero_grad(set_to_none=True)
+    rows = sorted({example.row for example in step})
+    raise TrainingError(
+        "training-not-finite",
+        f"step {now.step + 1} has a {'loss' if loss - loss != 0 else 'gradient'} that is not a finite number; "
+        "no weight was updated with it",
+        where=f"rows {', '.join(map(str, rows[:16]))}{' …' if len(rows) > 16 else ''}",
+        received=f"loss {loss}, gradient norm {norm}; gradients not finite: {', '.join(named[:3]) or 'none'}",
+        fix="lower trainer.learning_rate, or set trainer.precision: fp32; then train into a new folder",
+    )
