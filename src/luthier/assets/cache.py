@@ -1,0 +1,100 @@
+"""Where derived files are kept, how they are hashed, and how two processes make each of them only once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from luthier.run.atomic import write_json
+
+WAIT = 900.0  # seconds to wait for another process that is making the same thing
+
+
+def cache_root(cache: Path | None = None) -> Path:
+    """``cache``, else LUTHIER_CACHE, else the platform's cache folder. Not created here."""
+    if cache is not None:
+        return cache
+    if named := os.environ.get("LUTHIER_CACHE"):
+        return Path(named).expanduser()
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA", "~/AppData/Local")).expanduser() / "luthier"
+    if sys.platform == "darwin":
+        return Path("~/Library/Caches/luthier").expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "luthier"
+
+
+def file_hash(path: Path) -> str:
+    """Sha256 of a file's bytes, as hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def remembered_hash(path: Path, root: Path) -> str:
+    """Sha256 of a large file, computed again only when its size or time of change differ."""
+    real = path.resolve()
+    stat = real.stat()
+    stamp = {"path": str(real), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "ctime_ns": stat.st_ctime_ns}
+    record = root / "hashes" / f"{hashlib.sha256(str(real).encode()).hexdigest()[:32]}.json"
+    if record.is_file():
+        try:
+            known = json.loads(record.read_text(encoding="utf-8"))
+        except ValueError:
+            known = {}  # a damaged record costs one hashing, nothing else
+        if known.get("stamp") == stamp:
+            return str(known["sha256"])
+    digest = file_hash(real)
+    record.parent.mkdir(parents=True, exist_ok=True)
+    write_json(record, {"stamp": stamp, "sha256": digest})
+    return digest
+
+
+def build_once(folder: Path, make: Callable[[Path], None]) -> Path:
+    """``folder``, made by ``make`` in a folder beside it and renamed when complete; concurrent callers wait.
+
+    Raises TimeoutError when another process holds the lock for longer than `WAIT`.
+    """
+    if folder.is_dir():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder.with_name(f"{folder.name}.lock"), os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        _hold(handle, folder)
+        if folder.is_dir():  # another process was faster
+            return folder
+        staging = folder.with_name(f"{folder.name}.partial")
+        shutil.rmtree(staging, ignore_errors=True)  # left by a process that was killed; we hold the lock
+        staging.mkdir()
+        make(staging)
+        staging.rename(folder)
+        return folder
+    finally:
+        os.close(handle)  # the operating system lets the lock go with the handle, also when a process dies
+
+
+def _hold(handle: int, folder: Path) -> None:
+    deadline = time.monotonic() + WAIT
+    while not _try_lock(handle):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"another process has been making {folder} for more than {WAIT:.0f} s")
+        time.sleep(0.2)
+
+
+def _try_lock(handle: int) -> bool:
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True

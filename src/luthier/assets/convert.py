@@ -1,0 +1,67 @@
+"""Pickled weights become safetensors, in a child process that reads them with weights_only: no code in them runs."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from luthier.assets.cache import build_once
+from luthier.errors import AssetError
+
+LIMIT = 3600  # seconds
+
+CHILD = """
+import json, sys
+from pathlib import Path
+import torch
+from safetensors.torch import save_file
+
+source, target = map(Path, sys.argv[1:])
+files = sorted(source.glob("pytorch_model*.bin")) or sorted(source.glob("*.bin"))
+weight_map, total = {}, 0
+for number, file in enumerate(files, 1):
+    tensors = torch.load(file, map_location="cpu", weights_only=True)
+    tensors = tensors.get("state_dict", tensors) if isinstance(tensors, dict) else None
+    if tensors is None or not all(isinstance(t, torch.Tensor) for t in tensors.values()):
+        sys.exit(f"{file.name} does not hold a mapping of names to tensors")
+    tensors = {name: tensor.clone().contiguous() for name, tensor in tensors.items()}  # no shared storage
+    name = "model.safetensors" if len(files) == 1 else f"model-{number:05d}-of-{len(files):05d}.safetensors"
+    save_file(tensors, str(target / name), metadata={"format": "pt"})
+    weight_map |= dict.fromkeys(tensors, name)
+    total += sum(t.numel() * t.element_size() for t in tensors.values())
+if len(files) > 1:
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (target / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
+"""
+
+
+def convert_pickled(folder: Path) -> Path:
+    """A copy of a model folder with safetensors weights, beside it as ``FOLDER-safetensors``.
+
+    Raises AssetError asset-not-found without .bin files, asset-damaged when they hold more than tensors.
+    """
+    folder = Path(folder).expanduser().resolve()
+    if not folder.is_dir() or not any(folder.glob("*.bin")):
+        raise AssetError(
+            "asset-not-found", "there are no .bin weights to convert", where=str(folder), allowed="a folder with *.bin"
+        )
+
+    def make(target: Path) -> None:
+        for path in folder.iterdir():
+            if path.is_file() and path.suffix in (".json", ".txt", ".model", ".jinja") and "index" not in path.name:
+                shutil.copy2(path, target / path.name)
+        done = subprocess.run(
+            [sys.executable, "-I", "-c", CHILD, str(folder), str(target)],
+            capture_output=True, text=True, timeout=LIMIT, check=False,
+        )  # fmt: skip
+        if done.returncode:
+            raise AssetError(
+                "asset-damaged",
+                "the pickled weights were not converted: they are damaged or hold more than tensors",
+                where=str(folder),
+                received=(done.stderr.strip().splitlines() or ["no message"])[-1],
+            )
+
+    return build_once(folder.with_name(f"{folder.name}-safetensors"), make)

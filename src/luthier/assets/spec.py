@@ -1,0 +1,113 @@
+"""A base model's facts, read from config.json and the headers of its safetensors files; no weights are read."""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from luthier.errors import AssetError
+from luthier.types import ModelSpec
+
+DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
+HEADER_LIMIT = 256 * 2**20  # bytes; the format's own limit is 100 MB
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a model folder, those of the index alone where there is one.
+
+    Raises AssetError asset-damaged when the index names a file that is not there.
+    """
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        single = folder / "model.safetensors"
+        return [single] if single.is_file() else sorted(folder.glob("*.safetensors"))
+    names = sorted(set(read_json(index).get("weight_map", {}).values()))
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise AssetError(
+            "asset-damaged",
+            f"the base model lacks {len(missing)} of its {len(names)} weight files",
+            where=str(index),
+            received=", ".join(missing),
+            fix="download the model again; an earlier download was not finished",
+        )
+    return [folder / name for name in names]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a model folder. Raises AssetError asset-damaged when it is not one."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise AssetError(
+            "asset-damaged", f"{path.name} cannot be read: {error}", where=str(path), fix="download the model again"
+        ) from error
+    if not isinstance(value, dict):
+        raise AssetError("asset-damaged", f"{path.name} is not a JSON object", where=str(path))
+    return value
+
+
+def read_spec(folder: Path) -> ModelSpec:
+    """The facts of the model in ``folder``; the number of parameters is exact.
+
+    Raises AssetError asset-damaged for files that are missing or cut short.
+    """
+    config = read_json(folder / "config.json")
+    text = config.get("text_config") if isinstance(config.get("text_config"), dict) else config
+    assert text is not None
+    hidden, heads = _number(text, "hidden_size", "n_embd", "d_model"), _number(text, "num_attention_heads", "n_head")
+    parameters, dtypes = 0, Counter[str]()
+    for path in weight_files(folder):
+        for dtype, count in tensors(path):
+            parameters += count
+            dtypes[dtype] += count
+    names = config.get("architectures") or ["unknown"]
+    return ModelSpec(
+        architecture=str(names[0]),
+        parameters=parameters,
+        layers=_number(text, "num_hidden_layers", "n_layer"),
+        hidden=hidden,
+        intermediate=_number(text, "intermediate_size", "n_inner", "ffn_dim") or 4 * hidden,
+        heads=heads,
+        kv_heads=_number(text, "num_key_value_heads") or heads,
+        head_dim=_number(text, "head_dim") or (hidden // heads if heads else 0),
+        vocab=_number(text, "vocab_size"),
+        context=_number(text, "max_position_embeddings", "n_positions"),
+        tied_embeddings=bool(config.get("tie_word_embeddings", text.get("tie_word_embeddings", True))),
+        dtype=dtypes.most_common(1)[0][0] if dtypes else str(config.get("dtype", "float32")),
+    )
+
+
+def tensors(path: Path) -> Iterator[tuple[str, int]]:
+    """Type and number of elements of each tensor of a safetensors file. Checks that the file is as long as it says."""
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        head = stream.read(8)
+        length = struct.unpack("<Q", head)[0] if len(head) == 8 else HEADER_LIMIT + 1
+        if length > min(HEADER_LIMIT, size):
+            raise _damaged(path, "its header is cut short or is not safetensors")
+        try:
+            header: dict[str, Any] = json.loads(stream.read(length))
+        except ValueError as error:
+            raise _damaged(path, "its header is not JSON") from error
+    header.pop("__metadata__", None)
+    end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+    if 8 + length + end != size:
+        raise _damaged(path, f"it has {size:,} bytes and should have {8 + length + end:,}")
+    for entry in header.values():
+        yield DTYPES.get(entry["dtype"], entry["dtype"].lower()), math.prod(entry["shape"])
+
+
+def _damaged(path: Path, why: str) -> AssetError:
+    return AssetError(
+        "asset-damaged", f"a weight file is damaged: {why}", where=str(path), fix="download the model again"
+    )
+
+
+def _number(config: dict[str, Any], *names: str) -> int:
+    return next((int(config[name]) for name in names if isinstance(config.get(name), (int, float))), 0)
