@@ -13,7 +13,7 @@ LEFT, RIGHT, TOP, BOTTOM = 64, 16, 16, 44
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """About ``count`` round numbers (1, 2 or 5 times a power of ten) from at or below ``low`` to at or above ``high``."""
+    """About ``count`` round numbers (1, 2 or 5 times a power of ten) around ``low`` to ``high``."""
     if not high > low:
         high = low + (abs(low) or 1.0)
     rough = (high - low) / count
