@@ -1,0 +1,159 @@
+"""The `adapter:` section: which small set of weights is trained beside the base model's. Chosen by `type`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from luthier.config.section import Float, Int, Section, key
+
+Targets = str | tuple[str, ...] | None
+
+
+class Postprocessor(Section):
+    """What happens to the adapter after training."""
+
+    merge_adapter_into_base_model: bool = key(False, "Save merged weights beside the adapter after training.")
+    progressbar: bool = key(False, "Ludwig's switch for a bar while merging; Luthier always shows progress.")
+
+
+class BaseAdapter(Section):
+    """What all adapters share."""
+
+    pretrained_adapter_weights: str | None = key(None, "Folder or hub id of an adapter to go on from.")
+    postprocessor: Postprocessor = key(Postprocessor, "What happens to the adapter after training.")
+    target_modules: Targets = key(
+        None,
+        "Layers that get the adapter: names, or one regular expression; empty: what suits the type.",
+    )
+    modules_to_save: tuple[str, ...] | None = key(None, "Further layers trained whole and saved with the adapter.")
+
+
+class Lora(BaseAdapter):
+    """Low-rank updates beside linear layers."""
+
+    type: Literal["lora"] = key("lora", "The kind of adapter.")
+    target_modules: Targets = key(
+        None,
+        "Layers that get the adapter: names, or one regular expression; empty: every linear layer but the head.",
+        ludwig=r".*\.(q_proj|v_proj|query_key_value|c_attn|qkv_proj|Wqkv)",
+        why="all linear layers learn as much as full fine-tuning at small data sizes (Schulman et al. 2025, "
+        "LoRA Without Regret)",
+    )
+    r: Int = key(16, "Rank of the update.", ludwig=8, why="enough for small data on all linear layers", ge=1, le=4096)
+    alpha: Int | None = key(None, "Scale of the update is alpha / r; empty: 2 r.", ge=1)
+    dropout: Float = key(
+        0.0,
+        "Dropout before the update.",
+        ludwig=0.05,
+        why="makes no difference in short runs and costs time",
+        ge=0,
+        lt=1,
+    )
+    bias_type: Literal["none", "all", "lora_only"] = key("none", "Which bias terms are trained too.")
+    use_dora: bool = key(False, "Learn direction and magnitude apart (DoRA).")
+    use_rslora: bool = key(False, "Scale by alpha / sqrt(r) (rsLoRA).")
+    init_lora_weights: Literal["default", "gaussian", "olora", "pissa", "orthogonal", "loftq"] = key(
+        "default", "How the two factors start; pissa and olora start from the base's own weights."
+    )
+    loraplus_lr_ratio: Float | None = key(None, "Learning rate of B over that of A (LoRA+).", gt=0)
+    rank_pattern: dict[str, Int] | None = key(None, "Rank of layers whose name matches, instead of r.")
+    alpha_pattern: dict[str, Int] | None = key(None, "Alpha of layers whose name matches, instead of alpha.")
+    exclude_modules: Targets = key(None, "Layers that do not get the adapter.")
+    layers_to_transform: tuple[Int, ...] | None = key(None, "Numbers of the decoder layers that get it; empty: all.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _alpha(cls, data: object) -> object:
+        if isinstance(data, dict) and data.get("alpha") is None:
+            rank = data.get("r", cls.model_fields["r"].default)
+            if isinstance(rank, (int, str)) and not isinstance(rank, bool) and str(rank).isdigit():
+                return {**data, "alpha": 2 * int(rank)}
+        return data
+
+
+class AdaLora(Lora):
+    """LoRA whose ranks are moved to where they help."""
+
+    type: Literal["adalora"] = key("adalora", "The kind of adapter.")  # type: ignore[assignment]
+    target_r: Int = key(8, "Average rank at the end.", ge=1)
+    init_r: Int = key(12, "Rank at the start.", ge=1)
+    tinit: Int = key(0, "Steps before ranks begin to shrink.", ge=0)
+    tfinal: Int = key(0, "Steps at the end with fixed ranks.", ge=0)
+    delta_t: Int = key(1, "Steps between two allocations.", ge=1)
+    beta1: Float = key(0.85, "Smoothing of the sensitivity.", gt=0, lt=1)
+    beta2: Float = key(0.85, "Smoothing of the uncertainty.", gt=0, lt=1)
+    orth_reg_weight: Float = key(0.5, "Weight of the orthogonality penalty.", ge=0)
+    total_step: Int | None = key(None, "All training steps; empty: counted.", ge=1)
+
+
+class Ia3(BaseAdapter):
+    """Learned scales on keys, values and the feed-forward layer."""
+
+    type: Literal["ia3"] = key("ia3", "The kind of adapter.")
+    feedforward_modules: Targets = key(None, "Which of the target modules are feed-forward layers.")
+    init_ia3_weights: bool = key(True, "Start with scales of 1.")
+
+
+class Vera(BaseAdapter):
+    """Shared random factors with learned scales."""
+
+    type: Literal["vera"] = key("vera", "The kind of adapter.")
+    r: Int = key(256, "Rank of the shared factors.", ge=1)
+    dropout: Float = key(0.0, "Dropout before the update.", ge=0, lt=1)
+    d_initial: Float = key(0.1, "Start of the scale vector d.", gt=0)
+    projection_prng_key: Int = key(0, "Seed of the shared factors.", ge=0)
+    save_projection: bool = key(True, "Save the shared factors too, so that another version of torch reads the same.")
+
+
+class Loha(BaseAdapter):
+    """Low-rank Hadamard products."""
+
+    type: Literal["loha"] = key("loha", "The kind of adapter.")
+    r: Int = key(8, "Rank of the update.", ge=1)
+    alpha: Int = key(8, "Scale of the update is alpha / r.", ge=1)
+    rank_dropout: Float = key(0.0, "Dropout over ranks.", ge=0, lt=1)
+    module_dropout: Float = key(0.0, "Share of steps in which a layer's update is left out.", ge=0, lt=1)
+
+
+class Lokr(Loha):
+    """Low-rank Kronecker products."""
+
+    type: Literal["lokr"] = key("lokr", "The kind of adapter.")  # type: ignore[assignment]
+    decompose_both: bool = key(False, "Decompose the left factor too.")
+    decompose_factor: Int = key(-1, "Size of the left factor; -1: chosen.", ge=-1)
+
+
+class Oft(BaseAdapter):
+    """Orthogonal rotations of the weights."""
+
+    type: Literal["oft"] = key("oft", "The kind of adapter.")
+    r: Int = key(8, "Number of blocks a layer; 0: from oft_block_size.", ge=0)
+    oft_block_size: Int = key(0, "Size of a block; 0: from r.", ge=0)
+    module_dropout: Float = key(0.0, "Share of steps in which a block is left out.", ge=0, lt=1)
+    coft: bool = key(False, "Keep rotations near the identity.")
+    eps: Float = key(6e-5, "How near, with coft.", gt=0)
+    block_share: bool = key(False, "Share the rotation between blocks.")
+
+
+class Boft(BaseAdapter):
+    """Butterfly-factorised orthogonal rotations."""
+
+    type: Literal["boft"] = key("boft", "The kind of adapter.")
+    boft_block_size: Int = key(4, "Size of a block; 0: from boft_block_num.", ge=0)
+    boft_block_num: Int = key(0, "Number of blocks; 0: from boft_block_size.", ge=0)
+    boft_n_butterfly_factor: Int = key(1, "Number of butterfly factors.", ge=1)
+    boft_dropout: Float = key(0.0, "Share of blocks left out in a step.", ge=0, lt=1)
+
+
+class LnTuning(BaseAdapter):
+    """Trains the normalisation layers only."""
+
+    type: Literal["ln_tuning"] = key("ln_tuning", "The kind of adapter.")
+
+
+Adapter = Annotated[
+    Lora | AdaLora | Ia3 | Vera | Loha | Lokr | Oft | Boft | LnTuning,
+    Field(discriminator="type"),
+]

@@ -1,0 +1,162 @@
+"""From pydantic's errors to faults in the user's terms: position, what was received, what is allowed, the fix."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from luthier.config.defaults import sections_of
+from luthier.config.describe import allowed_values
+from luthier.config.section import Section
+from luthier.errors import Fault
+from luthier.registry import nearest
+
+Path = tuple[str | int, ...]
+Position = tuple[int, int]
+
+
+class Places:
+    """Where keys stand: a file with positions, or just a name (``config`` for a dict, ``--set`` for overrides)."""
+
+    def __init__(self, name: str, positions: Mapping[Path, Position] | None = None) -> None:
+        self.name = name
+        self.positions = dict(positions or {})
+        self.overridden: dict[Path, str] = {}
+
+    def of(self, path: Path) -> str:
+        """``config.yaml:12:3 trainer.learning_rat``; the nearest enclosing key where the path itself does not stand."""
+        dotted = ".".join(map(str, path))
+        for length in range(len(path), 0, -1):
+            head = path[:length]
+            if head in self.overridden:
+                return f"--set {self.overridden[head]}"
+            if head in self.positions:
+                line, column = self.positions[head]
+                return f"{self.name}:{line}:{column} {dotted}"
+        return f"{self.name} {dotted}".strip()
+
+
+def from_validation(error: ValidationError, data: Any, places: Places, root: type[Section]) -> list[Fault]:
+    """One fault for each key that is wrong; a union's several complaints about one value become one."""
+    faults: dict[Path, Fault] = {}
+    for item in error.errors(include_url=False):
+        path = _clean(item["loc"], data, missing=item["type"] in ("missing", "union_tag_not_found"))
+        if path not in faults:
+            faults[path] = _fault(item, path, data, places, root)
+    return list(faults.values())
+
+
+def _clean(location: tuple[str | int, ...], data: Any, missing: bool) -> Path:
+    """The location without pydantic's union tags: only steps that exist in ``data``, and a missing last key."""
+    path: list[str | int] = []
+    node = data
+    for index, step in enumerate(location):
+        if (isinstance(node, dict) and step in node) or (isinstance(node, (list, tuple)) and isinstance(step, int) and step < len(node)):
+            node = node[step]
+        elif not (missing and index == len(location) - 1):
+            continue
+        path.append(step)
+    return tuple(path)
+
+
+def _fault(item: Any, path: Path, data: Any, places: Places, root: type[Section]) -> Fault:
+    kind, where, dotted = item["type"], places.of(path), ".".join(map(str, path))
+    if kind == "extra_forbidden":
+        known = known_keys(path[:-1], data, root)
+        close = nearest(str(path[-1]), known) or _elsewhere(str(path[-1]), root)
+        fix = f"did you mean `{close}`?" if close else "leave it out; `luthier schema` lists every key"
+        return Fault("config-unknown-key", f"there is no key `{dotted}`", where, item["input"], known, fix)
+    allowed = allowed_values(root, path, data)
+    if kind == "missing":
+        return Fault("config-bad-value", f"`{dotted}` has to be given", where, None, allowed, f"add `{path[-1]}:`")
+    if kind == "union_tag_invalid":
+        received = item["input"].get("type") if isinstance(item["input"], dict) else item["input"]
+        kinds = str(item["ctx"]["expected_tags"]).replace("'", "").split(", ")
+        close = nearest(str(received), kinds)
+        fix = f"did you mean `{close}`?" if close else None
+        where = places.of((*path, "type"))
+        return Fault(
+            "config-bad-value", f"there is no kind of {dotted} named {received!r}", where, received, kinds, fix
+        )
+    if kind == "union_tag_not_found":
+        return Fault("config-bad-value", f"`{dotted}` needs its type", where, None, allowed, "add `type:`")
+    if kind == "value_error":
+        said = str(item["ctx"]["error"])
+        return Fault("config-conflict", f"{dotted}: {said}" if dotted else said, where, _leaf(item["input"]))
+    return Fault(
+        "config-bad-value",
+        f"`{dotted}` cannot have this value" if dotted else "the config is a mapping of keys",
+        where,
+        item["input"] if item["input"] is not None else "null",
+        allowed or item["msg"],
+        _suggest_value(item["input"], allowed),
+    )
+
+
+def _leaf(value: Any) -> Any:
+    return None if isinstance(value, (dict, Section)) else value
+
+
+def _suggest_value(value: Any, allowed: str | None) -> str | None:
+    if isinstance(value, str) and allowed and allowed.startswith("one of "):
+        close = nearest(value, [word.strip() for word in allowed.removeprefix("one of ").split(",")])
+        return f"did you mean `{close}`?" if close else None
+    return "quote it: texts that look like numbers are numbers" if _is_number(value) and allowed == "text" else None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def section_at(path: Path, data: Any, root: type[Section]) -> type[Section] | None:
+    """The section class that the mapping at ``path`` belongs to."""
+    current: type[Section] | None = root
+    node = data
+    for step in path:
+        node = node[step] if isinstance(node, dict) else node[int(step)] if isinstance(node, (list, tuple)) else None
+        if isinstance(step, int) or current is None:
+            continue
+        field = current.model_fields.get(step)
+        current = _choose(field.annotation, node) if field else None
+    return current
+
+
+def _choose(annotation: Any, node: Any) -> type[Section] | None:
+    kinds = sections_of(annotation) or _item_sections(annotation)
+    tag = node.get("type") if isinstance(node, dict) else None
+    return next((k for k in kinds if "type" in k.model_fields and k.model_fields["type"].default == tag), None) or (
+        kinds[0] if kinds else None
+    )
+
+
+def _item_sections(annotation: Any) -> list[type[Section]]:
+    """The section classes inside a list- or mapping-valued key."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return [annotation]
+    return [found for argument in getattr(annotation, "__args__", ()) for found in _item_sections(argument)]
+
+
+def known_keys(path: Path, data: Any, root: type[Section]) -> list[str]:
+    """The keys that may stand in the mapping at ``path``."""
+    section = section_at(path, data, root)
+    return sorted(section.model_fields) if section else []
+
+
+@functools.cache
+def _all_keys(root: type[Section], prefix: str = "") -> dict[str, str]:
+    """Every key's own name and the dotted path it has, sections first met first."""
+    out: dict[str, str] = {}
+    for name, field in root.model_fields.items():
+        out.setdefault(name, prefix + name)
+        for kind in sections_of(field.annotation)[:1]:
+            for inner, dotted in _all_keys(kind, f"{prefix}{name}.").items():
+                out.setdefault(inner, dotted)
+    return out
+
+
+def _elsewhere(name: str, root: type[Section]) -> str | None:
+    """The path of a key of this very name in another section."""
+    return _all_keys(root).get(name)

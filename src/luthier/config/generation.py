@@ -1,0 +1,89 @@
+"""The `generation:` section: how answers are drawn. The keys are those of transformers' GenerationConfig."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import model_validator
+
+from luthier.config.section import Float, Int, Section, key
+
+
+class Generation(Section):
+    """How answers are drawn at prediction."""
+
+    max_new_tokens: Int = key(256, "Longest answer in tokens.", ludwig=32, why="32 tokens cut most answers", ge=1)
+    min_new_tokens: Int = key(0, "Shortest answer in tokens.", ge=0)
+    do_sample: bool = key(
+        False,
+        "Draw at random; off is greedy. Turned on by a temperature over 0 when left out.",
+        ludwig=True,
+        why="greedy answers can be repeated and compared",
+    )
+    temperature: Float = key(
+        0.0, "Sharpness of the draw: 0 is greedy, 1 the model's own distribution.", ludwig=0.1, ge=0, le=100
+    )
+    top_k: Int = key(0, "Draw from the k likeliest tokens; 0 is off.", ludwig=50, ge=0)
+    top_p: Float = key(1.0, "Draw from the likeliest tokens that hold this share; 1 is off.", gt=0, le=1)
+    min_p: Float | None = key(None, "Leave out tokens under this share of the likeliest one.", ge=0, le=1)
+    typical_p: Float | None = key(None, "Share kept by locally typical sampling.", gt=0, le=1)
+    epsilon_cutoff: Float | None = key(None, "Leave out tokens under this probability.", ge=0, lt=1)
+    eta_cutoff: Float | None = key(None, "Cutoff of eta sampling.", ge=0, lt=1)
+    num_beams: Int = key(1, "Beams of beam search; 1 is off.", ge=1)
+    early_stopping: bool | None = key(None, "Beam search stops when as many answers as beams are complete.")
+    length_penalty: Float | None = key(None, "Exponent on the length in beam search; over 0 favours long answers.")
+    repetition_penalty: Float = key(1.0, "Divides the scores of tokens already seen; 1 is off.", gt=0)
+    encoder_repetition_penalty: Float | None = key(None, "Favours tokens of the prompt; 1 is off.", gt=0)
+    no_repeat_ngram_size: Int | None = key(None, "No run of this many tokens occurs twice.", ge=0)
+    exponential_decay_length_penalty: tuple[Int, Float] | None = key(
+        None, "After the first number of tokens the end grows likelier by the second, token by token."
+    )
+    bad_words_ids: tuple[tuple[Int, ...], ...] | None = key(None, "Token sequences that are never generated.")
+    suppress_tokens: tuple[Int, ...] | None = key(None, "Tokens that are never generated.")
+    begin_suppress_tokens: tuple[Int, ...] | None = key(None, "Tokens that never begin an answer.")
+    forced_bos_token_id: Int | None = key(None, "Token that every answer begins with.", ge=0)
+    forced_eos_token_id: Int | None = key(None, "Token put at the end of an answer that reaches its limit.", ge=0)
+    renormalize_logits: bool | None = key(None, "Normalise the scores again after all filters.")
+    remove_invalid_values: bool | None = key(None, "Replace scores that are not finite.")
+    guidance_scale: Float | None = key(None, "Classifier-free guidance; over 1 follows the prompt more closely.", gt=0)
+    max_time: Float | None = key(None, "Seconds after which an answer stops.", gt=0)
+    use_cache: bool = key(True, "Keep keys and values of earlier tokens; changes speed only.")
+    stop: tuple[str, ...] = key((), "Texts that end an answer.")
+    seed: Int | None = key(None, "Seed of the draw; empty: random_seed.", ge=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sampling(cls, data: Any) -> Any:
+        """A temperature over 0 means sampling, as in Ludwig; sampling without one uses the model's distribution."""
+        if not isinstance(data, dict):
+            return data
+        data = dict(data)
+        if isinstance(data.get("stop"), str):
+            data["stop"] = [data["stop"]]
+        if (data.get("do_sample") is None and _over_zero(data.get("temperature"))) or (data.get("do_sample") is None and "temperature" not in data and _filters(data)):
+            data["do_sample"] = True
+        if data.get("do_sample") is True and data.get("temperature") is None:
+            data["temperature"] = 1.0
+        return {name: value for name, value in data.items() if not (value is None and name in ("do_sample",))}
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Generation:
+        if self.min_new_tokens > self.max_new_tokens:
+            raise ValueError("min_new_tokens is larger than max_new_tokens")
+        if self.do_sample and self.temperature == 0:
+            raise ValueError("do_sample is true and temperature is 0: temperature 0 is greedy")
+        return self
+
+
+def _over_zero(value: Any) -> bool:
+    try:
+        return not isinstance(value, bool) and float(value) > 0
+    except (TypeError, ValueError):  # told by the field's own check
+        return False
+
+
+def _filters(data: dict[str, Any]) -> bool:
+    return any(_over_zero(data.get(name)) for name in ("top_k", "min_p", "typical_p")) or data.get("top_p", 1) not in (
+        1,
+        None,
+    )

@@ -1,0 +1,217 @@
+"""`load`: a file, a YAML text or a dict, with overrides, to a `Config`; every fault is collected into one error."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path as FilePath
+from typing import Any
+
+from pydantic import ValidationError
+
+from luthier.config import yaml_reader
+from luthier.config.faults import Path, Places, from_validation
+from luthier.config.refused import refusals
+from luthier.config.schema import Config
+from luthier.errors import ConfigError, Fault
+from luthier.registry import nearest
+
+
+def load(source: str | FilePath | Mapping[str, Any], overrides: Sequence[str] = ()) -> Config:
+    """Read, check and complete a config.
+
+    Args:
+        source: a file, a mapping, or a text that holds a line break (then it is YAML itself).
+        overrides: ``key.path=value`` each, the value read as YAML; they win over the source.
+
+    Raises:
+        ConfigError: with one fault for each thing that is wrong, each with its place in the file.
+    """
+    faults: list[Fault] = []
+    if isinstance(source, Mapping):
+        data, places = _copy(source), Places("config")
+    else:
+        data, places = _read(source, faults)
+    if not isinstance(data, dict):
+        raise ConfigError(
+            "config-unreadable",
+            "the config is not a mapping of keys",
+            places.name,
+            "nothing" if data is None else data,
+            "lines such as `base_model: smollm2`",
+        )
+    for override in overrides:
+        _override(data, override, places, faults)
+    _rename(data, places, faults)
+    for path, value, advice in refusals(data):
+        dotted = ".".join(map(str, path))
+        named = (
+            f"`{dotted}: {value}`" if isinstance(value, str) and path[-1] in ("type", "model_type") else f"`{dotted}`"
+        )
+        faults.append(
+            Fault("config-not-implemented", f"{named} is not part of Luthier", places.of(path), value, fix=advice)
+        )
+    config = _validate(data, places, faults)
+    if faults or config is None:
+        raise ConfigError(faults)
+    config._given = frozenset(_paths(data, ()))
+    return config
+
+
+def _read(source: str | FilePath, faults: list[Fault]) -> tuple[Any, Places]:
+    if isinstance(source, str) and "\n" in source:
+        name, text = "config", source
+    else:
+        path = FilePath(source).expanduser()
+        name = str(path)
+        text = yaml_reader.decode(_bytes(path), name)
+    document = yaml_reader.read(text, name)
+    faults += yaml_reader.duplicate_faults(document, name)
+    return document.data, Places(name, document.positions)
+
+
+def _bytes(path: FilePath) -> bytes:
+    try:
+        if path.is_file() and path.stat().st_size > yaml_reader.MAX_BYTES:
+            raise ConfigError(
+                "config-unreadable",
+                "the config is too large",
+                str(path),
+                f"{path.stat().st_size:,} bytes",
+                f"at most {yaml_reader.MAX_BYTES:,} bytes",
+                "the first argument is the config, not the data: give the data with --dataset",
+            )
+        return path.read_bytes()
+    except (OSError, ValueError) as error:
+        siblings = [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
+        close = nearest(path.name, siblings)
+        said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise ConfigError(
+            "config-unreadable",
+            f"the config cannot be read: {said}",
+            str(path),
+            fix=f"did you mean {str(path.parent / close)!r}?" if close else "`luthier init DATA` writes a config",
+        ) from None
+
+
+def _copy(value: Any, depth: int = 0) -> Any:
+    """Plain dicts, lists and Python scalars from what a caller passes (tuples, numpy numbers), bounded in depth."""
+    if depth > yaml_reader.MAX_DEPTH:
+        raise ConfigError(
+            "config-unreadable", "the config is nested too deeply", "config", allowed=f"{yaml_reader.MAX_DEPTH} levels"
+        )
+    if isinstance(value, Mapping):
+        return {str(name): _copy(child, depth + 1) for name, child in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_copy(child, depth + 1) for child in value]
+    if isinstance(value, FilePath):
+        return str(value)
+    return value.item() if type(value).__module__ == "numpy" and hasattr(value, "item") else value
+
+
+def _override(data: dict[str, Any], override: str, places: Places, faults: list[Fault]) -> None:
+    """Apply one ``key.path=value``."""
+    name, equals, text = override.partition("=")
+    steps = name.strip().split(".")
+    where = f"--set {override}"
+    if not equals or not all(steps):
+        faults.append(
+            Fault("config-bad-override", "an override is key.path=value", where, override, "--set trainer.epochs=1")
+        )
+        return
+    try:
+        value = yaml_reader.read(text, where).data
+    except ConfigError as error:
+        first = error.faults[0]
+        faults.append(Fault("config-bad-override", first.message, where, text, "a YAML value", "quote the value"))
+        return
+    node: Any = data
+    path: list[str | int] = []
+    for index, step in enumerate(steps):
+        at: str | int = int(step) if isinstance(node, list) and step.isdigit() else step
+        path.append(at)
+        if isinstance(node, list) and not (isinstance(at, int) and at < len(node)):
+            message = f"`{'.'.join(steps[:index])}` is a list of {len(node)}; {step!r} is none of its items"
+            faults.append(Fault("config-bad-override", message, where, step, "an item's number from 0"))
+            return
+        if index == len(steps) - 1:
+            node[at] = value
+            break
+        child = node[at] if isinstance(node, list) else node.get(at)
+        if child is None:
+            child = node[at] = {}
+        if not isinstance(child, (dict, list)):
+            message = f"`{'.'.join(steps[: index + 1])}` holds a value, not keys"
+            faults.append(Fault("config-bad-override", message, where, child, "the path of a key"))
+            return
+        node = child
+    places.overridden[tuple(path)] = override
+
+
+def _rename(data: dict[str, Any], places: Places, faults: list[Fault]) -> None:
+    """Other spellings of the same: `optimizer.params` is merged into `optimizer`; a bare type is a section."""
+    for name in ("adapter", "backend"):
+        if isinstance(data.get(name), str):
+            data[name] = {"type": data[name]}
+    trainer = data.get("trainer")
+    if isinstance(trainer, dict) and isinstance(trainer.get("optimizer"), str):
+        trainer["optimizer"] = {"type": trainer["optimizer"]}
+    optimizer = trainer.get("optimizer") if isinstance(trainer, dict) else None
+    if isinstance(optimizer, dict) and isinstance(optimizer.get("params"), dict):
+        base: Path = ("trainer", "optimizer")
+        for name, value in optimizer.pop("params").items():
+            inner = (*base, "params", name)
+            if name in optimizer and optimizer[name] != value:
+                message = f"`optimizer.{name}` and `optimizer.params.{name}` differ"
+                faults.append(Fault("config-conflict", message, places.of(inner), value, fix="keep one"))
+                continue
+            optimizer[name] = value
+            if inner in places.positions:
+                places.positions[(*base, name)] = places.positions[inner]
+    defaults = data.get("defaults")
+    if isinstance(defaults, dict):
+        del data["defaults"]
+        faults.append(
+            Fault(
+                "config-not-implemented",
+                "`defaults` for feature types is not part of Luthier",
+                places.of(("defaults",)),
+                defaults,
+                ["luthier", "ludwig"],
+                "write the keys at the features, or at `preprocessing` for all of them",
+            )
+        )
+    _drop_null_sections(data)
+
+
+def _drop_null_sections(data: dict[str, Any]) -> None:
+    """A section heading with nothing under it (`prompt:`) is the section with its defaults."""
+    for holder, names in (
+        (data, ("prompt", "preprocessing", "generation", "model_parameters", "trainer", "backend")),
+        (data.get("trainer"), ("optimizer", "learning_rate_scheduler")),
+        (data.get("preprocessing"), ("split",)),
+        (data.get("adapter"), ("postprocessor",)),
+    ):
+        for name in names:
+            if isinstance(holder, dict) and name in holder and holder[name] is None:
+                del holder[name]
+    trainer = data.get("trainer")
+    if isinstance(trainer, dict) and "gradient_clipping" in trainer and trainer["gradient_clipping"] is None:
+        trainer["gradient_clipping"] = {"clipglobalnorm": None}  # Ludwig: no clipping
+    if isinstance(trainer, dict) and "epochs" in trainer and trainer["epochs"] is None:
+        del trainer["epochs"]
+
+
+def _validate(data: dict[str, Any], places: Places, faults: list[Fault]) -> Config | None:
+    """The config, or None after adding its faults. Unknown keys do not hide what else is wrong."""
+    try:
+        return Config.model_validate(data)
+    except ValidationError as error:
+        faults += from_validation(error, data, places, Config)
+        return None
+
+
+def _paths(data: Any, prefix: Path) -> list[Path]:
+    """Every path that stands in ``data``."""
+    if not isinstance(data, dict):
+        return []
+    return [path for name, child in data.items() for path in ((*prefix, name), *_paths(child, (*prefix, name)))]

@@ -1,0 +1,80 @@
+"""The `trainer.optimizer` and `trainer.gradient_clipping` sections."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import model_validator
+
+from luthier.config.section import Float, Section, key
+
+OptimizerType = Literal[
+    "adamw",
+    "adam",
+    "sgd",
+    "adafactor",
+    "lion",
+    "adamw_8bit",
+    "adam_8bit",
+    "lion_8bit",
+    "paged_adamw",
+    "paged_adam",
+    "paged_adamw_8bit",
+    "paged_adam_8bit",
+    "paged_lion_8bit",
+]
+
+
+class Optimizer(Section):
+    """How gradients become updates. `params: {...}` is understood as the same keys written one level up."""
+
+    type: OptimizerType = key(
+        "adamw", "The optimizer; 8bit and paged ones come from bitsandbytes.", ludwig="adam", why="the field's standard"
+    )
+    lr: Float | None = key(None, "Learning rate; empty: trainer.learning_rate.", gt=0)
+    betas: tuple[Float, Float] | None = key(
+        None,
+        "Smoothing of the gradient and its square; empty: 0.9 and 0.999, for lion 0.9 and 0.99.",
+        ludwig=(0.9, 0.999),
+    )
+    eps: Float | None = key(None, "Added to the denominator; empty: 1e-8 (adam kinds).", ludwig=1e-8, gt=0)
+    weight_decay: Float = key(0.0, "Decay of the weights each step.", ge=0)
+    momentum: Float = key(0.0, "Momentum (sgd).", ge=0, lt=1)
+    nesterov: bool = key(False, "Nesterov's momentum (sgd).")
+    amsgrad: bool = key(False, "The AMSGrad variant (adam, adamw).")
+
+    @model_validator(mode="after")
+    def _belongs(self) -> Optimizer:
+        kind = self.type
+        if self.betas is not None:
+            if any(not 0 <= b < 1 for b in self.betas):
+                raise ValueError("betas are two numbers from 0 to under 1")
+            if kind in ("sgd", "adafactor"):
+                raise ValueError(f"betas have no meaning for {kind}")
+        if (self.momentum or self.nesterov) and kind != "sgd":
+            raise ValueError(f"momentum and nesterov belong to sgd, not {kind}")
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov needs a momentum over 0")
+        if self.eps is not None and (kind == "sgd" or "lion" in kind):
+            raise ValueError(f"eps has no meaning for {kind}")
+        if self.amsgrad and kind not in ("adam", "adamw"):
+            raise ValueError(f"amsgrad belongs to adam and adamw, not {kind}")
+        return self
+
+
+class GradientClipping(Section):
+    """Bounds on the gradient before each update. An empty bound is off."""
+
+    clipglobalnorm: Float | None = key(
+        1.0, "Largest norm of all gradients together.", ludwig=0.5, why="the field's standard", gt=0
+    )
+    clipnorm: Float | None = key(None, "Largest norm of each weight's gradient.", gt=0)
+    clipvalue: Float | None = key(None, "Largest absolute value of a gradient's element.", gt=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one(cls, data: Any) -> Any:
+        """Another bound given alone replaces the global one."""
+        if isinstance(data, dict) and "clipglobalnorm" not in data and (data.get("clipnorm") or data.get("clipvalue")):
+            return {**data, "clipglobalnorm": None}
+        return data

@@ -1,0 +1,80 @@
+"""The `preprocessing:` section: splits, lengths and how the file is read."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import field_validator, model_validator
+
+from luthier.config.section import Float, Int, Section, key
+
+Truncation = Literal["drop", "truncate_prompt", "truncate_target", "error"]
+
+
+class SplitConfig(Section):
+    """Which rows train, validate and test."""
+
+    type: Literal["auto", "random", "fixed", "stratify", "datetime", "hash"] = key(
+        "auto",
+        "auto: a column named `split` when the table has one, stratify for classification, else random. "
+        "fixed reads a column (0 train, 1 validation, 2 test, or the names); datetime puts the latest rows last; "
+        "hash keeps a row on its side when the table grows.",
+        ludwig="random",
+        why="a split column in the table is honoured",
+    )
+    probabilities: tuple[Float, Float, Float] = key(
+        (0.8, 0.1, 0.1), "Shares of train, validation and test; they sum to 1.", ludwig=(0.7, 0.1, 0.2)
+    )
+    column: str | None = key(None, "Column that fixed, stratify, datetime or hash reads.")
+    group: str | None = key(None, "Column whose equal values never stand on two sides, such as customer_id.")
+    seed: Int | None = key(None, "Seed of the split; empty: random_seed.", ge=0)
+
+    @field_validator("probabilities")
+    @classmethod
+    def _shares(cls, value: tuple[float, float, float]) -> tuple[float, float, float]:
+        if any(share < 0 for share in value) or abs(sum(value) - 1) > 1e-6:
+            raise ValueError(f"the three shares are not negative and sum to 1, not {sum(value):g}")
+        if value[0] == 0:
+            raise ValueError("the share of train is over 0")
+        return value
+
+    @model_validator(mode="after")
+    def _column(self) -> SplitConfig:
+        if self.type in ("datetime", "hash") and not self.column:
+            raise ValueError(f"split type {self.type} needs `column`")
+        return self
+
+
+class Preprocessing(Section):
+    """How rows are read, split and cut."""
+
+    split: SplitConfig = key(SplitConfig, "Which rows train, validate and test.")
+    max_sequence_length: Int | None = key(
+        None, "Longest example in tokens, prompt and answer together; empty: what the base model can take.", ge=8
+    )
+    global_max_sequence_length: Int | None = key(None, "Ludwig's name for max_sequence_length; the two are one.", ge=8)
+    truncation: Truncation = key(
+        "truncate_prompt",
+        "What happens to an example that is too long: dropped, its prompt or its answer cut, or an error.",
+        ludwig="truncate_target",
+        why="a cut answer teaches the model to stop in the middle",
+    )
+    balance_classes: bool = key(False, "Draw the classes of a classification target equally often.")
+    near_duplicates: bool = key(
+        True, "Keep rows that are nearly equal on one side of the split, so that the test stays honest.", ludwig=False
+    )
+    encoding: str | None = key(None, "Text encoding of the data file, such as cp932; empty: detected.")
+    sheet: str | Int | None = key(None, "Sheet of an Excel file, by name or number from 0; empty: the first.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_length(cls, data: Any) -> Any:
+        """The two names of the longest example are one value."""
+        if isinstance(data, dict):
+            own, ludwig = data.get("max_sequence_length"), data.get("global_max_sequence_length")
+            value = own if own is not None else ludwig
+            if own is not None and ludwig is not None and str(own) != str(ludwig):
+                raise ValueError("max_sequence_length and global_max_sequence_length are one key and differ")
+            if value is not None:
+                return {**data, "max_sequence_length": value, "global_max_sequence_length": value}
+        return data

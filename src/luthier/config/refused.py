@@ -1,0 +1,128 @@
+"""What Ludwig has and Luthier refuses, by name, each with what to do instead."""
+
+from __future__ import annotations
+
+from typing import Any
+
+LATER = "this comes in a later version of Luthier"
+
+# Path -> advice. A null value counts as absent. `*` is any list index.
+KEYS: dict[str, str] = {
+    "adapters": "give one `adapter:`; train several runs and choose between them at prediction",
+    "hyperopt": "make one run per setting with `--set key=value` and compare them with `luthier runs`",
+    "trust_remote_code": "remote code is never allowed by a file: pass --trust-remote-code on the command line, "
+    "or trust_remote_code=True in Python",
+    "combiner": "language models have no combiner; leave it out",
+    "ludwig_version": "a note of the Ludwig that wrote the file; leave it out",
+    "stages": f"{LATER}; train one run, then start the next from its adapter (adapter.pretrained_adapter_weights)",
+    "retrieval": LATER,
+    "calibration": LATER,
+    "prompt.retrieval": f"{LATER}; put the retrieved text into a column and name it in the template",
+    "preprocessing.sample_ratio": "cut the table before training",
+    "preprocessing.sample_size": "cut the table before training",
+    "preprocessing.oversample_minority": "use preprocessing.balance_classes",
+    "preprocessing.undersample_majority": "use preprocessing.balance_classes",
+    "preprocessing.cache_encoder_embeddings": "leave it out; nothing is embedded before training",
+    "generation.max_length": "use generation.max_new_tokens",
+    "generation.min_length": "use generation.min_new_tokens",
+    "generation.penalty_alpha": "contrastive search left transformers; use top_p or min_p",
+    "generation.num_beam_groups": "diverse beam search left transformers; use num_beams alone",
+    "generation.diversity_penalty": "diverse beam search left transformers; use num_beams alone",
+    "generation.force_words_ids": "constrained beam search left transformers; leave it out",
+    "generation.prompt_lookup_num_tokens": "it changes speed only; leave it out",
+    "generation.pad_token_id": "padding is the tokenizer's business; leave it out",
+    "generation.bos_token_id": "prompts are made of ids already; leave it out",
+    "generation.eos_token_id": "the tokenizer says what ends a turn; use generation.stop for more",
+    "generation.sequence_bias": "use suppress_tokens or bad_words_ids",
+    "generation.forced_decoder_ids": "put the words into the prompt",
+    "generation.num_return_sequences": "one answer is made per row; repeat the row for more",
+    "trainer.regularization_type": "use trainer.optimizer.weight_decay",
+    "trainer.regularization_lambda": "use trainer.optimizer.weight_decay",
+    "trainer.increase_batch_size_on_plateau": "use learning_rate_scheduler.reduce_on_plateau",
+    "trainer.max_batch_size": "give batch_size itself; how much goes through at once is planned",
+    "trainer.learning_rate_scaling": "give the learning rate for the effective batch, which is global",
+    "trainer.bucketing_field": "passes hold similar lengths anyway; leave it out",
+    "trainer.base_learning_rate": "give trainer.learning_rate",
+    "trainer.effective_batch_size": "give batch_size; times gradient_accumulation_steps it is the effective batch",
+    "trainer.enable_profiling": f"{LATER}; use your own profiler around `luthier train`",
+    "trainer.skip_all_evaluation": "set max_eval_rows to 1 and eval_generation_rows to 0",
+    "input_features.*.encoder": "language models read text through their tokenizer; leave it out",
+    "input_features.*.prompt": "write the prompt at the top level",
+    "input_features.*.tied": "features of a language model are not tied; leave it out",
+    "output_features.*.loss": "the loss is trainer.loss_normalization",
+    "output_features.*.encoder": "leave it out",
+    "input_features.*.preprocessing.missing_value_strategy": "a missing value in a prompt is empty; leave it out",
+    "output_features.*.preprocessing.missing_value_strategy": "rows without an answer are dropped and counted; leave it out",
+    "backend.cache_dir": "leave it out; the cache is LUTHIER_CACHE",
+}
+
+_PREFERENCES = f"not yet: {LATER}; `finetune` on the chosen answers comes before it in any case"
+_ADAPTER = "use lora, or one of adalora, ia3, vera, loha, lokr, oft, boft, ln_tuning"
+_DATA_AWARE = "it needs a pass over the data before training; use pissa, olora or default"
+_FEATURE = "a language model reads and writes text: declare the column as text, or a category answer as category"
+
+# Path -> {value: advice}
+VALUES: dict[str, dict[str, str]] = {
+    "model_type": dict.fromkeys(("ecd", "gbm"), "Luthier tunes language models: model_type llm"),
+    "trainer.type": dict.fromkeys(
+        ("dpo", "kto", "orpo", "grpo", "simpo", "ppo", "reward", "distill"), _PREFERENCES
+    ),
+    "adapter.type": dict.fromkeys(
+        ("fourierft", "c3a", "hra", "waveft", "vblora", "adaption_prompt", "prompt_tuning", "prefix_tuning", "p_tuning"),
+        _ADAPTER,
+    ),
+    "adapter.init_lora_weights": dict.fromkeys(("eva", "corda"), _DATA_AWARE),
+    "backend.type": dict.fromkeys(("ray", "torchrun", "horovod", "deepspeed"), f"not yet: {LATER}; use local"),
+    **dict.fromkeys(
+        ("input_features.*.type", "output_features.*.type"),
+        dict.fromkeys(
+            (
+                "number", "numerical", "binary", "set", "bag", "sequence", "timeseries", "image", "audio", "date", "h3",
+                "vector", "anomaly",
+            ),
+            _FEATURE,
+        ),
+    ),
+    "output_features.*.decoder.type": {"text_parser": "use text_extractor"},
+}  # fmt: skip
+
+Refusal = tuple[tuple[str | int, ...], Any, str]
+
+
+def refusals(data: Any) -> list[Refusal]:
+    """The refused things in ``data`` as (path, value, advice); each is taken out of ``data``, so that it is told once."""
+    found: list[Refusal] = []
+    for pattern, advice in KEYS.items():
+        for holder, path in _holders(data, pattern):
+            value = holder.pop(path[-1])
+            if value is not None and not (path[-1] == "retrieval" and value == {"type": None}):
+                found.append((path, value, advice))
+    for pattern, values in VALUES.items():
+        for holder, path in _holders(data, pattern):
+            value = holder[path[-1]]
+            if isinstance(value, str) and value.lower() in values:
+                found.append((path, value, values[value.lower()]))
+                del holder[path[-1]]
+                if path == ("adapter", "type"):
+                    data["adapter"] = {"type": "lora"}  # its other keys mean nothing without it
+    return found
+
+
+def _holders(data: Any, pattern: str) -> list[tuple[dict[str, Any], tuple[str | int, ...]]]:
+    """The mappings that hold the last key of ``pattern``, each with the whole path."""
+    *parents, last = pattern.split(".")
+    level: list[tuple[Any, tuple[str | int, ...]]] = [(data, ())]
+    for part in parents:
+        level = [
+            (child, (*path, name))
+            for node, path in level
+            for name, child in _children(node)
+            if part in ("*", name) and (part != "*" or isinstance(name, int))
+        ]
+    return [(node, (*path, last)) for node, path in level if isinstance(node, dict) and last in node]
+
+
+def _children(node: Any) -> list[tuple[str | int, Any]]:
+    if isinstance(node, dict):
+        return list(node.items())
+    return list(enumerate(node)) if isinstance(node, list) else []

@@ -1,0 +1,113 @@
+"""The `trainer:` section: what is learned and for how long."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import model_validator
+
+from luthier.config.optimizer import GradientClipping, Optimizer
+from luthier.config.schedule import Schedule
+from luthier.config.section import Auto, Float, Int, Section, key
+
+Tracker = Literal["tensorboard", "mlflow", "wandb", "trackio"]
+ADAPTER_LEARNING_RATE = 2e-4
+FULL_LEARNING_RATE = 2e-5
+
+
+class Trainer(Section):
+    """What is learned and for how long."""
+
+    type: Literal["finetune", "none"] = key(
+        "finetune", "finetune trains; none uses the base as it is.", ludwig="none", why="training is what this is for"
+    )
+    learning_rate: Float = key(
+        ADAPTER_LEARNING_RATE,
+        "Peak learning rate. With `adapter: null` the default is 2e-5.",
+        ludwig=1e-3,
+        why="the usual rate for this kind of weights",
+        gt=0,
+        le=10,
+    )
+    epochs: Int = key(3, "Times every training row is seen.", ludwig=100, why="more repeats the data by heart", ge=1)
+    train_steps: Int | None = key(None, "Optimizer steps in all, instead of epochs.", ge=1)
+    batch_size: Int | Auto = key(
+        16,
+        "Rows of a batch; times gradient_accumulation_steps it is the effective batch, which alone matters: "
+        "how many rows go through at once is planned. auto: 16 over gradient_accumulation_steps.",
+        ludwig=1,
+        why="one row an update is noisy",
+        ge=1,
+    )
+    gradient_accumulation_steps: Int | Auto = key(
+        1, "Batches of one optimizer step. auto: 16 over batch_size.", ludwig="auto", ge=1
+    )
+    eval_batch_size: Int | Auto | None = key(
+        None, "Rows at once at evaluation; empty or auto: planned.", ludwig=2, ge=1
+    )
+    optimizer: Optimizer = key(Optimizer, "How gradients become updates.")
+    learning_rate_scheduler: Schedule = key(Schedule, "How the learning rate moves.")
+    gradient_clipping: GradientClipping = key(GradientClipping, "Bounds on the gradient.")
+    loss_normalization: Literal["token", "sample"] = key(
+        "token",
+        "token: the mean over the supervised tokens of the effective batch; sample: every row weighs the same.",
+        ludwig_note="the mean of each micro-batch's token means",
+        why="does not depend on how the batch is cut",
+    )
+    early_stop: Int = key(5, "Evaluations without progress before training stops; -1 never.", ge=-1)
+    validation_metric: str = key("loss", "Metric that picks the best checkpoint and stops early.")
+    validation_field: str | None = key(None, "Output feature whose metric is watched; empty: the only one.")
+    evaluate_training_set: bool = key(False, "Evaluate on the training rows too.")
+    steps_per_evaluation: Int | None = key(None, "Optimizer steps between evaluations; empty: once an epoch.", ge=1)
+    max_eval_rows: Int | None = key(None, "Most rows of an evaluation's loss; empty: all.", ge=1)
+    eval_generation_rows: Int = key(
+        16, "Rows of an evaluation whose answers are generated and scored; 0 is none.", ludwig_note="all rows", ge=0
+    )
+    steps_per_checkpoint: Int = key(0, "Optimizer steps between checkpoints; 0: by checkpoints_per_epoch.", ge=0)
+    checkpoints_per_epoch: Int = key(0, "Checkpoints an epoch; 0: one, with the evaluation.", ge=0)
+    keep_last: Int = key(2, "Checkpoints kept beside the best.", ge=1)
+    should_shuffle: bool = key(True, "Draw the rows in a new order every epoch.")
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = key(
+        "auto", "Type of the arithmetic; auto: bf16 where the hardware has it, else fp16 or fp32."
+    )
+    use_mixed_precision: bool | None = key(
+        None,
+        "Ludwig's switch: true trains in 16 bits as precision says, false in fp32; empty: precision decides.",
+        ludwig=False,
+    )
+    enable_gradient_checkpointing: bool | Auto = key(
+        "auto",
+        "Recompute activations to save memory; auto: when memory asks.",
+        ludwig=False,
+        why="planned; changes no gradient",
+    )
+    compile: bool = key(False, "Compile the model with torch.compile.")
+    track: tuple[Tracker, ...] = key((), "Trackers that receive the metrics as well.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_value(cls, data: Any) -> Any:
+        """One tracker may stand without brackets."""
+        if isinstance(data, dict) and isinstance(data.get("track"), str):
+            return {**data, "track": [data["track"]]}
+        return data
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Trainer:
+        if self.use_mixed_precision is False and self.precision in ("bf16", "fp16"):
+            raise ValueError(f"use_mixed_precision is false and precision is {self.precision}")
+        if self.use_mixed_precision and self.precision == "fp32":
+            raise ValueError("use_mixed_precision is true and precision is fp32")
+        if self.steps_per_checkpoint and self.checkpoints_per_epoch:
+            raise ValueError("give one of steps_per_checkpoint and checkpoints_per_epoch")
+        return self
+
+    @property
+    def effective_batch(self) -> int:
+        """Rows of one optimizer step, over all ranks."""
+        size, accumulation = self.batch_size, self.gradient_accumulation_steps
+        if isinstance(size, int) and isinstance(accumulation, int):
+            return size * accumulation
+        if isinstance(size, int):
+            return size * max(1, 16 // size)
+        return max(16, accumulation) if isinstance(accumulation, int) else 16
