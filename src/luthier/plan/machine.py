@@ -1,0 +1,119 @@
+"""What this machine has: cores, memory (also a container's limit), GPUs. Read without torch, in well under a second."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+
+from luthier.types import Gpu, Machine
+
+CGROUP = Path("/sys/fs/cgroup")
+MIB = 2**20
+QUERY = "name,memory.total,memory.free,compute_cap"
+
+
+def probe() -> Machine:
+    """This machine as a run may use it."""
+    import psutil
+
+    memory = psutil.virtual_memory()
+    limit, used = _cgroup_memory(CGROUP)
+    total = min(memory.total, limit) if limit else memory.total
+    free = min(memory.available, limit - used) if limit else memory.available
+    name, flags = _cpu()
+    return Machine(
+        cores=_cores(),
+        memory=total,
+        free_memory=max(free, 0),
+        gpus=_nvidia() or _mps(total, free),
+        cpu=name,
+        cpu_bf16=bool({"avx512_bf16", "amx_bf16", "bf16"} & flags),
+        system=f"{platform.system()} {platform.machine()}",
+    )
+
+
+def _cores() -> int:
+    """Cores that this process may use: its affinity, and the container's share of time."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _read(CGROUP / "cpu.max").split()
+    if len(quota) == 2 and quota[0].isdigit():
+        cores = min(cores, max(1, int(quota[0]) // int(quota[1])))
+    return cores
+
+
+def _cgroup_memory(root: Path) -> tuple[int, int]:
+    """A container's memory limit and what it uses of it, without the page cache; 0, 0 where there is no limit."""
+    for limit_file, used_file, cache_key in (
+        ("memory.max", "memory.current", "inactive_file"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
+    ):
+        limit, used = _read(root / limit_file).strip(), _read(root / used_file).strip()
+        if not limit.isdigit() or not used.isdigit() or int(limit) > 2**60:
+            continue
+        lines = [line.split() for line in _read((root / limit_file).with_name("memory.stat")).splitlines()]
+        cached = next((int(line[1]) for line in lines if line[:1] == [cache_key]), 0)
+        return int(limit), max(int(used) - cached, 0)
+    return 0, 0
+
+
+def _cpu() -> tuple[str, set[str]]:
+    """The processor's name and its instruction set flags (Linux; elsewhere the name alone)."""
+    name, flags = platform.processor(), set[str]()
+    for line in _read(Path("/proc/cpuinfo")).splitlines():
+        key, _, value = (part.strip() for part in line.partition(":"))
+        if key == "model name":
+            name = value
+        elif key in ("flags", "Features"):
+            flags = set(value.split())
+            break
+    return name, flags
+
+
+def _nvidia() -> tuple[Gpu, ...]:
+    """NVIDIA GPUs through nvidia-smi, those that CUDA_VISIBLE_DEVICES leaves."""
+    tool = shutil.which("nvidia-smi")
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if tool is None or visible in ("", "-1"):
+        return ()
+    try:
+        done = subprocess.run(
+            [tool, f"--query-gpu={QUERY}", "--format=csv,noheader,nounits"],
+            capture_output=True, text=True, timeout=10, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return ()  # a driver that does not answer is no GPU; `luthier doctor` tells of it
+    gpus = parse_gpus(done.stdout)
+    if visible and all(part.strip().isdigit() for part in visible.split(",")):
+        wanted = [int(part) for part in visible.split(",")]
+        return tuple(gpus[index] for index in wanted if index < len(gpus))
+    return gpus
+
+
+def parse_gpus(text: str) -> tuple[Gpu, ...]:
+    """GPUs from nvidia-smi's comma-separated lines of `QUERY`; memory there is in MiB."""
+    gpus = []
+    for line in text.strip().splitlines():
+        parts = [part.strip() for part in line.rsplit(",", 3)]
+        if len(parts) != 4 or not parts[1].isdigit() or not parts[2].isdigit():
+            continue
+        major, _, minor = parts[3].partition(".")
+        capability = (int(major), int(minor)) if major.isdigit() and minor.isdigit() else None
+        gpus.append(Gpu(parts[0], int(parts[1]) * MIB, int(parts[2]) * MIB, capability))
+    return tuple(gpus)
+
+
+def _mps(total: int, free: int) -> tuple[Gpu, ...]:
+    """Apple's GPU, which shares the machine's memory."""
+    if platform.system() != "Darwin" or platform.machine() != "arm64":
+        return ()
+    return (Gpu("Apple GPU", total, free, None, "mps"),)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""  # not Linux, or not in a container: nothing is known there
