@@ -22,7 +22,6 @@ DEFAULT_CHAT = (
     "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\\n\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '### Assistant:\\n' }}{% endif %}"
 )
-ANSWERING = ("assistant", "model")  # the roles whose turns are answers
 
 
 class ChatRenderer:
@@ -77,7 +76,7 @@ class ChatRenderer:
         answers = [
             i
             for i, m in enumerate(messages)
-            if m.role in ANSWERING and m.trained is not False and (m.content.strip() or m.tool_calls)
+            if m.role == "assistant" and m.trained is not False and (m.content.strip() or m.tool_calls)
         ]
         if self.settings.train_on == "last" and answers:
             marked = [i for i in answers if messages[i].trained]

@@ -50,7 +50,8 @@ class Outcome:
     control: bool = False
     cut: tuple[str, ...] = ()  # truncate_prompt and/or truncate_target, when one was applied to an example
     lost_turns: int = 0  # answers of a conversation that were too long, where others were kept
-    ended: int = 0  # examples whose end-of-turn token is trained
+    answers: int = 0  # answers that are trained
+    ended: int = 0  # those of them whose end-of-turn token is trained too
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,7 @@ class Settings:
 
     @classmethod
     def of(cls, prompt: Any, preprocessing: Any, limit: int | None = None) -> Settings:
-        """From the config sections ``prompt`` and ``preprocessing`` (None: defaults); ``limit``: the model's context."""
+        """From the sections ``prompt`` and ``preprocessing`` (None: defaults). ``limit``: the model's context."""
         lengths = [getattr(preprocessing, key, None) for key in ("max_sequence_length", "global_max_sequence_length")]
         known = [n for n in (*lengths, limit) if n]
         return cls(

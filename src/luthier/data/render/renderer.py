@@ -1,7 +1,7 @@
 """The one function from a request to prompt ids, for training, prediction, chat, server and export.
 
 Prompt and target are tokenised apart, so that the prompt's ids at training are those at prediction. BOS is what the
-tokenizer itself adds, never twice; control tokens come from templates, never from data; the end of an answer is trained.
+tokenizer itself adds, never twice; control tokens come from templates, never from data; an answer's end is trained.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import Any
 
 from luthier.assets.tokenizer import Tokenizer
 from luthier.data.columns import Layout
-from luthier.data.render.chat import ANSWERING, DEFAULT_CHAT, ChatRenderer
+from luthier.data.conversation import conversation, tools_of
+from luthier.data.render.chat import DEFAULT_CHAT, ChatRenderer
 from luthier.data.render.draft import Draft, Dropped, Outcome, PromptIds, Settings
 from luthier.data.render.plain import Context, PlainRenderer, sample
 from luthier.data.render.template import Rendered, is_missing, plain_text
@@ -92,9 +93,9 @@ class Renderer:
 
     # ----------------------------------------------------------------------------------------- prediction
 
-    def prompt(self, row: Mapping[str, Any], index: int | None = None) -> PromptIds:
+    def prompt(self, row: Mapping[str, Any], index: int = 0) -> PromptIds:
         """What the model is given for a row: the same ids as at training, whether or not the row has a target."""
-        return self.prompts([row] if index is None else [row], index or 0)[0]
+        return self.prompts([row], index)[0]
 
     def prompts(self, rows: Sequence[Mapping[str, Any]], first: int = 0) -> list[PromptIds]:
         """`prompt` for many rows, encoded together; ``first`` is the number of the first one, for messages."""
@@ -131,21 +132,7 @@ class Renderer:
 
     def _messages(self, row: Mapping[str, Any], where: str) -> tuple[list[Message], Any]:
         """The conversation of a row, and the tools it may call."""
-        from luthier.data.columns import conversation  # here: it is only needed for chat
-
-        tools = row.get(self.layout.tools) if self.layout.tools else None
-        if isinstance(tools, str) and tools.strip():
-            try:
-                tools = json.loads(tools)
-            except ValueError as error:
-                raise DataError(
-                    "data-chat",
-                    f"the tools of this conversation are not JSON: {error}",
-                    where=f"{where} column {self.layout.tools}",
-                    received=tools,
-                    allowed="a JSON list of function descriptions",
-                ) from error
-        return list(conversation(row, self.layout, where)), tools or None
+        return conversation(row, self.layout, where), tools_of(row, self.layout, where)
 
     def _drafts(self, row: Mapping[str, Any], where: str) -> tuple[list[Draft], tuple[str, ...]]:
         """The drafts of a row (none when it has nothing to learn), and its prompt columns without a value."""
@@ -165,7 +152,7 @@ class Renderer:
         """The draft of a row's prompt alone."""
         if self.layout.kind == "chat":
             messages, tools = self._messages(row, where)
-            if messages and messages[-1].role in ANSWERING:
+            if messages and messages[-1].role == "assistant":
                 messages = messages[:-1]
             return self._chat.prompt(messages, where, tools)
         asked = self._asked(row, where)
@@ -198,7 +185,7 @@ class Renderer:
         return replace(draft, guarded=risky, control=control)
 
     def _encode_prompts(self, drafts: Sequence[Draft]) -> list[list[int]]:
-        """Prompt ids of drafts. What starts the ids: the chat template's own text, else BOS as the tokenizer adds it."""
+        """Prompt ids of drafts. They start as the chat template writes, else with BOS as the tokenizer adds it."""
         safe = [i for i, d in enumerate(drafts) if not d.guarded]
         care = [i for i, d in enumerate(drafts) if d.guarded]
         out: list[list[int]] = [[] for _ in drafts]
@@ -254,6 +241,7 @@ class Renderer:
             control=control,
             cut=tuple(dict.fromkeys(fit.cut for fit in fitted if fit is not None and fit.cut)),
             lost_turns=len(drafts) - len(made),
+            answers=len(made),
             ended=sum(1 for example in made if example.ids[-1] in ends and example.weights[-1]),
         )
 
@@ -301,7 +289,7 @@ class Fit:
 def merge(examples: Sequence[Example]) -> list[Example]:
     """Join answers of one conversation where an earlier example is exactly how a later one begins.
 
-    The ids stay those that prediction sees; the later example then trains both answers, and the prefix is computed once.
+    The ids stay those that prediction sees; the later example trains both answers, and the prefix is computed once.
     """
     out: list[Example] = []
     for example in examples:
