@@ -1,0 +1,93 @@
+"""README.md of a tuned model, as the hub reads it: facts in front matter, then what was done and how to use it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from luthier.run.atomic import write_text
+
+
+def write_card(
+    folder: Path | str,
+    *,
+    name: str,
+    base_model: str,
+    config_yaml: str,
+    scores: Mapping[str, Mapping[str, float]] | None = None,
+    rows: int | None = None,
+    held_out: int | None = None,
+    adapter: str | None = "lora",
+    license_name: str | None = None,
+    language: Sequence[str] = (),
+    versions: Mapping[str, str] | None = None,
+) -> Path:
+    """Write ``folder/README.md`` and return its path.
+
+    Args:
+        folder: the folder that is to be shared.
+        name: the model's name.
+        base_model: the base as a hub id or name.
+        config_yaml: the whole resolved config as YAML.
+        scores: contestant → metric → value between 0 and 1, the tuned model last.
+        rows: how many rows it was trained on.
+        held_out: how many rows the scores are over.
+        adapter: the adapter's type; None for merged weights.
+        license_name: the hub's identifier of the licence; left out when it is not known.
+        language: the hub's language codes.
+        versions: package → version.
+    """
+    library = "peft" if adapter else "transformers"
+    front: dict[str, Any] = {"library_name": library, "pipeline_tag": "text-generation", "tags": ["luthier"]}
+    if "/" in base_model and not Path(base_model).exists():  # the hub refuses what is no id
+        front["base_model"] = base_model
+        front["base_model_relation"] = "adapter" if adapter else "finetune"
+    if license_name:
+        front["license"] = license_name
+    if language:
+        front["language"] = list(language)
+    how = f"a {adapter} adapter on" if adapter else "a fine-tuned version of"
+    trained = f", trained on {rows} rows" if rows is not None else ""
+    parts = [
+        # JSON is YAML, and quotes whatever needs it.
+        "---\n" + "".join(f"{key}: {json.dumps(value, ensure_ascii=False)}\n" for key, value in front.items()) + "---",
+        f"# {_plain(name)}",
+        f"This is {how} `{_plain(base_model)}`{trained}. It was made with Luthier.",
+        _results(scores, held_out) if scores else "",
+        "## Use\n\n```bash\nluthier chat FOLDER\nluthier predict FOLDER --dataset rows.csv\n```",
+        f"## Config\n\n{_fenced(config_yaml, 'yaml')}",
+        _versions(versions) if versions else "",
+    ]
+    path = Path(folder) / "README.md"
+    write_text(path, "\n\n".join(part for part in parts if part) + "\n")
+    return path
+
+
+def _results(scores: Mapping[str, Mapping[str, float]], held_out: int | None) -> str:
+    metrics = list(dict.fromkeys(metric for values in scores.values() for metric in values))
+    head = ["model", *(m.replace("_", " ") for m in metrics)]
+    lines = [" | ".join(head), " | ".join(["---", *("---:" for _ in metrics)])]
+    lines += [
+        " | ".join([_plain(who), *(f"{100 * values[m]:.1f} %" if m in values else "" for m in metrics)])
+        for who, values in scores.items()
+    ]
+    over = f"On {held_out} rows that it was not trained on:\n\n" if held_out is not None else ""
+    return f"## Results\n\n{over}" + "\n".join(f"| {line} |" for line in lines)
+
+
+def _versions(versions: Mapping[str, str]) -> str:
+    return "## Versions\n\n" + "\n".join(f"- {package} {version}" for package, version in versions.items())
+
+
+def _plain(text: str) -> str:
+    """Text that stays on its line and in its table cell."""
+    return " ".join(text.replace("|", "/").replace("`", "'").split())
+
+
+def _fenced(text: str, language: str) -> str:
+    fence = "```"
+    while fence in text:
+        fence += "`"
+    return f"{fence}{language}\n{text.rstrip()}\n{fence}"

@@ -1,0 +1,79 @@
+"""Uploading a folder to the Hugging Face hub. Proxies, HF_ENDPOINT and tokens are huggingface_hub's own business."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from luthier.errors import AssetError, RunError
+from luthier.events import Sink, silent, stage
+
+# Training state and logs stay at home; so does anything pickled.
+LEFT_OUT = ("checkpoints/**", "metrics.jsonl", "*.lock", ".*", "**/.*", "*.bin", "*.pt", "*.pth", "*.pkl", "optimizer*")
+WEIGHTS = ("adapter_model.safetensors", "model.safetensors", "model.safetensors.index.json")
+
+
+def upload(
+    folder: Path | str,
+    repo_id: str,
+    *,
+    private: bool = False,
+    token: str | None = None,
+    commit_message: str = "Upload a model tuned with Luthier",
+    commit_description: str | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    sink: Sink = silent,
+) -> str:
+    """Upload an adapter folder or a merged model; returns the commit's address.
+
+    Args:
+        folder: holds adapter_model.safetensors or model.safetensors at its top.
+        repo_id: ``owner/name``; made when it does not exist.
+        private: whether a newly made repository is private.
+        token: a token with the right to write; None takes the one that is logged in.
+        commit_message: the commit's first line.
+        commit_description: the rest of the commit's message.
+        revision: the branch; None is the main one.
+        create_pr: open a pull request instead of committing.
+        sink: told when the upload begins and ends.
+
+    Raises:
+        RunError: run-not-a-run, a folder without weights in safetensors.
+        AssetError: asset-upload, a name the hub does not take, no right to write, or no way to the hub.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled
+
+    # Which HTTP library is beneath differs between versions of huggingface_hub; its own error is always built on it.
+    http_error: type[Exception] = HfHubHTTPError.__mro__[1]
+    folder = Path(folder)
+    if not any((folder / name).is_file() for name in WEIGHTS):
+        raise RunError(
+            "run-not-a-run",
+            "there are no weights to upload here",
+            where=str(folder),
+            allowed=WEIGHTS,
+            fix="name the run's adapter folder or a merged model",
+        )
+    api = HfApi(token=token)
+    try:
+        with stage(sink, "upload", repo_id):
+            name = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+            commit = api.upload_folder(
+                repo_id=name,
+                folder_path=folder,
+                commit_message=commit_message,
+                commit_description=commit_description,
+                revision=revision,
+                create_pr=create_pr,
+                ignore_patterns=list(LEFT_OUT),
+            )
+    except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled, http_error) as error:
+        raise AssetError(
+            "asset-upload",
+            f"the hub did not take the upload: {str(error).splitlines()[0]}",
+            received=repo_id,
+            allowed="owner/name, with a token that may write there",
+            fix="log in with `hf auth login`, or pass token=; check that the owner's name is yours",
+        ) from error
+    return str(commit.pr_url or commit.commit_url)

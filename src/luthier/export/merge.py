@@ -1,0 +1,122 @@
+"""One folder of safetensors with the adapter folded into the base, for any program that reads transformers models."""
+
+from __future__ import annotations
+
+import copy
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from luthier.errors import AssetError, RunError
+from luthier.events import Saved, Sink, silent, stage
+
+DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+)
+
+
+def merged(
+    model: Any,
+    folder: Path | str,
+    *,
+    tokenizer_from: Path | str,
+    dtype: Literal["fp32", "bf16", "fp16"] | None = None,
+    sink: Sink = silent,
+) -> Path:
+    """Write the model with its adapter merged in; the model given stays as it was.
+
+    The adapter is added in fp32 and the sum rounded once to ``dtype``: adding in bf16 would round twice and lose small
+    changes. The folder appears complete or not at all.
+
+    Args:
+        model: a PEFT model, or a plain transformers model (after full fine-tuning).
+        folder: where to write; absent or empty.
+        tokenizer_from: the base model's folder, whose tokenizer and generation files are copied.
+        dtype: of the written weights; None keeps the model's own.
+        sink: told when the work begins and ends.
+
+    Raises:
+        AssetError: asset-unsupported, a base in 4 or 8 bit, or an adapter that cannot be merged.
+        RunError: run-foreign-files, a folder that already holds something.
+    """
+    folder = Path(folder)
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    _refuse_quantised(base)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise RunError(
+            "run-foreign-files",
+            "the folder for the merged model is not empty",
+            where=str(folder),
+            allowed="a folder that does not exist yet, or an empty one",
+            fix="name another folder",
+        )
+    wanted = DTYPES[dtype] if dtype else next(p.dtype for p in base.parameters())
+    with stage(sink, "merge", str(folder)), _staging(folder) as staged:
+        plain = _merge(copy.deepcopy(model).to("cpu", torch.float32)).to(wanted)
+        plain.config.dtype = wanted
+        plain.save_pretrained(staged, safe_serialization=True)
+        for name in TOKENIZER_FILES:
+            source = Path(tokenizer_from) / name
+            if source.is_file():
+                shutil.copyfile(source, staged / name)
+    sink(Saved(path=str(folder), step=0, what="merged model"))
+    return folder
+
+
+def _merge(model: Any) -> Any:
+    """The plain model inside, adapters merged, every parameter checked to be finite."""
+    if hasattr(model, "merge_and_unload"):
+        try:
+            model = model.merge_and_unload(safe_merge=True)
+        except (NotImplementedError, AttributeError, ValueError) as error:
+            raise AssetError(
+                "asset-unsupported",
+                f"this adapter cannot be merged into its base: {error}",
+                allowed="adapters that change weights, such as lora, loha, lokr, oft, boft, ia3",
+                fix="use the adapter folder itself instead of a merged model",
+            ) from error
+    return model
+
+
+def _refuse_quantised(model: Any) -> None:
+    method = getattr(model, "quantization_method", None)
+    if method is None and not getattr(model, "is_loaded_in_4bit", False) and not getattr(model, "is_loaded_in_8bit", 0):
+        return
+    raise AssetError(
+        "asset-unsupported",
+        "an adapter cannot be merged into a quantised base: the rounded weights would lose it",
+        received=str(getattr(method, "value", method) or "quantised weights"),
+        allowed="a base loaded in fp32, bf16 or fp16",
+        fix="load the base without `quantization`, put the adapter on it, and merge that",
+    )
+
+
+@contextmanager
+def _staging(folder: Path) -> Iterator[Path]:
+    """A folder beside the target that takes its name at the end, or goes away."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staged = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        yield staged
+        os.chmod(staged, 0o755)  # mkdtemp makes it private
+        if folder.exists():
+            folder.rmdir()
+        staged.rename(folder)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)

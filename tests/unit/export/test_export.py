@@ -1,0 +1,156 @@
+"""Merged weights answer as the adapter does; the card and the upload say and send what they should."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from luthier.errors import AssetError, RunError
+from luthier.export.card import write_card
+from luthier.export.hub import LEFT_OUT, upload
+from luthier.export.merge import merged
+
+# PEFT 0.21 asks transformers for a name that transformers 5.23 has renamed.
+pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
+IDS = torch.tensor([[5, 9, 17, 3]])
+
+
+def make_model() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=2, max_position_embeddings=48, initializer_range=0.3,
+        )
+    ).eval()  # fmt: skip
+
+
+def make_tuned():
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    return get_peft_model(make_model(), config).eval()
+
+
+def logits(model):
+    with torch.no_grad():
+        return model(IDS).logits
+
+
+def test_merged_equals_adapter_and_leaves_the_model_alone(tmp_path):
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "tokenizer.json").write_text("{}")
+    tuned = make_tuned()
+    before = logits(tuned)
+    folder = merged(tuned, tmp_path / "out", tokenizer_from=base, dtype="fp32")
+    again = AutoModelForCausalLM.from_pretrained(folder)
+    assert torch.allclose(logits(again), before, atol=1e-5)
+    assert not torch.allclose(before, logits(make_model()), atol=1e-2)
+    assert torch.equal(logits(tuned), before)
+    names = {p.name for p in folder.iterdir()}
+    assert {"model.safetensors", "config.json", "tokenizer.json"} <= names
+    assert not any(name.endswith(".bin") for name in names)
+    assert {p.name for p in tmp_path.iterdir()} == {"base", "out"}
+
+
+def test_bf16_is_rounded_once(tmp_path):
+    tuned = make_tuned()
+    want = tuned.merge_and_unload().state_dict()
+    folder = merged(make_tuned(), tmp_path / "out", tokenizer_from=tmp_path, dtype="bf16")
+    got = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+    assert got.dtype == torch.bfloat16
+    assert all(torch.equal(v, want[k].to(torch.bfloat16)) for k, v in got.state_dict().items())
+
+
+def test_full_models_are_written_too(tmp_path):
+    model = make_model()
+    again = AutoModelForCausalLM.from_pretrained(merged(model, tmp_path / "out", tokenizer_from=tmp_path))
+    assert torch.allclose(logits(again), logits(model), atol=1e-6)
+
+
+def test_merge_refusals(tmp_path):
+    (tmp_path / "mine.txt").write_text("x")
+    with pytest.raises(RunError) as foreign:
+        merged(make_model(), tmp_path, tokenizer_from=tmp_path)
+    assert foreign.value.code == "run-foreign-files"
+    quantised = make_model()
+    quantised.is_loaded_in_4bit = True
+    with pytest.raises(AssetError) as refused:
+        merged(quantised, tmp_path / "out", tokenizer_from=tmp_path)
+    assert refused.value.code == "asset-unsupported"
+    assert not (tmp_path / "out").exists()
+
+
+def test_card(tmp_path):
+    path = write_card(
+        tmp_path,
+        name="tickets | v2",
+        base_model="owner/base",
+        config_yaml="prompt:\n  template: '```{x}```'\n",
+        scores={"base": {"exact_match": 0.1}, "tuned": {"exact_match": 0.8512}},
+        rows=600,
+        held_out=60,
+        license_name="apache-2.0",
+        versions={"torch": "2.13.0"},
+    )
+    text = path.read_text("utf-8")
+    assert text.startswith("---\n")
+    assert 'base_model: "owner/base"' in text
+    assert "| tuned | 85.1 % |" in text
+    assert "````yaml" in text
+    assert "# tickets / v2" in text
+    from ruamel.yaml import YAML
+
+    front = YAML(typ="safe").load(text.split("---\n")[1])
+    assert front["base_model_relation"] == "adapter"
+    assert front["license"] == "apache-2.0"
+
+
+def test_a_base_that_is_no_hub_id_stays_out_of_the_front_matter(tmp_path):
+    text = write_card(tmp_path, name="m", base_model="smollm2", config_yaml="", adapter=None).read_text("utf-8")
+    assert "base_model:" not in text
+    assert 'library_name: "transformers"' in text
+
+
+def test_upload(tmp_path, monkeypatch):
+    import huggingface_hub
+
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"")
+    calls = {}
+
+    def create_repo(self, repo_id, **kwargs):
+        return SimpleNamespace(repo_id=repo_id)
+
+    def upload_folder(self, **kwargs):
+        calls.update(kwargs)
+        return SimpleNamespace(pr_url=None, commit_url="address")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", create_repo)
+    monkeypatch.setattr(huggingface_hub.HfApi, "upload_folder", upload_folder)
+    assert upload(tmp_path, "me/model") == "address"
+    assert calls["repo_id"] == "me/model"
+    assert calls["ignore_patterns"] == list(LEFT_OUT)
+
+
+def test_upload_refusals(tmp_path, monkeypatch):
+    with pytest.raises(RunError) as empty:
+        upload(tmp_path, "me/model")
+    assert empty.value.code == "run-not-a-run"
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"")
+    with pytest.raises(AssetError) as name:
+        upload(tmp_path, "not a name!!")
+    assert name.value.code == "asset-upload"
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError
+
+    def refuse(self, repo_id, **kwargs):
+        raise HfHubHTTPError.__mro__[1]("no way to the hub")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", refuse)
+    with pytest.raises(AssetError) as unreachable:
+        upload(tmp_path, "me/model")
+    assert "no way to the hub" in str(unreachable.value)
