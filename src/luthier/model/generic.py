@@ -1,0 +1,90 @@
+"""Any transformers causal language model, as the training step wants it: a Batch in, log-probabilities out.
+
+Names: ``n`` supervised targets, ``b`` rows (segments), ``l`` the longest row, ``t`` tokens of the batch.
+"""
+
+from __future__ import annotations
+
+import inspect
+
+import torch
+from torch import nn
+
+from luthier.types import Batch
+
+CHUNK = 4096  # rows of logits that are turned into fp32 log-probabilities at a time
+
+
+class GenericModel:
+    """Pads segments to rows, runs the model, and computes the head only where something is supervised."""
+
+    def __init__(
+        self, model: nn.Module, *, checkpointing: bool = False, neftune_alpha: float = 0.0, seed: int = 0
+    ) -> None:
+        """Wrap a transformers or PEFT model.
+
+        ``checkpointing`` recomputes activations in the backward pass. ``neftune_alpha`` scales uniform noise on the
+        embeddings while the model is in training mode (Jain et al. 2023), drawn from ``seed``.
+        """
+        self.model = model
+        get_base = getattr(model, "get_base_model", None)
+        core = get_base() if get_base is not None else model
+        names = inspect.signature(core.forward).parameters
+        self._selects = "logits_to_keep" in names
+        self._positions = "position_ids" in names
+        self.noise = Neftune(core.get_input_embeddings(), neftune_alpha, seed) if neftune_alpha else None
+        if checkpointing:
+            core.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+    def logprobs(self, batch: Batch, positions: torch.Tensor | None = None) -> torch.Tensor:
+        """[n] fp32: log p(ids[i] | what precedes it in its segment) for each ``positions[i]`` of the batch.
+
+        ``positions`` are indices into the batch's tokens; left out, the nonzeros of ``target_weight`` in order.
+        Position 0 of a segment has nothing before it and is refused.
+        """
+        if positions is None:
+            positions = batch.target_weight.nonzero().squeeze(-1)
+        device = next(self.model.parameters()).device
+        ids, place = batch.ids.to(device), batch.positions.to(device)
+        segment, positions = batch.segment.to(device), positions.to(device)
+        assert batch.parent_segment is None or bool((batch.parent_segment < 0).all()), "shared prefixes: not here"
+        rows, columns = segment[positions], place[positions] - 1  # predicted from the token before
+        assert bool((columns >= 0).all()), "the first token of a segment has no prediction"
+        count, longest = len(batch.lengths), max(batch.lengths)
+        padded = ids.new_zeros(count, longest)
+        padded[segment, place] = ids
+        mask = torch.zeros_like(padded)
+        mask[segment, place] = 1
+        inputs: dict[str, torch.Tensor | bool] = {"input_ids": padded, "attention_mask": mask, "use_cache": False}
+        if self._positions:
+            inputs["position_ids"] = torch.arange(longest, device=device).expand(count, longest)
+        if self._selects:
+            kept, columns = torch.unique(columns, return_inverse=True)  # the union of columns over the rows
+            inputs["logits_to_keep"] = kept
+        logits = self.model(**inputs).logits
+        return _select(logits[rows, columns], ids[positions])
+
+
+class Neftune:
+    """Uniform noise on the embeddings, of magnitude alpha / sqrt(tokens × hidden), in training mode only."""
+
+    def __init__(self, embedding: nn.Module, alpha: float, seed: int) -> None:
+        self.alpha = alpha
+        self.generator = torch.Generator().manual_seed(seed)  # on the CPU, so that all devices draw the same
+        self.handle = embedding.register_forward_hook(self._add)
+
+    def _add(self, module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+        if not module.training:
+            return output
+        noise = torch.rand(output.shape, generator=self.generator) * 2 - 1
+        scale = self.alpha / (output.shape[-2] * output.shape[-1]) ** 0.5
+        return output + (noise * scale).to(output.device, output.dtype)
+
+
+def _select(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """log softmax in fp32 at the targets: [n, v] and [n] to [n]."""
+    parts = [
+        -nn.functional.cross_entropy(part.float(), wanted, reduction="none")
+        for part, wanted in zip(logits.split(CHUNK), targets.split(CHUNK), strict=True)
+    ]
+    return torch.cat(parts)

@@ -1,0 +1,136 @@
+"""A base model's files become a transformers model in memory, in 16, 8 or 4 bits. Only safetensors are read."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from luthier import events
+from luthier.errors import AssetError, missing_extra
+from luthier.types import Base
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def load_base(
+    base: Base,
+    *,
+    quantization: Any = None,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    model_parameters: Any = None,
+    sink: events.Sink = events.silent,
+) -> PreTrainedModel:
+    """The frozen model on ``device``, in evaluation mode.
+
+    ``quantization`` and ``model_parameters`` are the config's sections of those names, or None.
+    Raises AssetError asset-damaged when weights are missing or of another shape, asset-unsupported for an
+    architecture that transformers does not know; DependencyError without bitsandbytes.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    trust = base.remote_code  # a Base with remote code exists only because the caller trusted it
+    with events.stage(sink, "load", base.name), _quiet():
+        try:
+            config = AutoConfig.from_pretrained(base.path, trust_remote_code=trust)
+            _stretch_positions(config, model_parameters)
+            model, report = AutoModelForCausalLM.from_pretrained(
+                base.path,
+                config=config,
+                dtype=dtype,
+                attn_implementation="sdpa",
+                use_safetensors=True,
+                quantization_config=_bitsandbytes(quantization, dtype),
+                device_map={"": device} if quantization is not None else None,
+                trust_remote_code=trust,
+                output_loading_info=True,
+            )
+        except ValueError as error:
+            raise AssetError(
+                "asset-unsupported",
+                f"transformers cannot load this base model: {str(error).splitlines()[0]}",
+                where=str(base.path),
+                received=base.spec.architecture,
+            ) from error
+        except (OSError, RuntimeError) as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise _damaged(base, str(error).splitlines()[0]) from error
+    if missing := sorted(report["missing_keys"]):
+        raise _damaged(base, f"{len(missing)} weights are missing, such as {missing[0]}")
+    if quantization is None:
+        model = model.to(device)
+    model.requires_grad_(False)
+    model.config.use_cache = False
+    return model.eval()
+
+
+def _damaged(base: Base, why: str) -> AssetError:
+    return AssetError(
+        "asset-damaged",
+        f"the base model's files are incomplete: {why}",
+        where=str(base.path),
+        received=base.name,
+        fix="get the model again",
+    )
+
+
+def _stretch_positions(config: Any, parameters: Any) -> None:
+    """Apply ``model_parameters.rope_scaling`` to the model's config."""
+    scaling = getattr(parameters, "rope_scaling", None)
+    if scaling is None:
+        return
+    current = getattr(config, "rope_parameters", None)
+    if not isinstance(current, dict) or "rope_type" not in current:
+        raise AssetError(
+            "asset-unsupported",
+            f"rope_scaling cannot be applied to the architecture {config.model_type}",
+            where="model_parameters.rope_scaling",
+            fix="remove rope_scaling, or choose a base with one kind of rotary positions",
+        )
+    config.rope_parameters = {**current, "rope_type": scaling.rope_type, "factor": float(scaling.factor)}
+
+
+def _bitsandbytes(quantization: Any, dtype: torch.dtype) -> Any:
+    """The quantization section as transformers takes it, or None."""
+    if quantization is None:
+        return None
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError as error:
+        raise missing_extra("bitsandbytes", "cuda", "a base in 4 or 8 bits") from error
+    from transformers import BitsAndBytesConfig
+
+    if quantization.bits == 8:
+        return BitsAndBytesConfig(
+            load_in_8bit=True,
+            llm_int8_threshold=quantization.llm_int8_threshold,
+            llm_int8_has_fp16_weight=quantization.llm_int8_has_fp16_weight,
+        )
+    wanted = quantization.bnb_4bit_compute_dtype
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=quantization.bnb_4bit_quant_type,
+        bnb_4bit_use_double_quant=quantization.bnb_4bit_use_double_quant,
+        bnb_4bit_compute_dtype=dtype if wanted == "auto" else getattr(torch, wanted),
+    )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Progress is told through events, not through transformers' own bars and reports."""
+    from transformers.utils import logging
+
+    bars, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
