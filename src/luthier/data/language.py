@@ -26,18 +26,18 @@ SCRIPTS: tuple[tuple[str, str], ...] = (
 KANA = re.compile(r"[\u3041-\u30fa\uff66-\uff9d]")
 HAN = re.compile(r"[\u4e00-\u9fff\u3400-\u4dbf]")
 LATIN = re.compile(r"[^\W\d_]+")
-WORDS: dict[str, frozenset[str]] = {
-    "en": frozenset(["the", "of", "and", "to", "is", "in", "that", "it", "for", "was", "with", "are", "this", "on", "what", "be", "how", "by", "an"]),
-    "de": frozenset(["der", "die", "und", "das", "ist", "nicht", "ein", "eine", "zu", "den", "mit", "von", "für", "auf", "wie", "ich", "sie", "wir"]),
-    "fr": frozenset(["le", "la", "les", "et", "des", "est", "un", "une", "du", "que", "dans", "pour", "pas", "qui", "vous", "sur", "ce", "je", "au"]),
-    "es": frozenset(["el", "la", "los", "las", "de", "que", "y", "en", "un", "una", "es", "por", "con", "para", "no", "se", "del", "su", "como"]),
-    "pt": frozenset(["o", "os", "de", "que", "e", "do", "da", "em", "um", "uma", "para", "com", "não", "por", "se", "na", "no", "mais", "as"]),
-    "it": frozenset(["il", "di", "che", "la", "e", "un", "una", "per", "è", "non", "in", "con", "del", "della", "sono", "si", "gli", "come"]),
-    "nl": frozenset(["de", "het", "een", "van", "en", "is", "dat", "niet", "op", "te", "voor", "met", "zijn", "ik", "je", "aan", "wat"]),
-    "pl": frozenset(["i", "w", "na", "z", "do", "nie", "się", "to", "jest", "że", "o", "jak", "po", "co", "dla", "od", "czy"]),
-    "tr": frozenset(["ve", "bir", "bu", "da", "de", "için", "ile", "ne", "mi", "çok", "daha", "gibi", "olarak", "var", "nasıl"]),
-    "vi": frozenset(["là", "và", "của", "có", "không", "một", "cho", "được", "trong", "với", "người", "các", "những", "này"]),
-    "id": frozenset(["yang", "dan", "di", "itu", "dengan", "untuk", "tidak", "ini", "dari", "dalam", "akan", "pada", "adalah"]),
+WORDS: dict[str, str] = {
+    "en": "the of and to is in that it for was with are this on what be how by an",
+    "de": "der die und das ist nicht ein eine zu den mit von für auf wie ich sie wir",
+    "fr": "le la les et des est un une du que dans pour pas qui vous sur ce je au",
+    "es": "el la los las de que y en un una es por con para no se del su como",
+    "pt": "o os de que e do da em um uma para com não por se na no mais as",
+    "it": "il di che la e un una per è non in con del della sono si gli come",
+    "nl": "de het een van en is dat niet op te voor met zijn ik je aan wat",
+    "pl": "i w na z do nie się to jest że o jak po co dla od czy",
+    "tr": "ve bir bu da de için ile ne mi çok daha gibi olarak var nasıl",
+    "vi": "là và của có không một cho được trong với người các những này",
+    "id": "yang dan di itu dengan untuk tidak ini dari dalam akan pada adalah",
 }
 
 
@@ -53,7 +53,7 @@ def language_of(table: Table, columns: Sequence[str] | None = None) -> str:
     if counts[code] > 0.2 * letters:
         return code
     words = Counter(word.lower() for word in LATIN.findall(text))
-    scores = {code: sum(words[w] for w in known) / len(known) for code, known in WORDS.items()}
+    scores = {code: sum(words[w] for w in known.split()) / len(known.split()) for code, known in WORDS.items()}
     best = max(scores, key=lambda c: scores[c])
     return best if scores[best] > scores["en"] else "en"
 
