@@ -214,14 +214,15 @@ def show_check(lines: Sequence[str], samples: Sequence[Sequence[tuple[str, bool]
 def show_comparison(comparison: Mapping[str, Any], samples: int) -> None:
     """Scores of each contestant side by side, then a few answers under their reference."""
     out = Console(highlight=False)
-    scores: Mapping[str, Mapping[str, float]] = comparison["scores"]
-    names = list(scores)
-    metrics = list(next(iter(scores.values()), {}))
-    rows = [[metric, *(f"{scores[name][metric]:.3f}" for name in names)] for metric in metrics]
-    out.print(table(f"{comparison['rows']} held-out rows", ["metric", *names], rows))
+    names = [contestant["name"] for contestant in comparison["contestants"]]
+    scores = [contestant["scores"] for contestant in comparison["contestants"]]
+    rows = [[metric, *(f"{score[metric]:.3f}" for score in scores)] for metric in scores[0]]
+    out.print(table(f"{comparison['count']} held-out rows", ["metric", *names], rows))
+    for flip in comparison["flips"]:
+        out.print(f"against {flip['against']}: {len(flip['gained'])} rows gained, {len(flip['lost'])} lost")
     for sample in comparison["samples"][:samples]:
         shown = [["reference", sample["reference"]], *([name, sample["answers"][name]] for name in names)]
-        out.print(table(_last_line(sample["prompt"]), ["who", "answer"], shown))
+        out.print(table(_last_line(sample["prompt"] or f"row {sample['row']}"), ["who", "answer"], shown))
 
 
 def _last_line(prompt: str, limit: int = 300) -> str:

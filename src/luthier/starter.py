@@ -9,7 +9,8 @@ from typing import Any
 
 from luthier import events
 from luthier.assets.catalogue import Proposal, propose
-from luthier.data.columns import Layout, detect, language_of
+from luthier.data.columns import Layout, detect
+from luthier.data.language import language_of
 from luthier.data.sources import read
 from luthier.data.table import Table
 from luthier.plan.machine import probe

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from luthier.data.render import Renderer
 from luthier.data.sources import read
 from luthier.data.table import Table
 from luthier.errors import DataError, RunError
-from luthier.evaluate.compare import Comparison, compare, few_shot
+from luthier.evaluate import Comparison, compare, few_shot
 from luthier.infer.generate import HfEngine
 from luthier.infer.sampling import resolve
 from luthier.metrics import score
@@ -120,7 +120,7 @@ class Tuned:
     renderer: Renderer
     model: nn.Module
     folder: Path | None
-    autocast: AbstractContextManager[Any]
+    autocast: Callable[[], AbstractContextManager[Any]]  # the arithmetic of training, entered around every forward
     table: Table | None = None  # the table it was trained on, when that is at hand
     splits: Sequence[int] | None = None  # 0, 1, 2 a row of that table
 
@@ -157,7 +157,7 @@ class Tuned:
         sink: events.Sink = events.silent,
     ) -> Answered:
         """Answer these rows; ``prompts`` replaces the rendered prompt ids of a row (few-shot)."""
-        sampling = resolve(self.config.generation, generation)
+        sampling = resolve(self.config.generation, generation, seed=self.config.random_seed)
         requests = []
         references: list[str | None] = []
         for index in rows:
@@ -198,41 +198,61 @@ class Tuned:
             )
         contestants = {"base": self.answer(table, held, use_base=True, sink=sink)}
         if shots:
-            shown = [i for i, number in enumerate(splits) if number == 0][:shots]
-            examples = [training.row(i) for i in shown]
-            pairs = [(self.renderer.prompt(row).text, reference_of(row, self.layout) or "") for row in examples]
-            prompts = {
-                i: self.renderer.text_prompt(few_shot(pairs, self.renderer.prompt(table.row(i)).text)).ids for i in held
-            }
-            name = f"base, {shots}-shot"
-            contestants[name] = self.answer(table, held, use_base=True, prompts=prompts, sink=sink)
+            pairs = self._solved(training, splits)
+            texts = {i: few_shot(pairs, self._prompt_of(table, i), shots=shots) for i in held}
+            prompts = {i: self.renderer.text_prompt(text).ids for i, text in texts.items()}
+            contestants[f"base, {shots}-shot"] = self.answer(table, held, use_base=True, prompts=prompts, sink=sink)
         contestants["tuned"] = self.answer(table, held, sink=sink)
         comparison = compare(
-            [self.renderer.prompt(table.row(i)).text for i in held],
-            [reference for reference in contestants["tuned"].references if reference is not None],
+            held,
+            [reference or "" for reference in contestants["tuned"].references],
             {name: answered.texts for name, answered in contestants.items()},
             classes=self.layout.classes,
+            prompts=[self._prompt_of(table, i) for i in held],
         )
         if self.folder is not None:
             atomic.write_json(self.folder / "evaluation.json", comparison.to_json())
         return comparison
 
+    def _prompt_of(self, table: Table, index: int) -> str:
+        return self.renderer.prompt(table.row(index)).text
+
+    def _solved(self, training: Table, splits: Sequence[int]) -> list[tuple[str, str]]:
+        """Prompts and answers of training rows, for a few-shot prompt."""
+        rows = [i for i, number in enumerate(splits) if number == 0]
+        pairs = ((self._prompt_of(training, i), reference_of(training.row(i), self.layout)) for i in rows)
+        return [(prompt, answer) for prompt, answer in pairs if answer is not None]
+
+    def samples(self, count: int = 3) -> list[dict[str, str]]:
+        """A few held-out rows with the base's and the tuned answer, for the report; none without held-out rows."""
+        if self.table is None or self.splits is None:
+            return []
+        held = [i for i in _held_out(self.splits) if reference_of(self.table.row(i), self.layout) is not None][:count]
+        if not held:
+            return []
+        compared = hasattr(self.model, "disable_adapter")
+        before = self.answer(self.table, held, use_base=True).texts if compared else [""] * len(held)
+        after = self.answer(self.table, held)
+        return [
+            {"prompt": self._prompt_of(self.table, i), "before": was, "answer": now, "reference": reference or ""}
+            for i, was, now, reference in zip(held, before, after.texts, after.references, strict=True)
+        ]
+
     def generate(self, prompts: Sequence[str], generation: Mapping[str, Any] | None = None) -> list[str]:
         """The answer to each text, which is the whole prompt."""
-        sampling = resolve(self.config.generation, generation)
+        sampling = resolve(self.config.generation, generation, seed=self.config.random_seed)
         requests = [Request(i, self.renderer.text_prompt(text).ids, sampling) for i, text in enumerate(prompts)]
         by_key = {done.key: done for done in self._ask(requests, False, None, events.silent)}
         return [by_key[i].text for i in range(len(prompts))]
 
     def stream(self, prompt: str, generation: Mapping[str, Any] | None = None) -> Iterator[str]:
         """The answer to one text in whole characters, as it grows."""
-        sampling = resolve(self.config.generation, generation)
+        sampling = resolve(self.config.generation, generation, seed=self.config.random_seed)
         yield from self.stream_ids(self.renderer.text_prompt(prompt).ids, sampling)
 
     def stream_ids(self, ids: Sequence[int], sampling: Sampling, *, use_base: bool = False) -> Iterator[str]:
         """The answer to prompt ids, as it grows."""
-        with self.autocast, self._weights(use_base):
-            yield from self._engine(None, events.silent).stream(Request(0, ids, sampling))
+        yield from self._engine(use_base).stream(Request(0, ids, sampling))
 
     def chat(self, *, system: str | None = None) -> Conversation:
         """A conversation that remembers its turns."""
@@ -244,7 +264,7 @@ class Tuned:
             raise RunError("run-not-a-run", "nothing has been trained yet", fix="train before saving")
         if folder.exists() and any(folder.iterdir()):
             raise RunError("run-foreign-files", "the folder to save to is not empty", where=str(folder))
-        keep = ("run.json", "config.yaml", "plan.json", "audit.json", "layout.json", "README.md", "adapter", "model")
+        keep = ("run.json", "config.yaml", "plan.json", "audit.json", "data.json", "README.md", "adapter", "weights")
         folder.mkdir(parents=True, exist_ok=True)
         for name in keep:
             part = self.folder / name
@@ -257,27 +277,34 @@ class Tuned:
     def _ask(
         self, requests: Sequence[Request], use_base: bool, batch_size: int | None, sink: events.Sink
     ) -> Iterator[Completion]:
-        with self.autocast, self._weights(use_base):
-            done = self._engine(batch_size, sink).generate(requests)
-            yield from events.progress(sink, "generate", done, total=len(requests), unit="rows", every=0.5)
+        yield from self._engine(use_base, batch_size, sink).generate(requests)
 
-    def _engine(self, batch_size: int | None, sink: events.Sink) -> HfEngine:
-        return HfEngine(self.model, self.tokenizer, batch_size=batch_size, sink=sink)
+    def _engine(self, use_base: bool, batch_size: int | None = None, sink: events.Sink = events.silent) -> HfEngine:
+        declared = self.config.trainer.eval_batch_size
+        rows = batch_size if batch_size is not None else (declared if isinstance(declared, int) else None)
+        return HfEngine(
+            self.model, self.tokenizer, batch_size=rows, sink=sink, context=lambda: self._arithmetic(use_base)
+        )
 
-    def _weights(self, use_base: bool) -> AbstractContextManager[Any]:
-        """The adapter on, or off for the base. Fully tuned weights have no base beneath them."""
-        from contextlib import nullcontext
+    @contextmanager
+    def _arithmetic(self, use_base: bool) -> Iterator[None]:
+        """Training's precision, with the adapter on, or off for the base."""
+        with ExitStack() as stack:
+            stack.enter_context(self.autocast())
+            stack.enter_context(self._without_adapter() if use_base else nullcontext())
+            yield
 
-        if not use_base or not hasattr(self.model, "disable_adapter"):
-            if use_base and self.folder is not None and self.config.adapter is None:
-                raise RunError(
-                    "run-not-a-run",
-                    "all weights were tuned: the base model is not in this run",
-                    where=str(self.folder),
-                    fix="compare with a run of `trainer.type: none` on the same base",
-                )
+    def _without_adapter(self) -> AbstractContextManager[Any]:
+        if hasattr(self.model, "disable_adapter"):
+            return self.model.disable_adapter()  # type: ignore[no-any-return]
+        if self.folder is None:  # nothing was tuned
             return nullcontext()
-        return self.model.disable_adapter()  # type: ignore[no-any-return]
+        raise RunError(
+            "run-not-a-run",
+            "all weights were tuned: the base model is not in this run",
+            where=str(self.folder),
+            fix="compare with a run of `trainer.type: none` on the same base",
+        )
 
     def _training_table(self) -> tuple[Table, Sequence[int]]:
         if self.table is None or self.splits is None:
@@ -305,8 +332,8 @@ class Conversation:
         """Add a user turn and stream the answer, which joins the history once it has been read to its end."""
         tuned = self._tuned
         self.messages.append(Message("user", text))
-        ids = tuned.renderer.conversation_prompt(self.messages).ids
-        sampling = replace(resolve(tuned.config.generation, generation))
+        ids = tuned.renderer.chat_prompt(self.messages).ids
+        sampling = resolve(tuned.config.generation, generation, seed=tuned.config.random_seed)
         pieces = []
         for piece in tuned.stream_ids(ids, sampling, use_base=use_base):
             pieces.append(piece)
