@@ -1,0 +1,8 @@
+"""Helpers that several folders of unit tests import stand beside their main user; make them importable."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent / "data"))
