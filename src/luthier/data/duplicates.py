@@ -77,10 +77,10 @@ def near_pairs(texts: Sequence[str]) -> tuple[list[tuple[int, int]], int]:
         for k, signature in enumerate(signatures):
             key = signature[band * ROWS : (band + 1) * ROWS].tobytes()
             other = buckets.setdefault(key, k)
-            if other != k and groups.find(other) != groups.find(k):
-                if float(np.mean(signatures[other] == signature)) >= SIMILAR:
-                    groups.join(other, k)
-                    pairs.append((other, k))
+            apart = other != k and groups.find(other) != groups.find(k)
+            if apart and float(np.mean(signatures[other] == signature)) >= SIMILAR:
+                groups.join(other, k)
+                pairs.append((other, k))
     most = max(10, int(LARGEST * len(texts)))
     large = {groups.find(s[0]) for s in groups.sets() if len(s) > most}
     kept = [(rows[a], rows[b]) for a, b in pairs if groups.find(a) not in large]

@@ -34,19 +34,19 @@ class SplitConfig(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SplitResult:
-    """The side of each row (0 train, 1 validation, 2 test), how many rows each has, and what a person should know."""
+    """``rows``: the side of each row (0 train, 1 validation, 2 test), how many rows each has, and what a person should know."""
 
-    sides: tuple[int, ...]
+    rows: list[int]
     type: str  # how it was split: fixed, random, stratify, datetime, hash
     counts: Mapping[Split, int]
     notes: tuple[str, ...] = ()
     duplicates: int = 0  # rows that repeat an earlier one
     leaked: int = 0  # rows outside train that repeat a row in train (only when the sides were given)
 
-    def rows(self, split: Split) -> list[int]:
+    def of(self, split: Split) -> list[int]:
         """The row numbers of one side, in order."""
         wanted = SPLITS.index(split)
-        return [i for i, side in enumerate(self.sides) if side == wanted]
+        return [i for i, side in enumerate(self.rows) if side == wanted]
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +114,7 @@ def assign(
     leaked = _leaked(sides, keys)
     if leaked:
         notes.append(f"{leaked} rows outside train repeat a row in train; scores on them flatter the model")
-    return SplitResult(tuple(sides), kind, counts, tuple(notes), duplicates, leaked)
+    return SplitResult(sides, kind, counts, tuple(notes), duplicates, leaked)
 
 
 def split_column(table: Table, column: str = SPLIT_COLUMN) -> list[int] | None:
