@@ -61,7 +61,7 @@ class Work:
 
     def lines(self) -> list[str]:
         """What was found, for people."""
-        return [*self.table.notes, *self.layout.explanation, *self.audit.lines()]
+        return self.audit.lines()
 
     def samples(self, count: int) -> Sequence[Sequence[tuple[str, bool]]]:
         """Rendered rows as pieces of text, each trained or not."""
@@ -97,9 +97,8 @@ def prepare(
     sink: events.Sink = events.silent,
 ) -> Work:
     """Read, detect, split, render, tokenise, audit and plan. Raises ConfigError, DataError or AssetError."""
-    with events.stage(sink, "read", str(dataset) if isinstance(dataset, (str, Path)) else "data in memory"):
-        given = settings.preprocessing
-        table = sources.read(dataset, encoding=encoding or given.encoding, sheet=given.sheet, sink=sink)
+    given = settings.preprocessing
+    table = sources.read(dataset, encoding=encoding or given.encoding, sheet=given.sheet, sink=sink)
     layout = columns.detect(
         table,
         inputs=[f.name for f in settings.input_features] if settings.input_features else None,
@@ -108,11 +107,12 @@ def prepare(
     settings = config.with_features(
         settings, layout.inputs, layout.target or "output", "category" if layout.classes else "text"
     )
-    for line in (*table.notes, *layout.explanation):
-        sink(events.Note(text=line))
     base = assets.resolve(settings.base_model, trust_remote_code=trust_remote_code, sink=sink)
     tokenizer = Tokenizer.load(base.path)
-    splits = _divide(settings, table, layout)
+    divided = _divide(settings, table, layout)
+    splits = divided.rows
+    for line in (*table.notes, *layout.explanation, *divided.notes):
+        sink(events.Note(text=line))
     renderer = _renderer(settings, layout, tokenizer, base, table.columns, table.name)
     prepared = tokenise(table, splits, renderer, sink=sink)
     machine = machines.probe()
@@ -285,13 +285,18 @@ def _fit(work: Work, folder: RunFolder, precision: str, sink: events.Sink) -> Tu
 
 
 def _base_model(settings: Config, base: Base, precision: str, device: str, sink: events.Sink) -> Any:
+    import torch
+
     from luthier.model.load import load_base
 
+    # Weights that are trained stay in fp32 and are computed with under autocast; frozen ones are held as they are used.
+    frozen = settings.adapter is not None or settings.trainer.type == "none"
+    kinds = {"bf16": torch.bfloat16, "fp16": torch.float16}
     with events.stage(sink, "load", f"{base.name} ({base.source})"):
         return load_base(
             base,
             quantization=settings.quantization,
-            dtype=precision,
+            dtype=kinds.get(precision, torch.float32) if frozen else torch.float32,
             device=device,
             model_parameters=settings.model_parameters,
             sink=sink,
@@ -355,11 +360,11 @@ def _renderer(
     )
 
 
-def _divide(settings: Config, table: Table, layout: Layout) -> Sequence[int]:
+def _divide(settings: Config, table: Table, layout: Layout) -> split.SplitResult:
     declared = settings.preprocessing.split
     seed = settings.random_seed if declared.seed is None else declared.seed
     target = layout.target if layout.classes else None
-    return split.assign(table, declared, seed=seed, target=target).rows
+    return split.assign(table, declared, seed=seed, target=target)
 
 
 def _training_data(
@@ -372,7 +377,7 @@ def _training_data(
     table = sources.read(path, encoding=known["encoding"], sheet=settings.preprocessing.sheet, sink=sink)
     if table.content_hash != lock.data_hash:
         return None, None
-    return table, _divide(settings, table, layout)
+    return table, _divide(settings, table, layout).rows
 
 
 def _same_base(base: Base, lock: Lock, folder: RunFolder) -> None:

@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from luthier.assets.tokenizer import Tokenizer
 
 
+SEPARATOR = "\n\n"  # between the examples of a few-shot prompt
+
+
 @dataclass(frozen=True)
 class Answered:
     """The answers to the rows of a table, in its order."""
@@ -199,9 +202,16 @@ class Tuned:
         contestants = {"base": self.answer(table, held, use_base=True, sink=sink)}
         if shots:
             pairs = self._solved(training, splits)
-            texts = {i: few_shot(pairs, self._prompt_of(table, i), shots=shots) for i in held}
+            texts = {i: few_shot(pairs, self._prompt_of(table, i), shots=shots, separator=SEPARATOR) for i in held}
             prompts = {i: self.renderer.text_prompt(text).ids for i, text in texts.items()}
-            contestants[f"base, {shots}-shot"] = self.answer(table, held, use_base=True, prompts=prompts, sink=sink)
+            contestants[f"base, {shots}-shot"] = self.answer(
+                table,
+                held,
+                use_base=True,
+                prompts=prompts,
+                generation={"stop": [SEPARATOR]},  # a base shown examples goes on to write the next one
+                sink=sink,
+            )
         contestants["tuned"] = self.answer(table, held, sink=sink)
         comparison = compare(
             held,

@@ -42,6 +42,15 @@ class GenericModel:
         ``positions`` are indices into the batch's tokens; left out, the nonzeros of ``target_weight`` in order.
         Position 0 of a segment has nothing before it and is refused.
         """
+        return _select(*self._predicted(batch, positions))
+
+    def score(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """[n] log-probabilities of the supervised targets, and [n] whether each was the likeliest token."""
+        logits, targets = self._predicted(batch, None)
+        return _select(logits, targets), logits.argmax(-1) == targets
+
+    def _predicted(self, batch: Batch, positions: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """[n, v] logits from the token before each position, and [n] the ids that stand there."""
         if positions is None:
             positions = batch.target_weight.nonzero().squeeze(-1)
         device = next(self.model.parameters()).device
@@ -62,7 +71,7 @@ class GenericModel:
             kept, columns = torch.unique(columns, return_inverse=True)  # the union of columns over the rows
             inputs["logits_to_keep"] = kept
         logits = self.model(**inputs).logits
-        return _select(logits[rows, columns], ids[positions])
+        return logits[rows, columns], ids[positions]
 
 
 class Neftune:
@@ -82,7 +91,7 @@ class Neftune:
 
 
 def _select(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """log softmax in fp32 at the targets: [n, v] and [n] to [n]."""
+    """Log softmax in fp32 at the targets: [n, v] and [n] to [n]."""
     parts = [
         -nn.functional.cross_entropy(part.float(), wanted, reduction="none")
         for part, wanted in zip(logits.split(CHUNK), targets.split(CHUNK), strict=True)
