@@ -15,24 +15,28 @@ from luthier.types import Base
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
 
 def load_base(
     base: Base,
     *,
     quantization: Any = None,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | str = torch.float32,
     device: str = "cpu",
     model_parameters: Any = None,
     sink: events.Sink = events.silent,
 ) -> PreTrainedModel:
     """The frozen model on ``device``, in evaluation mode.
 
-    ``quantization`` and ``model_parameters`` are the config's sections of those names, or None.
+    ``dtype`` is a torch type or a precision's name (bf16, fp16, fp32). Weights that are to be trained themselves
+    want fp32: updates smaller than bf16's resolution would be lost. ``quantization`` and ``model_parameters`` are the config's sections of those names, or None.
     Raises AssetError asset-damaged when weights are missing or of another shape, asset-unsupported for an
     architecture that transformers does not know; DependencyError without bitsandbytes.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    dtype = DTYPES[dtype] if isinstance(dtype, str) else dtype
     trust = base.remote_code  # a Base with remote code exists only because the caller trusted it
     with events.stage(sink, "load", base.name), _quiet():
         try:
@@ -102,7 +106,7 @@ def _bitsandbytes(quantization: Any, dtype: torch.dtype) -> Any:
     try:
         import bitsandbytes  # noqa: F401
     except ImportError as error:
-        raise missing_extra("bitsandbytes", "cuda", "a base in 4 or 8 bits") from error
+        raise missing_extra("bitsandbytes", "bnb", "a base in 4 or 8 bits") from error
     from transformers import BitsAndBytesConfig
 
     if quantization.bits == 8:

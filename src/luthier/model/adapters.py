@@ -1,0 +1,281 @@
+"""Adapters through PEFT: made from the config's section and a seed, saved with their base's hash, loaded strictly."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from luthier.errors import AssetError
+from luthier.registry import Registry
+from luthier.run.atomic import write_json
+from luthier.types import Base
+
+if TYPE_CHECKING:
+    from peft import PeftConfig, PeftModel
+    from transformers import PreTrainedModel
+
+RECORD = "luthier.json"
+WEIGHTS = "adapter_model.safetensors"
+Values = dict[str, Any]
+KINDS: Registry[Callable[[Any], Values]] = Registry("adapter")
+CLASSES = {
+    "lora": "LoraConfig", "adalora": "AdaLoraConfig", "ia3": "IA3Config", "vera": "VeraConfig", "loha": "LoHaConfig",
+    "lokr": "LoKrConfig", "oft": "OFTConfig", "boft": "BOFTConfig", "ln_tuning": "LNTuningConfig",
+}  # fmt: skip
+NOT_ALL_LINEAR = ("ia3", "ln_tuning")  # their places are part of the method; PEFT knows them per architecture
+
+
+@KINDS.register("lora")
+def _lora(section: Any) -> Values:
+    init = section.init_lora_weights
+    values = {
+        "r": section.r,
+        "lora_alpha": section.alpha if section.alpha is not None else 2 * section.r,
+        "lora_dropout": section.dropout,
+        "bias": section.bias_type,
+        "use_dora": section.use_dora,
+        "use_rslora": section.use_rslora,
+        "init_lora_weights": True if init == "default" else init,
+        "rank_pattern": dict(section.rank_pattern or {}),
+        "alpha_pattern": dict(section.alpha_pattern or {}),
+        "exclude_modules": _names(section.exclude_modules),
+    }
+    if section.layers_to_transform is not None:
+        values["layers_to_transform"] = list(section.layers_to_transform)
+    return values
+
+
+@KINDS.register("adalora")
+def _adalora(section: Any) -> Values:
+    same = ("target_r", "init_r", "tinit", "tfinal", "beta1", "beta2", "orth_reg_weight", "total_step")
+    values = _lora(section) | _take(section, *same) | {"deltaT": section.delta_t}
+    del values["r"]  # AdaLoRA starts from init_r
+    return values
+
+
+@KINDS.register("ia3")
+def _ia3(section: Any) -> Values:
+    return {
+        "feedforward_modules": _names(section.feedforward_modules),
+        "init_ia3_weights": section.init_ia3_weights,
+    }
+
+
+@KINDS.register("vera")
+def _vera(section: Any) -> Values:
+    same = _take(section, "r", "d_initial", "projection_prng_key", "save_projection")
+    return same | {"vera_dropout": section.dropout}
+
+
+@KINDS.register("loha")
+def _loha(section: Any) -> Values:
+    return _take(section, "r", "alpha", "rank_dropout", "module_dropout")
+
+
+@KINDS.register("lokr")
+def _lokr(section: Any) -> Values:
+    return _loha(section) | _take(section, "decompose_both", "decompose_factor")
+
+
+@KINDS.register("oft")
+def _oft(section: Any) -> Values:
+    size = section.oft_block_size
+    values = _take(section, "module_dropout", "coft", "eps", "block_share")
+    return values | {"r": 0 if size else section.r, "oft_block_size": size}
+
+
+@KINDS.register("boft")
+def _boft(section: Any) -> Values:
+    number = section.boft_block_num
+    values = _take(section, "boft_n_butterfly_factor", "boft_dropout")
+    return values | {"boft_block_size": 0 if number else section.boft_block_size, "boft_block_num": number}
+
+
+@KINDS.register("ln_tuning")
+def _ln_tuning(section: Any) -> Values:
+    return {}
+
+
+def peft_config(section: Any) -> PeftConfig:
+    """The config's ``adapter`` section as PEFT's configuration; ``all-linear`` is what an empty target means."""
+    import peft
+
+    values = KINDS.get(section.type, "adapter.type")(section)
+    targets = _names(section.target_modules)
+    if targets is None and section.type not in NOT_ALL_LINEAR:
+        targets = "all-linear"
+    values["target_modules"] = targets
+    if section.modules_to_save:
+        values["modules_to_save"] = list(section.modules_to_save)
+    config: PeftConfig = getattr(peft, CLASSES[section.type])(task_type="CAUSAL_LM", **values)
+    return config
+
+
+def add_adapter(model: PreTrainedModel, adapter_config: Any, seed: int, *, total_steps: int | None = None) -> PeftModel:
+    """``model`` with a new adapter, trainable in fp32; the same seed gives the same weights.
+
+    With ``pretrained_adapter_weights`` that adapter is loaded instead, to go on from. AdaLoRA needs to know
+    ``total_steps``. Raises AssetError asset-unsupported when the adapter does not fit the model.
+    """
+    import peft
+
+    if adapter_config.pretrained_adapter_weights:
+        return _continue_from(model, adapter_config.pretrained_adapter_weights)
+    device = next(model.parameters()).device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        try:
+            made = peft_config_with_steps(adapter_config, total_steps)
+            tuned: PeftModel = peft.get_peft_model(_ready(model), made)
+        except (ValueError, RuntimeError, TypeError) as error:
+            raise AssetError(
+                "asset-unsupported",
+                f"an adapter of type {adapter_config.type} does not fit this base: {str(error).splitlines()[0]}",
+                where="adapter",
+                received=model.config.model_type,
+                fix="set adapter.target_modules to names of its linear layers, or use type: lora",
+            ) from error
+    return tuned
+
+
+def peft_config_with_steps(section: Any, total_steps: int | None) -> PeftConfig:
+    """`peft_config`, with AdaLoRA's number of steps filled in where the section leaves it to be counted."""
+    if section.type == "adalora" and section.total_step is None:
+        assert total_steps, "AdaLoRA's schedule needs the number of optimizer steps"
+        section = section.model_copy(update={"total_step": total_steps})
+    return peft_config(section)
+
+
+def save_adapter(model: PeftModel, folder: Path, base: Base) -> None:
+    """The adapter in PEFT's format, with sorted lists, and ``luthier.json`` that names its base and its hash."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", message="Could not find a config file"
+        )  # PEFT asks the hub for the vocabulary
+        model.save_pretrained(str(folder), save_embedding_layers=False)
+    path = folder / "adapter_config.json"
+    values = json.loads(path.read_text(encoding="utf-8"))
+    values = {key: sorted(value) if _is_names(value) else value for key, value in values.items()}
+    values["base_model_name_or_path"] = base.name  # not the cache folder of this machine
+    write_json(path, values)
+    write_json(folder / RECORD, {"format": 1, "base": base.name, "base_hash": base.content_hash})
+
+
+def load_adapter(
+    model: PreTrainedModel, folder: Path, *, expect_base_hash: str | None = None, trainable: bool = False
+) -> PeftModel:
+    """``model`` with the adapter in ``folder``; every weight of it must be there, and none besides.
+
+    Raises AssetError: asset-not-found, asset-wrong-base when its record names another base than
+    ``expect_base_hash``, asset-damaged for missing, surplus or misshapen weights.
+    """
+    import peft
+    from safetensors.torch import load_file
+
+    folder = Path(folder)
+    for name in ("adapter_config.json", WEIGHTS):
+        if not (folder / name).is_file():
+            raise AssetError("asset-not-found", f"the adapter's folder has no {name}", where=str(folder))
+    _check_base(folder, expect_base_hash)
+    config = peft.PeftConfig.from_pretrained(str(folder))
+    config.inference_mode = not trainable
+    config.init_lora_weights = True  # pissa and olora change the base as they start; the weights come from the file
+    with torch.random.fork_rng(devices=[]):
+        tuned: PeftModel = peft.get_peft_model(_ready(model), config)
+    weights = load_file(folder / WEIGHTS)
+    expected = peft.get_peft_model_state_dict(tuned, save_embedding_layers=False)
+    faults = [f"{name} is missing" for name in expected.keys() - weights.keys()]
+    faults += [f"{name} is not part of this adapter" for name in weights.keys() - expected.keys()]
+    faults += [
+        f"{name} has the shape {tuple(weights[name].shape)}, not {tuple(expected[name].shape)}"
+        for name in expected.keys() & weights.keys()
+        if weights[name].shape != expected[name].shape
+    ]
+    if faults:
+        raise AssetError(
+            "asset-damaged",
+            f"the adapter does not fit: {sorted(faults)[0]} ({len(faults)} such weights)",
+            where=str(folder / WEIGHTS),
+        )
+    peft.set_peft_model_state_dict(tuned, weights)
+    return tuned if trainable else tuned.eval()
+
+
+def merge(model: PeftModel) -> PreTrainedModel:
+    """The base model with the adapter's update added to its weights; the adapter is gone afterwards."""
+    merged: PreTrainedModel = model.merge_and_unload(safe_merge=True)
+    return merged
+
+
+def save_weights(model: PreTrainedModel, folder: Path, base: Base) -> None:
+    """All weights of a fully trained model as a folder that loads on its own, in the base's stored type."""
+    import shutil
+
+    folder.mkdir(parents=True, exist_ok=True)
+    stored = getattr(torch, base.spec.dtype, torch.float32)
+    state: Mapping[str, torch.Tensor] = {name: tensor.to(stored) for name, tensor in model.state_dict().items()}
+    model.save_pretrained(folder, state_dict=dict(state))
+    for path in base.path.iterdir():
+        if path.is_file() and (
+            "token" in path.name or path.name in ("chat_template.jinja", "vocab.json", "merges.txt")
+        ):
+            shutil.copy2(path, folder / path.name)
+    write_json(folder / RECORD, {"format": 1, "base": base.name, "base_hash": base.content_hash})
+
+
+def _ready(model: PreTrainedModel) -> PreTrainedModel:
+    model.requires_grad_(False)
+    model.enable_input_require_grads()  # checkpointed layers need an input that carries a gradient
+    return model
+
+
+def _continue_from(model: PreTrainedModel, source: str) -> PeftModel:
+    folder = Path(source).expanduser()
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+        try:
+            folder = Path(snapshot_download(source, allow_patterns=["*.json", "*.safetensors"]))
+        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+            raise AssetError(
+                "asset-not-found",
+                f"the adapter {source!r} is neither a folder nor on the hub",
+                where="adapter.pretrained_adapter_weights",
+                received=source,
+            ) from error
+    return load_adapter(model, folder, trainable=True)
+
+
+def _check_base(folder: Path, expected: str | None) -> None:
+    record = folder / RECORD
+    if expected is None or not record.is_file():
+        return
+    known = json.loads(record.read_text(encoding="utf-8"))
+    if known["base_hash"] != expected:
+        raise AssetError(
+            "asset-wrong-base",
+            f"the adapter was trained on another base: {known['base']} with another content",
+            where=str(folder),
+            received=expected[:16],
+            allowed=known["base_hash"][:16],
+            fix=f"load it on {known['base']} as it was when the adapter was trained",
+        )
+
+
+def _names(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _is_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def _take(section: Any, *names: str) -> Values:
+    return {name: getattr(section, name) for name in names}
