@@ -1,0 +1,147 @@
+"""A small catalogue of base models, and which of them fit a table and a machine. Nothing is looked up or loaded.
+
+Sizes and licences are those on the models' cards when the list was made; a card is what counts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from luthier.types import Machine
+
+GIB = 2**30
+MANY = "many"  # a language entry: trained on dozens of languages
+SPARE = 0.8  # share of free memory that is counted on
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One base model as its card describes it."""
+
+    name: str  # what to write as base_model
+    parameters: float  # in billions
+    languages: tuple[str, ...]  # ISO 639-1, strongest first; "many" for dozens
+    context: int  # tokens
+    licence: str
+    gated: bool
+    download: float  # GB
+    note: str = ""
+
+    def speaks(self, language: str) -> bool:
+        """Whether the model was trained on the language to a useful degree."""
+        return language in self.languages or (MANY in self.languages and language != "")
+
+    @property
+    def training_bytes(self) -> float:
+        """Memory to train LoRA on 16-bit weights: weights, adapter and its optimizer, activations of a pass."""
+        return self.parameters * 1e9 * 2.4 + 1.0 * GIB
+
+    @property
+    def quantised_bytes(self) -> float:
+        """The same with the base in 4 bits."""
+        return self.parameters * 1e9 * 0.95 + 1.0 * GIB
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """A candidate with the reason for its place in the list, on one line."""
+
+    candidate: Candidate
+    reason: str
+    bits: int | None = None  # 4: fits with quantization.bits: 4 only
+    fits: bool = True
+
+
+APACHE = "Apache-2.0"
+CATALOGUE: tuple[Candidate, ...] = (
+    Candidate("smollm2", 0.135, ("en",), 8192, APACHE, False, 0.09, "comes with Luthier's demo, no hub needed"),
+    Candidate("HuggingFaceTB/SmolLM2-360M-Instruct", 0.362, ("en",), 8192, APACHE, False, 0.72),
+    Candidate("HuggingFaceTB/SmolLM2-1.7B-Instruct", 1.71, ("en",), 8192, APACHE, False, 3.4),
+    Candidate("Qwen/Qwen2.5-0.5B-Instruct", 0.494, ("en", "zh", "ja", MANY), 32768, APACHE, False, 1.0),
+    Candidate("Qwen/Qwen2.5-1.5B-Instruct", 1.54, ("en", "zh", "ja", MANY), 32768, APACHE, False, 3.1),
+    Candidate("Qwen/Qwen3-0.6B", 0.6, ("en", "zh", "ja", MANY), 32768, APACHE, False, 1.5),
+    Candidate("Qwen/Qwen3-4B-Instruct-2507", 4.02, ("en", "zh", "ja", MANY), 262144, APACHE, False, 8.0),
+    Candidate("Qwen/Qwen3-8B", 8.19, ("en", "zh", "ja", MANY), 32768, APACHE, False, 16.4),
+    Candidate("meta-llama/Llama-3.2-1B-Instruct", 1.24, ("en", "de", "fr", "it", "pt", "hi", "es", "th"), 131072,
+              "Llama 3.2 Community", True, 2.5),
+    Candidate("meta-llama/Llama-3.1-8B-Instruct", 8.03, ("en", "de", "fr", "it", "pt", "hi", "es", "th"), 131072,
+              "Llama 3.1 Community", True, 16.1),
+    Candidate("google/gemma-3-1b-it", 1.0, ("en",), 32768, "Gemma terms", True, 2.0),
+    Candidate("mistralai/Mistral-7B-Instruct-v0.3", 7.25, ("en", "fr"), 32768, APACHE, False, 14.5),
+    Candidate("microsoft/Phi-4-mini-instruct", 3.84, ("en", "zh", "ja", "de", "fr", "es", "it", "pt"), 131072,
+              "MIT", False, 7.7),
+    Candidate("llm-jp/llm-jp-3-1.8b-instruct", 1.87, ("ja", "en"), 4096, APACHE, False, 3.7),
+    Candidate("llm-jp/llm-jp-3-3.7b-instruct", 3.78, ("ja", "en"), 4096, APACHE, False, 7.6),
+    Candidate("tokyotech-llm/Llama-3.1-Swallow-8B-Instruct-v0.3", 8.03, ("ja", "en"), 8192,
+              "Llama 3.1 Community and Gemma terms", False, 16.1),
+)  # fmt: skip
+CPU_PARAMETERS = 0.7  # billions: what trains within an hour or so on a few cores
+FEW_ROWS = 1000
+SIMPLE_TASKS = ("classification",)
+
+
+def propose(
+    language: str, rows: int, longest_tokens_estimate: int, task: str, machine: Machine, count: int = 4
+) -> list[Proposal]:
+    """At least three bases for this data on this machine, first choice first, each with a reason.
+
+    ``language`` is an ISO 639-1 code such as "ja", or "" when it could not be told (then treated as not English).
+    Models that do not fit, or whose context is too short, come last and say so.
+    """
+    judged = [_judge(candidate, language, longest_tokens_estimate, machine) for candidate in CATALOGUE]
+    order = sorted(judged, key=lambda one: _rank(one, language, rows, longest_tokens_estimate, task, machine))
+    return order[: max(count, 3)]
+
+
+def _memory(machine: Machine) -> float:
+    return SPARE * max((gpu.free for gpu in machine.gpus), default=machine.free_memory)
+
+
+def _judge(candidate: Candidate, language: str, longest: int, machine: Machine) -> Proposal:
+    memory = _memory(machine)
+    bits = None if candidate.training_bytes <= memory else 4
+    fits = candidate.quantised_bytes <= memory
+    said = [f"{candidate.parameters:.3g}B parameters", _language_words(candidate, language)]
+    said.append(
+        f"context {candidate.context:,}" + ("" if longest <= candidate.context else ": too short for this data")
+    )
+    said.append(f"{candidate.download:.2g} GB to download")
+    said.append(f"licence {candidate.licence}")
+    if candidate.gated:
+        page = f"https://huggingface.co/{candidate.name}"
+        said.append(f"GATED: accept the licence at {page} and run `hf auth login` first")
+    if not fits:
+        said.append(f"needs about {candidate.quantised_bytes / GIB:.0f} GiB in 4 bits: more than is free here")
+    elif bits:
+        said.append("fits with quantization.bits: 4")
+    else:
+        said.append("fits in 16 bits")
+    if not machine.gpus and candidate.parameters > CPU_PARAMETERS:
+        said.append("slow without a GPU")
+    if candidate.note:
+        said.append(candidate.note)
+    return Proposal(candidate, "; ".join(said), bits if fits else None, fits)
+
+
+def _language_words(candidate: Candidate, language: str) -> str:
+    if not language:
+        return "languages: " + ", ".join(candidate.languages)
+    if language == candidate.languages[0]:
+        return f"made for {language}"
+    return f"knows {language}" if candidate.speaks(language) else f"NOT trained on {language}"
+
+
+def _rank(
+    one: Proposal, language: str, rows: int, longest: int, task: str, machine: Machine
+) -> tuple[bool, bool, bool, bool, bool, float]:
+    """Sort key, smallest first: usable at all, speaks the language, not gated, not in 4 bits, then size."""
+    candidate = one.candidate
+    wanted = language or MANY  # an unknown language asks for a model of many
+    speaks = wanted in candidate.languages if wanted == MANY else candidate.speaks(wanted)
+    too_slow = not machine.gpus and candidate.parameters > CPU_PARAMETERS
+    size = -candidate.parameters * (1.5 if candidate.languages[0] == language != "en" else 1.0)
+    if machine.gpus and task in SIMPLE_TASKS and rows < FEW_ROWS:
+        size = abs(candidate.parameters - 1.5)  # a small classification needs no more than a small model
+    if not machine.gpus:
+        size = abs(candidate.parameters - (0.135 if language == "en" else 0.5))  # speed decides on a CPU
+    return (not one.fits or longest > candidate.context, not speaks, too_slow, candidate.gated, bool(one.bits), size)
