@@ -38,7 +38,7 @@ def sections_of(annotation: Any) -> list[type[Section]]:
 
 
 def fill_ludwig(section: type[Section], data: dict[str, Any]) -> dict[str, Any]:
-    """A copy of ``data`` in which every absent key of ``section`` has Ludwig's default, where that differs from ours."""
+    """A copy of ``data`` in which every absent key of ``section`` that differs in Ludwig has Ludwig's default."""
     out = dict(data)
     for name, field in section.model_fields.items():
         extra = extra_of(field)

@@ -49,12 +49,14 @@ def from_validation(error: ValidationError, data: Any, places: Places, root: typ
     return list(faults.values())
 
 
-def _clean(location: tuple[str | int, ...], data: Any, missing: bool) -> Path:
+def _clean(location: tuple[Any, ...], data: Any, missing: bool) -> Path:
     """The location without pydantic's union tags: only steps that exist in ``data``, and a missing last key."""
     path: list[str | int] = []
     node = data
     for index, step in enumerate(location):
-        if (isinstance(node, dict) and step in node) or (isinstance(node, (list, tuple)) and isinstance(step, int) and step < len(node)):
+        if (isinstance(node, dict) and step in node) or (
+            isinstance(node, (list, tuple)) and isinstance(step, int) and step < len(node)
+        ):
             node = node[step]
         elif not (missing and index == len(location) - 1):
             continue
@@ -63,11 +65,11 @@ def _clean(location: tuple[str | int, ...], data: Any, missing: bool) -> Path:
 
 
 def _fault(item: Any, path: Path, data: Any, places: Places, root: type[Section]) -> Fault:
-    kind, where, dotted = item["type"], places.of(path), ".".join(map(str, path))
+    kind, where, dotted = str(item["type"]), places.of(path), ".".join(map(str, path))
     if kind == "extra_forbidden":
         known = known_keys(path[:-1], data, root)
-        close = nearest(str(path[-1]), known) or _elsewhere(str(path[-1]), root)
-        fix = f"did you mean `{close}`?" if close else "leave it out; `luthier schema` lists every key"
+        likely = nearest(str(path[-1]), known) or _elsewhere(str(path[-1]), root)
+        fix = f"did you mean `{likely}`?" if likely else "leave it out; `luthier schema` lists every key"
         return Fault("config-unknown-key", f"there is no key `{dotted}`", where, item["input"], known, fix)
     allowed = allowed_values(root, path, data)
     if kind == "missing":
@@ -76,11 +78,10 @@ def _fault(item: Any, path: Path, data: Any, places: Places, root: type[Section]
         received = item["input"].get("type") if isinstance(item["input"], dict) else item["input"]
         kinds = str(item["ctx"]["expected_tags"]).replace("'", "").split(", ")
         close = nearest(str(received), kinds)
-        fix = f"did you mean `{close}`?" if close else None
+        suggestion = f"did you mean `{close}`?" if close else None
         where = places.of((*path, "type"))
-        return Fault(
-            "config-bad-value", f"there is no kind of {dotted} named {received!r}", where, received, kinds, fix
-        )
+        message = f"there is no kind of {dotted} named {received!r}"
+        return Fault("config-bad-value", message, where, received, kinds, suggestion)
     if kind == "union_tag_not_found":
         return Fault("config-bad-value", f"`{dotted}` needs its type", where, None, allowed, "add `type:`")
     if kind == "value_error":
@@ -104,7 +105,11 @@ def _suggest_value(value: Any, allowed: str | None) -> str | None:
     if isinstance(value, str) and allowed and allowed.startswith("one of "):
         close = nearest(value, [word.strip() for word in allowed.removeprefix("one of ").split(",")])
         return f"did you mean `{close}`?" if close else None
-    return "quote it: texts that look like numbers are numbers" if _is_number(value) and allowed == "text" else None
+    return (
+        "quote it: texts that look like numbers are numbers"
+        if _is_number(value) and "text" in (allowed or "")
+        else None
+    )
 
 
 def _is_number(value: Any) -> bool:
@@ -114,9 +119,10 @@ def _is_number(value: Any) -> bool:
 def section_at(path: Path, data: Any, root: type[Section]) -> type[Section] | None:
     """The section class that the mapping at ``path`` belongs to."""
     current: type[Section] | None = root
-    node = data
+    node: Any = data
+    step: Any
     for step in path:
-        node = node[step] if isinstance(node, dict) else node[int(step)] if isinstance(node, (list, tuple)) else None
+        node = node[step] if isinstance(node, (dict, list)) else None
         if isinstance(step, int) or current is None:
             continue
         field = current.model_fields.get(step)

@@ -60,7 +60,9 @@ class Generation(Section):
         data = dict(data)
         if isinstance(data.get("stop"), str):
             data["stop"] = [data["stop"]]
-        if (data.get("do_sample") is None and _over_zero(data.get("temperature"))) or (data.get("do_sample") is None and "temperature" not in data and _filters(data)):
+        if (data.get("do_sample") is None and _over_zero(data.get("temperature"))) or (
+            data.get("do_sample") is None and "temperature" not in data and _filters(data)
+        ):
             data["do_sample"] = True
         if data.get("do_sample") is True and data.get("temperature") is None:
             data["temperature"] = 1.0
@@ -83,7 +85,7 @@ def _over_zero(value: Any) -> bool:
 
 
 def _filters(data: dict[str, Any]) -> bool:
-    return any(_over_zero(data.get(name)) for name in ("top_k", "min_p", "typical_p")) or data.get("top_p", 1) not in (
-        1,
-        None,
+    """Whether a filter that only sampling has was asked for."""
+    return any(_over_zero(data.get(name)) for name in ("top_k", "min_p", "typical_p")) or _over_zero(
+        1 - float(data["top_p"]) if _over_zero(data.get("top_p")) else 0
     )

@@ -35,9 +35,9 @@ def load(source: str | FilePath | Mapping[str, Any], overrides: Sequence[str] = 
         raise ConfigError(
             "config-unreadable",
             "the config is not a mapping of keys",
-            places.name,
-            "nothing" if data is None else data,
-            "lines such as `base_model: smollm2`",
+            where=places.name,
+            received="nothing" if data is None else data,
+            allowed="lines such as `base_model: smollm2`",
         )
     for override in overrides:
         _override(data, override, places, faults)
@@ -75,10 +75,10 @@ def _bytes(path: FilePath) -> bytes:
             raise ConfigError(
                 "config-unreadable",
                 "the config is too large",
-                str(path),
-                f"{path.stat().st_size:,} bytes",
-                f"at most {yaml_reader.MAX_BYTES:,} bytes",
-                "the first argument is the config, not the data: give the data with --dataset",
+                where=str(path),
+                received=f"{path.stat().st_size:,} bytes",
+                allowed=f"at most {yaml_reader.MAX_BYTES:,} bytes",
+                fix="the first argument is the config, not the data: give the data with --dataset",
             )
         return path.read_bytes()
     except (OSError, ValueError) as error:
@@ -88,7 +88,7 @@ def _bytes(path: FilePath) -> bytes:
         raise ConfigError(
             "config-unreadable",
             f"the config cannot be read: {said}",
-            str(path),
+            where=str(path),
             fix=f"did you mean {str(path.parent / close)!r}?" if close else "`luthier init DATA` writes a config",
         ) from None
 
@@ -97,7 +97,10 @@ def _copy(value: Any, depth: int = 0) -> Any:
     """Plain dicts, lists and Python scalars from what a caller passes (tuples, numpy numbers), bounded in depth."""
     if depth > yaml_reader.MAX_DEPTH:
         raise ConfigError(
-            "config-unreadable", "the config is nested too deeply", "config", allowed=f"{yaml_reader.MAX_DEPTH} levels"
+            "config-unreadable",
+            "the config is nested too deeply",
+            where="config",
+            allowed=f"{yaml_reader.MAX_DEPTH} levels",
         )
     if isinstance(value, Mapping):
         return {str(name): _copy(child, depth + 1) for name, child in value.items()}
@@ -127,7 +130,7 @@ def _override(data: dict[str, Any], override: str, places: Places, faults: list[
     node: Any = data
     path: list[str | int] = []
     for index, step in enumerate(steps):
-        at: str | int = int(step) if isinstance(node, list) and step.isdigit() else step
+        at: Any = int(step) if isinstance(node, list) and step.isdigit() else step
         path.append(at)
         if isinstance(node, list) and not (isinstance(at, int) and at < len(node)):
             message = f"`{'.'.join(steps[:index])}` is a list of {len(node)}; {step!r} is none of its items"

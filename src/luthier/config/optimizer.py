@@ -33,11 +33,9 @@ class Optimizer(Section):
     )
     lr: Float | None = key(None, "Learning rate; empty: trainer.learning_rate.", gt=0)
     betas: tuple[Float, Float] | None = key(
-        None,
-        "Smoothing of the gradient and its square; empty: 0.9 and 0.999, for lion 0.9 and 0.99.",
-        ludwig=(0.9, 0.999),
+        None, "Smoothing of the gradient and its square; empty: 0.9 and 0.999, for lion 0.9 and 0.99."
     )
-    eps: Float | None = key(None, "Added to the denominator; empty: 1e-8 (adam kinds).", ludwig=1e-8, gt=0)
+    eps: Float | None = key(None, "Added to the denominator; empty: 1e-8 (adam kinds).", gt=0)
     weight_decay: Float = key(0.0, "Decay of the weights each step.", ge=0)
     momentum: Float = key(0.0, "Momentum (sgd).", ge=0, lt=1)
     nesterov: bool = key(False, "Nesterov's momentum (sgd).")

@@ -52,7 +52,7 @@ KEYS: dict[str, str] = {
     "output_features.*.loss": "the loss is trainer.loss_normalization",
     "output_features.*.encoder": "leave it out",
     "input_features.*.preprocessing.missing_value_strategy": "a missing value in a prompt is empty; leave it out",
-    "output_features.*.preprocessing.missing_value_strategy": "rows without an answer are dropped and counted; leave it out",
+    "output_features.*.preprocessing.missing_value_strategy": "rows without an answer are dropped and counted",
     "backend.cache_dir": "leave it out; the cache is LUTHIER_CACHE",
 }
 
@@ -68,8 +68,7 @@ VALUES: dict[str, dict[str, str]] = {
         ("dpo", "kto", "orpo", "grpo", "simpo", "ppo", "reward", "distill"), _PREFERENCES
     ),
     "adapter.type": dict.fromkeys(
-        ("fourierft", "c3a", "hra", "waveft", "vblora", "adaption_prompt", "prompt_tuning", "prefix_tuning", "p_tuning"),
-        _ADAPTER,
+        ("fourierft", "c3a", "hra", "waveft", "vblora", "adaption_prompt", "prompt_tuning", "prefix_tuning"), _ADAPTER
     ),
     "adapter.init_lora_weights": dict.fromkeys(("eva", "corda"), _DATA_AWARE),
     "backend.type": dict.fromkeys(("ray", "torchrun", "horovod", "deepspeed"), f"not yet: {LATER}; use local"),
@@ -90,19 +89,21 @@ Refusal = tuple[tuple[str | int, ...], Any, str]
 
 
 def refusals(data: Any) -> list[Refusal]:
-    """The refused things in ``data`` as (path, value, advice); each is taken out of ``data``, so that it is told once."""
+    """The refused things in ``data`` as (path, value, advice); each is taken out, so that it is told once."""
     found: list[Refusal] = []
     for pattern, advice in KEYS.items():
         for holder, path in _holders(data, pattern):
-            value = holder.pop(path[-1])
-            if value is not None and not (path[-1] == "retrieval" and value == {"type": None}):
+            name = str(path[-1])
+            value = holder.pop(name)
+            if value is not None and not (name == "retrieval" and value == {"type": None}):
                 found.append((path, value, advice))
     for pattern, values in VALUES.items():
         for holder, path in _holders(data, pattern):
-            value = holder[path[-1]]
+            name = str(path[-1])
+            value = holder[name]
             if isinstance(value, str) and value.lower() in values:
                 found.append((path, value, values[value.lower()]))
-                del holder[path[-1]]
+                del holder[name]
                 if path == ("adapter", "type"):
                     data["adapter"] = {"type": "lora"}  # its other keys mean nothing without it
     return found

@@ -81,6 +81,12 @@ class Config(Section):
             raise ValueError("prompt.template and a Jinja prompt.chat_template are both given")
         return self
 
+    def __eq__(self, other: object) -> bool:
+        """Equal when every key has the same value, whoever gave it."""
+        return isinstance(other, Config) and self.to_dict() == other.to_dict()
+
+    __hash__ = None  # type: ignore[assignment]
+
     @property
     def effective_batch(self) -> int:
         """Rows of one optimizer step, over all ranks."""

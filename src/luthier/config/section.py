@@ -20,7 +20,9 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
 
 
-def key(default: Any, description: str, *, ludwig: Any = SAME, ludwig_note: str = "", why: str = "", **limits: Any) -> Any:
+def key(
+    default: Any, description: str, *, ludwig: Any = SAME, ludwig_note: str = "", why: str = "", **limits: Any
+) -> Any:
     """Declare one key.
 
     Args:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from luthier.config.optimizer import GradientClipping, Optimizer
 from luthier.config.schedule import Schedule
@@ -13,6 +13,9 @@ from luthier.config.section import Auto, Float, Int, Section, key
 Tracker = Literal["tensorboard", "mlflow", "wandb", "trackio"]
 ADAPTER_LEARNING_RATE = 2e-4
 FULL_LEARNING_RATE = 2e-5
+
+
+Count = Annotated[Int, Field(ge=1)]  # apart from a union, where a limit would be put on the word auto too
 
 
 class Trainer(Section):
@@ -31,20 +34,17 @@ class Trainer(Section):
     )
     epochs: Int = key(3, "Times every training row is seen.", ludwig=100, why="more repeats the data by heart", ge=1)
     train_steps: Int | None = key(None, "Optimizer steps in all, instead of epochs.", ge=1)
-    batch_size: Int | Auto = key(
+    batch_size: Count | Auto = key(
         16,
         "Rows of a batch; times gradient_accumulation_steps it is the effective batch, which alone matters: "
         "how many rows go through at once is planned. auto: 16 over gradient_accumulation_steps.",
         ludwig=1,
         why="one row an update is noisy",
-        ge=1,
     )
-    gradient_accumulation_steps: Int | Auto = key(
-        1, "Batches of one optimizer step. auto: 16 over batch_size.", ludwig="auto", ge=1
+    gradient_accumulation_steps: Count | Auto = key(
+        1, "Batches of one optimizer step. auto: 16 over batch_size.", ludwig="auto"
     )
-    eval_batch_size: Int | Auto | None = key(
-        None, "Rows at once at evaluation; empty or auto: planned.", ludwig=2, ge=1
-    )
+    eval_batch_size: Count | Auto | None = key(None, "Rows at once at evaluation; empty or auto: planned.", ludwig=2)
     optimizer: Optimizer = key(Optimizer, "How gradients become updates.")
     learning_rate_scheduler: Schedule = key(Schedule, "How the learning rate moves.")
     gradient_clipping: GradientClipping = key(GradientClipping, "Bounds on the gradient.")

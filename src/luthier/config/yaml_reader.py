@@ -61,7 +61,11 @@ def decode(raw: bytes, name: str) -> str:
     """The text of a config file: UTF-8, or UTF-16 with its byte-order mark. Raises ConfigError."""
     if len(raw) > MAX_BYTES:
         raise ConfigError(
-            "config-unreadable", "the config is too large", name, f"{len(raw):,} bytes", f"at most {MAX_BYTES:,} bytes"
+            "config-unreadable",
+            "the config is too large",
+            where=name,
+            received=f"{len(raw):,} bytes",
+            allowed=f"at most {MAX_BYTES:,} bytes",
         )
     encoding = "utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     try:
@@ -71,10 +75,10 @@ def decode(raw: bytes, name: str) -> str:
         raise ConfigError(
             "config-unreadable",
             f"the config is not valid {encoding.removesuffix('-sig').upper()}",
-            f"{name}:{line}",
-            raw[error.start : error.start + 4],
-            "UTF-8 text",
-            "save the file as UTF-8",
+            where=f"{name}:{line}",
+            received=raw[error.start : error.start + 4],
+            allowed="UTF-8 text",
+            fix="save the file as UTF-8",
         ) from None
 
 
@@ -94,7 +98,11 @@ def read(text: str, name: str) -> Document:
     """Parse one YAML document. Raises ConfigError (config-unreadable) with the position of what is wrong."""
     if len(text) > MAX_BYTES:
         raise ConfigError(
-            "config-unreadable", "the config is too large", name, f"{len(text):,} characters", f"at most {MAX_BYTES:,}"
+            "config-unreadable",
+            "the config is too large",
+            where=name,
+            received=f"{len(text):,} characters",
+            allowed=f"at most {MAX_BYTES:,}",
         )
     builder = _Builder(name)
     for event in _events(text, name):
@@ -116,10 +124,10 @@ def _events(text: str, name: str) -> Iterator[Any]:
         where = f"{name}:{mark.line + 1}:{mark.column + 1}" if mark else name
         said = " ".join(part for part in (error.context, error.problem) if part)
         fix = "indent with spaces" if "\\t" in repr(error.problem) else None
-        raise ConfigError("config-unreadable", f"the config is not valid YAML: {said}", where, fix=fix) from None
+        raise ConfigError("config-unreadable", f"the config is not valid YAML: {said}", where=where, fix=fix) from None
     except (YAMLError, ValueError) as error:
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ConfigError("config-unreadable", f"the config is not valid YAML: {said}", name) from None
+        raise ConfigError("config-unreadable", f"the config is not valid YAML: {said}", where=name) from None
 
 
 class _Builder:
@@ -150,7 +158,7 @@ class _Builder:
 
     def _fail(self, message: str, event: Any, allowed: str | None = None, fix: str | None = None) -> NoReturn:
         line, column = _position(event)
-        raise ConfigError("config-unreadable", message, f"{self.name}:{line}:{column}", allowed=allowed, fix=fix)
+        raise ConfigError("config-unreadable", message, where=f"{self.name}:{line}:{column}", allowed=allowed, fix=fix)
 
     def _document(self, event: Any) -> None:
         self.documents += 1
