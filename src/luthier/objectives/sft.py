@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Sft:
-    """``token``: the mean over the supervised tokens of the effective batch; ``sample``: over samples of their means."""
+    """``token``: the mean over supervised tokens of the effective batch; ``sample``: over samples of their means."""
 
     def __init__(self, normalization: Literal["token", "sample"] = "token") -> None:
         self.normalization = normalization

@@ -11,7 +11,7 @@ from luthier.errors import ConfigError
 if TYPE_CHECKING:
     from luthier.config.trainer import Trainer
 
-LOWER_IS_BETTER = frozenset({"loss", "perplexity"})
+LOWER_IS_BETTER = frozenset({"loss", "perplexity", "train/loss", "train/perplexity"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,21 +56,21 @@ class Hook(Protocol):
 
 
 class Rhythm:
-    """Evaluate and save every N steps, or so many times an epoch, and after the last step."""
+    """Evaluate every ``per_evaluation`` steps, save every N steps or so many times an epoch, do both at the end."""
 
-    def __init__(self, trainer: Trainer, per_epoch: int, total: int) -> None:
+    def __init__(self, trainer: Trainer, per_epoch: int, per_evaluation: int, total: int) -> None:
         self.every = trainer.steps_per_checkpoint
         self.marks = trainer.checkpoints_per_epoch or 1
-        self.per_epoch, self.total = per_epoch, total
+        self.per_epoch, self.per_evaluation, self.total = per_epoch, per_evaluation, total
 
     def after_step(self, step: int) -> Decision:
         """Whether a mark was reached by this step."""
         if self.every:
-            due = step % self.every == 0
+            save = step % self.every == 0
         else:  # whole numbers, so that the marks of an epoch never drift
-            due = step * self.marks // self.per_epoch > (step - 1) * self.marks // self.per_epoch
-        due = due or step >= self.total
-        return Decision(evaluate=due, save=due)
+            save = step * self.marks // self.per_epoch > (step - 1) * self.marks // self.per_epoch
+        last = step >= self.total
+        return Decision(evaluate=last or step % self.per_evaluation == 0, save=last or save)
 
     def after_evaluation(self, step: int, values: Mapping[str, float]) -> Decision:
         """Nothing."""
@@ -105,7 +105,7 @@ class Best:
             self.step, self.value, self.waited = step, values[self.metric], 0
             return Decision(save=True)
         self.waited += 1
-        if self.patience > 0 and self.waited >= self.patience:
+        if self.patience >= 0 and self.waited >= max(1, self.patience):  # -1: never
             return Decision(stop=f"no better {self.metric} in {self.waited} evaluations")
         return NOTHING
 

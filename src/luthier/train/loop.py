@@ -85,7 +85,7 @@ def _assemble(setup: Setup) -> _Run:
     optimizer = build_optimizer(
         trainable(setup.model).items(),
         setup.trainer.optimizer,
-        setup.learning_rate,
+        setup.rate,
         setup.plan.device,
         setup.loraplus_lr_ratio,
     )
@@ -93,10 +93,13 @@ def _assemble(setup: Setup) -> _Run:
         group["initial_lr"] = group["lr"]
     trainer, scheduler = setup.trainer, setup.trainer.learning_rate_scheduler
     best = Best(trainer.validation_metric, trainer.early_stop)
-    hooks: dict[str, Hook] = {"rhythm": Rhythm(trainer, setup.source.steps_per_epoch, setup.steps), "best": best}
+    hooks: dict[str, Hook] = {
+        "rhythm": Rhythm(trainer, setup.source.steps_per_epoch, setup.steps_per_evaluation, setup.steps),
+        "best": best,
+    }
     if scheduler.reduce_on_plateau:
         hooks["plateau"] = Plateau(
-            trainer.validation_metric,
+            ("train/" if scheduler.reduce_eval_split == "training" else "") + scheduler.reduce_eval_metric,
             scheduler.reduce_on_plateau,
             scheduler.reduce_on_plateau_patience,
             scheduler.reduce_on_plateau_rate,
@@ -107,8 +110,8 @@ def _assemble(setup: Setup) -> _Run:
 def _one_step(run: _Run) -> StepResult:
     """A step, what it makes known, and what the hooks want after it."""
     setup, now = run.setup, run.now
-    per_epoch = setup.source.steps_per_epoch
-    rate = factor(setup.trainer.learning_rate_scheduler, now.step, setup.steps, per_epoch)
+    scheduler = setup.trainer.learning_rate_scheduler
+    rate = factor(scheduler, now.step, setup.steps, setup.steps_per_evaluation, setup.rate)
     before = setup.source.state()
     try:
         result = train_step(setup, now, rate)
@@ -119,10 +122,7 @@ def _one_step(run: _Run) -> StepResult:
     setup.sink(Progress(stage="train", completed=now.step, total=setup.steps, unit="steps"))
     wanted = _ask(run, lambda hook: hook.after_step(now.step))
     if wanted.evaluate and setup.evaluate is not None:
-        values = dict(setup.evaluate())
-        wanted += _ask(run, lambda hook: hook.after_evaluation(now.step, values))
-        loss = values.pop("loss")
-        _tell(run, "validation", loss, {**values, "learning_rate": result.values["learning_rate"]})
+        wanted += _evaluate(run, result)
     if wanted.scale_rate != 1.0:
         now.rate_scale *= wanted.scale_rate
         setup.sink(Note(text=f"validation has stopped improving: learning rate times {wanted.scale_rate:g}"))
@@ -132,6 +132,21 @@ def _one_step(run: _Run) -> StepResult:
     if wanted.save or run.stopped:
         _save(run)
     return result
+
+
+def _evaluate(run: _Run, result: StepResult) -> Decision:
+    """Evaluate, make it known, and ask the hooks. They see the values on training rows as ``train/loss`` …"""
+    setup = run.setup
+    assert setup.evaluate is not None
+    rate = {"learning_rate": result.values["learning_rate"]}
+    values = dict(setup.evaluate())
+    _tell(run, "validation", values["loss"], {k: v for k, v in values.items() if k != "loss"} | rate)
+    # without an evaluation of the training rows, the loss of the last step stands for theirs
+    training = {"loss": result.loss} if setup.evaluate_train is None else dict(setup.evaluate_train())
+    if setup.evaluate_train is not None:
+        _tell(run, "train_evaluation", training["loss"], {k: v for k, v in training.items() if k != "loss"} | rate)
+    seen = values | {f"train/{name}": value for name, value in training.items()}
+    return _ask(run, lambda hook: hook.after_evaluation(run.now.step, seen))
 
 
 def _ask(run: _Run, question: Any) -> Decision:

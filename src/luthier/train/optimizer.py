@@ -11,10 +11,11 @@ from luthier.errors import ConfigError, missing_extra
 from luthier.registry import Registry
 
 if TYPE_CHECKING:
-    from luthier.config.trainer import Optimizer as Declared
+    from luthier.config.optimizer import Optimizer as Declared
 
 Groups = list[dict[str, Any]]
 Factory = Callable[[Groups, float, "Declared", str], torch.optim.Optimizer]
+ADAM_BETAS, ADAM_EPS, LION_BETAS = (0.9, 0.999), 1e-8, (0.9, 0.99)
 OPTIMIZERS: Registry[Factory] = Registry("optimizer")
 
 
@@ -45,7 +46,12 @@ def _torch_adam(kind: type[torch.optim.Adam] | type[torch.optim.AdamW]) -> Facto
     def make(groups: Groups, rate: float, declared: Declared, device: str) -> torch.optim.Optimizer:
         fused = device.startswith("cuda")  # one kernel over all weights; the CPU has the foreach form by itself
         return kind(
-            groups, lr=rate, betas=declared.betas, eps=declared.eps, amsgrad=declared.amsgrad, fused=fused or None
+            groups,
+            lr=rate,
+            betas=declared.betas or ADAM_BETAS,
+            eps=declared.eps or ADAM_EPS,
+            amsgrad=declared.amsgrad,
+            fused=fused or None,
         )
 
     return make
@@ -65,12 +71,13 @@ def _adafactor(groups: Groups, rate: float, declared: Declared, device: str) -> 
     from transformers.optimization import Adafactor
 
     # The declared rate and schedule hold: Adafactor's own relative steps would replace both.
-    return Adafactor(groups, lr=rate, scale_parameter=False, relative_step=False, warmup_init=False)
+    eps = (declared.eps or 1e-30, 1e-3)
+    return Adafactor(groups, lr=rate, eps=eps, scale_parameter=False, relative_step=False, warmup_init=False)
 
 
 @OPTIMIZERS.register("lion")
 def _lion(groups: Groups, rate: float, declared: Declared, device: str) -> torch.optim.Optimizer:
-    return Lion(groups, lr=rate, betas=declared.betas)
+    return Lion(groups, lr=rate, betas=declared.betas or LION_BETAS)
 
 
 class Lion(torch.optim.Optimizer):
@@ -108,10 +115,10 @@ def _bitsandbytes(name: str) -> Factory:
             import bitsandbytes
         except ImportError as error:
             raise missing_extra("bitsandbytes", "bnb", f"the optimizer {declared.type!r}") from error
-        options = {} if "Lion" in name else {"eps": declared.eps}
-        made: torch.optim.Optimizer = getattr(bitsandbytes.optim, name)(
-            groups, lr=rate, betas=declared.betas, **options
-        )
+        lion = "Lion" in name
+        options = {} if lion else {"eps": declared.eps or ADAM_EPS}
+        betas = declared.betas or (LION_BETAS if lion else ADAM_BETAS)
+        made: torch.optim.Optimizer = getattr(bitsandbytes.optim, name)(groups, lr=rate, betas=betas, **options)
         return made
 
     return make
@@ -125,5 +132,6 @@ for _name, _class in {
     "paged_adamw": "PagedAdamW32bit",
     "paged_adam_8bit": "PagedAdam8bit",
     "paged_adamw_8bit": "PagedAdamW8bit",
+    "paged_lion_8bit": "PagedLion8bit",
 }.items():
     OPTIMIZERS.register(_name)(_bitsandbytes(_class))

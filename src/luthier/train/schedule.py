@@ -9,48 +9,51 @@ from typing import TYPE_CHECKING
 from luthier.registry import Registry
 
 if TYPE_CHECKING:
-    from luthier.config.trainer import Scheduler
+    from luthier.config.schedule import Schedule
 
-# after warm-up: (steps since it, steps from it to the end, section, steps per epoch) → factor
-Decay = Callable[[int, int, "Scheduler", int], float]
+# (steps since the warm-up, steps from it to the end, section, floor as a share of the peak) → factor
+Decay = Callable[[int, int, "Schedule", float], float]
 DECAYS: Registry[Decay] = Registry("learning rate decay")
 
 
-def warmup_steps(section: Scheduler, total: int) -> int:
-    """Optimizer steps of the warm-up: declared, or the fraction of all steps, rounded up."""
-    declared = section.warmup_steps
-    return min(total, math.ceil(section.warmup_fraction * total - 1e-9) if declared is None else declared)
+def warmup_steps(section: Schedule, total: int, per_evaluation: int) -> int:
+    """Optimizer steps of the warm-up: given in steps, in evaluations, or as a fraction of all steps, rounded up."""
+    if section.warmup_steps is not None:
+        return min(total, section.warmup_steps)
+    if section.warmup_evaluations:
+        return min(total, math.ceil(section.warmup_evaluations * per_evaluation))
+    return min(total, math.ceil(section.warmup_fraction * total - 1e-9))  # 0.03 * 100 is a little over 3
 
 
-def factor(section: Scheduler, step: int, total: int, per_epoch: int) -> float:
-    """What to multiply the learning rate by in optimizer step ``step`` (from 0) of ``total``.
+def factor(section: Schedule, step: int, total: int, per_evaluation: int, peak: float) -> float:
+    """What to multiply the peak learning rate by in optimizer step ``step`` (from 0) of ``total``.
 
     The warm-up rises linearly and reaches 1 in its last step, so no step is spent at 0.
     """
-    warm = warmup_steps(section, total)
+    warm = warmup_steps(section, total, per_evaluation)
     if step < warm:
         return (step + 1) / warm
-    return DECAYS.get(section.decay or "constant", where="trainer.learning_rate_scheduler.decay")(
-        step - warm, max(1, total - warm), section, per_epoch
-    )
+    decay = DECAYS.get(section.decay or "constant", where="trainer.learning_rate_scheduler.decay")
+    return decay(step - warm, max(1, total - warm), section, min(1.0, section.eta_min / peak))
 
 
 @DECAYS.register("constant")
-def _constant(step: int, span: int, section: Scheduler, per_epoch: int) -> float:
+def _constant(step: int, span: int, section: Schedule, floor: float) -> float:
     return 1.0
 
 
 @DECAYS.register("linear")
-def _linear(step: int, span: int, section: Scheduler, per_epoch: int) -> float:
-    return section.eta_min + (1 - section.eta_min) * max(0.0, 1 - step / span)
+def _linear(step: int, span: int, section: Schedule, floor: float) -> float:
+    return floor + (1 - floor) * max(0.0, 1 - step / span)
 
 
 @DECAYS.register("cosine")
-def _cosine(step: int, span: int, section: Scheduler, per_epoch: int) -> float:
-    return section.eta_min + (1 - section.eta_min) * 0.5 * (1 + math.cos(math.pi * min(1.0, step / span)))
+def _cosine(step: int, span: int, section: Schedule, floor: float) -> float:
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, step / span)))
 
 
 @DECAYS.register("exponential")
-def _exponential(step: int, span: int, section: Scheduler, per_epoch: int) -> float:
-    rate: float = section.decay_rate ** (step / (section.decay_steps or per_epoch))
+def _exponential(step: int, span: int, section: Schedule, floor: float) -> float:
+    periods = step // section.decay_steps if section.staircase else step / section.decay_steps
+    rate: float = section.decay_rate**periods
     return rate

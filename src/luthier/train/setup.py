@@ -27,9 +27,10 @@ class Setup:
     logprobs: Batch → [n] log-probabilities of the supervised targets, in the order of target_weight's nonzeros.
     source: yields effective batches; its ``steps_per_epoch`` and the totals below are in optimizer steps.
     total_steps: optimizer steps of the whole run; left out, ``trainer.train_steps`` or ``trainer.epochs`` decide.
-    learning_rate: resolved, since ``trainer.learning_rate`` may be "auto".
+    learning_rate: the peak; left out, ``trainer.optimizer.lr`` or ``trainer.learning_rate``.
     evaluate: called between steps; returns at least ``loss`` (see `luthier.train.evaluation.Evaluator`).
     checkpoints: the folder of the checkpoints; a run there is continued from its newest whole one.
+    evaluate_train: the same over training rows (``trainer.evaluate_training_set``).
     save_adapter: called once at the end, with the best weights in place; returns what it wrote.
     after_update: called with the step after each update (AdaLoRA moves its ranks there).
     resume_hint: the command that continues the run, for the message of an interruption.
@@ -41,10 +42,11 @@ class Setup:
     source: StepSource
     plan: Plan
     trainer: Trainer
-    learning_rate: float
     checkpoints: Path
+    learning_rate: float | None = None
     total_steps: int | None = None
     evaluate: Callable[[], Mapping[str, float]] | None = None
+    evaluate_train: Callable[[], Mapping[str, float]] | None = None
     save_adapter: Callable[[], Path] | None = None
     after_update: Callable[[int], None] | None = None
     precision: Precision = "fp32"
@@ -53,6 +55,16 @@ class Setup:
     comm: Comm = field(default_factory=OneRank)
     loraplus_lr_ratio: float | None = None
     resume_hint: str = "run the same command again with the same --output folder"
+
+    @property
+    def rate(self) -> float:
+        """The peak learning rate."""
+        return self.learning_rate or self.trainer.optimizer.lr or self.trainer.learning_rate
+
+    @property
+    def steps_per_evaluation(self) -> int:
+        """Optimizer steps between evaluations: declared, else an epoch."""
+        return self.trainer.steps_per_evaluation or self.source.steps_per_epoch
 
     @property
     def steps(self) -> int:

@@ -74,7 +74,7 @@ def train_step(setup: Setup, now: Training, rate_factor: float) -> StepResult:
     seconds = time.perf_counter() - started
     every = sum(example.length for example in step)
     values = {
-        "learning_rate": setup.learning_rate * rate_factor * now.rate_scale,
+        "learning_rate": setup.rate * rate_factor * now.rate_scale,
         "tokens_per_s": every / seconds,
         "supervised_tokens": int(tokens),
         "tokens": every,
@@ -157,6 +157,9 @@ def _clip(setup: Setup, optimizer: torch.optim.Optimizer) -> torch.Tensor:
     norm = torch.nn.utils.get_total_norm([weight.grad for weight in weights])
     if clipping.clipglobalnorm is not None:
         torch.nn.utils.clip_grads_with_norm_(weights, clipping.clipglobalnorm, norm)
+    if clipping.clipnorm is not None:
+        for weight in weights:
+            torch.nn.utils.clip_grad_norm_([weight], clipping.clipnorm)
     if clipping.clipvalue is not None:
         torch.nn.utils.clip_grad_value_(weights, clipping.clipvalue)
     return norm.to(setup.plan.device)

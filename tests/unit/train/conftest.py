@@ -1,0 +1,36 @@
+"""A `Setup` around a tiny model."""
+
+from pathlib import Path
+
+import pytest
+from tiny_training import make_examples, make_model, padded_logprobs
+
+from luthier.config.trainer import Trainer
+from luthier.data.source import TableSource
+from luthier.objectives import Sft
+from luthier.train.evaluation import Evaluator
+from luthier.train.setup import Setup
+from luthier.types import Plan
+
+
+@pytest.fixture
+def make_setup(tiny_llama: Path, tmp_path: Path):
+    def make(**changes) -> Setup:
+        trainer = Trainer.model_validate({"batch_size": 4, "epochs": 2, **changes.pop("trainer", {})})
+        model = changes.pop("model", None) or make_model(tiny_llama, dropout=changes.pop("dropout", 0.0))
+        score = padded_logprobs(model)
+        plan = Plan(device="cpu", tokens_per_pass=changes.pop("tokens_per_pass", 64), checkpointing=False)
+        base = {
+            "model": model,
+            "logprobs": lambda batch: score(batch)[0],
+            "objective": Sft(trainer.loss_normalization),
+            "source": TableSource(make_examples(12), trainer.effective_batch, 42, "data"),
+            "plan": plan,
+            "trainer": trainer,
+            "learning_rate": 1e-2,
+            "checkpoints": tmp_path / "checkpoints",
+            "evaluate": Evaluator(model=model, score=score, examples=make_examples(5, seed=9), plan=plan),
+        }
+        return Setup(**{**base, **changes})
+
+    return make

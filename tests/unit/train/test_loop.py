@@ -1,0 +1,199 @@
+"""The loop: learns, resumes bit for bit, keeps the best, stops when told, loses nothing when it fails."""
+
+import json
+import os
+import signal
+from dataclasses import replace
+
+import pytest
+import torch
+
+from luthier.errors import ConfigError, Interrupted, RunError, TrainingError
+from luthier.events import Planned, Saved, Stepped, Warned
+from luthier.run import atomic
+from luthier.train import checkpoint
+from luthier.train.loop import fit, trainable
+
+
+def weights(setup) -> dict[str, torch.Tensor]:
+    return {name: weight.detach().clone() for name, weight in trainable(setup.model).items()}
+
+
+def same(a, b) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_it_learns_and_reports(make_setup) -> None:
+    events = []
+    setup = make_setup(sink=events.append, trainer={"epochs": 6})
+    first = setup.evaluate()["loss"]
+    setup = replace(setup, evaluate=setup.evaluate, save_adapter=lambda: setup.checkpoints / "adapter")
+    outcome = fit(setup)
+    lines = [event for event in events if isinstance(event, Stepped) and event.split == "train"]
+    assert outcome.steps == len(lines) == 18
+    assert lines[-1].loss < lines[0].loss
+    assert len(outcome.evaluations) == 6
+    assert {"loss", "perplexity", "token_accuracy"} <= outcome.evaluations[0].keys()
+    assert {"learning_rate", "tokens_per_s", "supervised_tokens", "memory_gib"} <= lines[0].values.keys()
+    assert outcome.best_value == min(one["loss"] for one in outcome.evaluations)
+    assert setup.evaluate()["loss"] == pytest.approx(outcome.best_value, abs=1e-6)  # the best weights are in place
+    assert first == pytest.approx(first)
+    assert json.loads(json.dumps(outcome.to_json()))["metric"] == "loss"
+    assert [event.what for event in events if isinstance(event, Saved)][-1] == "adapter"
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd", "adafactor", "lion"])
+def test_a_resumed_run_equals_a_straight_one_bit_for_bit(make_setup, tmp_path, optimizer) -> None:
+    options = {"optimizer": {"type": optimizer, "weight_decay": 0.01}, "steps_per_checkpoint": 2, "epochs": 2}
+    straight = make_setup(trainer=options, dropout=0.1, checkpoints=tmp_path / "straight")
+    fit(straight)
+
+    class Stop(Exception):
+        pass
+
+    def crash(event) -> None:
+        if isinstance(event, Stepped) and event.step == 5:
+            raise Stop
+
+    broken = make_setup(trainer=options, dropout=0.1, sink=crash)
+    with pytest.raises(Stop):
+        fit(broken)
+    resumed = make_setup(trainer=options, dropout=0.1)
+    torch.manual_seed(12345)  # another process has other random numbers
+    assert fit(resumed).resumed_from == 4
+    assert same(weights(straight), weights(resumed))
+    left, right = (checkpoint.load(one.checkpoints, 6) for one in (straight, resumed))
+    assert same(left.weights, right.weights)
+    for index, values in left.optimizer["state"].items():
+        for name, value in values.items():
+            other = right.optimizer["state"][index][name]
+            assert torch.equal(value, other) if isinstance(value, torch.Tensor) else value == other
+    assert left.state["hooks"] == right.state["hooks"]
+
+
+def test_plans_do_not_change_the_result(make_setup, tmp_path) -> None:
+    one = make_setup(tokens_per_pass=1, checkpoints=tmp_path / "a")
+    all_ = make_setup(tokens_per_pass=9999, checkpoints=tmp_path / "b")
+    assert fit(one).best_value == pytest.approx(fit(all_).best_value, abs=1e-4)
+
+
+def test_not_finite_updates_nothing_and_leaves_a_record(make_setup) -> None:
+    setup = make_setup()
+    logprobs, calls = setup.logprobs, []
+
+    def poisoned(batch):
+        calls.append(0)
+        return logprobs(batch) * (float("nan") if len(set_steps) >= 2 else 1.0)
+
+    set_steps = []
+    seen = {}
+
+    def sink(event) -> None:
+        if isinstance(event, Stepped) and event.split == "train":
+            set_steps.append(event.step)
+            seen["after"] = weights(setup)
+
+    setup = replace(setup, logprobs=poisoned, sink=sink)
+    with pytest.raises(TrainingError) as caught:
+        fit(setup)
+    assert caught.value.code == "training-not-finite"
+    assert "rows" in str(caught.value)
+    assert same(weights(setup), seen["after"])
+    assert checkpoint.steps_in(setup.checkpoints) == [2]
+    assert json.loads((setup.checkpoints / "failed-step.json").read_text())["step"] == 3
+    assert checkpoint.load(setup.checkpoints, 2).state["source"] == {"epoch": 0, "step": 2}
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_with_a_checkpoint_and_says_how_to_go_on(make_setup, number, code) -> None:
+    def send(event) -> None:
+        if isinstance(event, Stepped) and event.step == 2:
+            os.kill(os.getpid(), number)
+
+    before = signal.getsignal(number)
+    setup = make_setup(sink=send, resume_hint="luthier train c.yaml --output out")
+    with pytest.raises(Interrupted) as caught:
+        fit(setup)
+    assert caught.value.code == "run-interrupted"
+    assert caught.value.exit_code == code
+    assert "luthier train c.yaml --output out" in str(caught.value)
+    assert checkpoint.steps_in(setup.checkpoints) == [2]
+    assert signal.getsignal(number) is before
+
+
+def test_early_stopping_restores_the_best_and_a_finished_run_stays_finished(make_setup) -> None:
+    values = iter([3.0, 1.0, 2.0, 2.5, 0.1])
+    setup = make_setup(trainer={"epochs": 5, "early_stop": 2, "keep_last": 1}, evaluate=lambda: {"loss": next(values)})
+    outcome = fit(setup)
+    assert (outcome.stopped, outcome.best_step, outcome.best_value, outcome.steps) == ("early", 6, 1.0, 12)
+    assert checkpoint.steps_in(setup.checkpoints) == [6, 12]
+    assert same(weights(setup), dict(checkpoint.load(setup.checkpoints, 6).weights))
+    again = make_setup(trainer={"epochs": 5, "early_stop": 2, "keep_last": 1}, evaluate=lambda: {"loss": 0.0})
+    assert fit(again).steps == 12
+    assert same(weights(again), weights(setup))
+
+
+def test_plateau_lowers_the_rate(make_setup) -> None:
+    scheduler = {"decay": None, "warmup_fraction": 0, "reduce_on_plateau": 1, "reduce_on_plateau_patience": 2}
+    rates = []
+    setup = make_setup(
+        trainer={"epochs": 5, "learning_rate_scheduler": scheduler},
+        evaluate=lambda: {"loss": 1.0},
+        sink=lambda e: (
+            rates.append(e.values["learning_rate"]) if isinstance(e, Stepped) and e.split == "train" else None
+        ),
+    )
+    fit(setup)
+    assert rates == pytest.approx([1e-2] * 9 + [1e-3] * 6)
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_the_last_one_refused(make_setup) -> None:
+    options = {"steps_per_checkpoint": 2, "epochs": 2, "keep_last": 9}
+    setup = make_setup(trainer=options)
+    fit(setup)
+    (setup.checkpoints / "step-000006" / "weights.safetensors").write_bytes(b"rubbish")
+    events = []
+    assert fit(make_setup(trainer=options, sink=events.append)).resumed_from == 4
+    assert any(isinstance(event, Warned) for event in events)
+    for step in checkpoint.steps_in(setup.checkpoints):
+        atomic.write_text(setup.checkpoints / f"step-{step:06d}" / "state.json", "{}")
+    with pytest.raises(RunError) as caught:
+        fit(make_setup(trainer=options))
+    assert caught.value.code == "run-damaged"
+
+
+def test_out_of_memory_makes_smaller_passes_or_says_what_to_do(make_setup) -> None:
+    events = []
+    setup = make_setup(tokens_per_pass=80, sink=events.append, trainer={"epochs": 1})
+    logprobs = setup.logprobs
+
+    def small(batch):
+        if len(batch.lengths) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return logprobs(batch)
+
+    fit(replace(setup, logprobs=small, evaluate=None))
+    assert any(isinstance(event, Planned) for event in events)
+
+    def never(batch):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(TrainingError) as caught:
+        fit(make_setup(logprobs=never, checkpoints=setup.checkpoints / "b"))
+    assert caught.value.code == "training-no-memory"
+
+
+def test_an_unknown_validation_metric_lists_what_there_is(make_setup) -> None:
+    with pytest.raises(ConfigError) as caught:
+        fit(make_setup(trainer={"validation_metric": "los"}))
+    assert caught.value.code == "config-bad-value"
+    assert "perplexity" in str(caught.value)
+
+
+def test_evaluation_moves_no_random_numbers_and_keeps_the_mode(make_setup) -> None:
+    setup = make_setup()
+    setup.model.train()
+    before = torch.get_rng_state()
+    setup.evaluate()
+    assert torch.equal(before, torch.get_rng_state())
+    assert setup.model.training
