@@ -71,6 +71,7 @@ class Tokenizer:
         _declare_specials(backend, [name for name in (*names.values(), *map(_content, extra)) if name], settings)
         self._controls = {t.content: t for t in backend.get_added_tokens_decoder().values() if t.special}
         self._made: dict[tuple[bool, str], tokenizers.Tokenizer] = {(True, "first"): backend}
+        self._ids = {t.content: i for i, t in backend.get_added_tokens_decoder().items() if t.special}
         self.special_strings: frozenset[str] = frozenset(self._controls)
         self.vocab_size: int = backend.get_vocab_size(with_added_tokens=True)
         self.chat_template = chat_template or _template_of(settings)
@@ -211,7 +212,7 @@ class Tokenizer:
             if chunk:
                 yield chunk
             if token is not None:
-                yield int(self._backend.token_to_id(token.content))
+                yield self._ids[token.content]
                 start, strip = end, bool(token.rstrip)
 
     def _outside(self, text: str, data: Sequence[Span]) -> Iterator[Span]:
@@ -278,8 +279,9 @@ class Tokenizer:
 
     @cached_property
     def _guarded_ids(self) -> frozenset[int]:
-        ids = {self._backend.token_to_id(s) for s in self.special_strings}
-        return frozenset(ids - {self.unk_id, None})  # an unknown character honestly becomes <unk>
+        return frozenset(
+            i for i in self._ids.values() if i != self.unk_id
+        )  # an unknown character honestly becomes <unk>
 
     def _id(self, text: str | None) -> int | None:
         return None if text is None else self._backend.token_to_id(text)

@@ -49,24 +49,28 @@ class ChatRenderer:
         made = []
         for turn, index in enumerate(wanted):
             prompt = self._render(plain[:index], tools, True, where)
-            whole = self._render(plain[: index + 1], tools, False, where)
-            target = self._completion(prompt, whole, plain[index], where)
+            target = self._completion(prompt, plain[: index + 1], tools, guard.marker, where)
             opening, answer = guard.restore(prompt), guard.restore(target)
             made.append(Draft(opening, answer, turn, True, bool(opening.data or answer.data), guard.control))
         return made
 
-    def _completion(self, prompt: str, whole: str, message: Mapping[str, Any], where: str) -> str:
-        """What follows the prompt in the whole text, even where the template rewrote the opening of the answer."""
+    def _completion(self, prompt: str, turns: Sequence[dict[str, Any]], tools: Any, marker: str, where: str) -> str:
+        """What follows the prompt once the last of ``turns`` has answered.
+
+        Some templates write the opening of an answer, or earlier turns, otherwise once the answer is there. The answer
+        is then found by rendering again with ``marker`` in its place.
+        """
+        whole = self._render(turns, tools, False, where)
         if whole.startswith(prompt):
             return whole[len(prompt) :]
-        content = message["content"].strip()
-        at = whole.rfind(content) if content else -1
-        if at < 0:
+        marked = self._render([*turns[:-1], {**turns[-1], "content": marker}], tools, False, where)
+        at = marked.find(marker)
+        if at < 0 or whole[:at] != marked[:at]:
             raise DataError(
                 "data-chat",
                 "the chat template does not write the answer as the data holds it, so it cannot be supervised",
                 where=where,
-                received=message["content"],
+                received=turns[-1]["content"],
                 allowed="a template that writes the answer's text after its generation prompt",
                 fix="set prompt.chat_template to another template",
             )

@@ -25,6 +25,7 @@ class Guard:
         while f"zqx{number}z" in material.lower():
             number += 1
         self._stem = f"zqx{number}z"
+        self.marker = self._stem + "answer"  # a word that stands nowhere in the conversation
         self._held: list[str] = []
         self.control = False  # whether the data spelt a whole special token
 

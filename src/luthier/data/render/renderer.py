@@ -60,7 +60,7 @@ class Renderer:
         """Sha256 over everything that decides how a row is written."""
         s = self.settings
         source = self._chat.template if self._in_chat else ""
-        parts = [source, self._plain.source, s.task, s.system, s.train_on, s.max_length, s.truncation]
+        parts: list[Any] = [source, self._plain.source, s.task, s.system, s.train_on, s.max_length, s.truncation]
         parts += [self.layout.kind, list(self.layout.inputs), self.layout.target, list(self.tokenizer.bos_ids)]
         return hashlib.sha256(json.dumps(parts, ensure_ascii=True).encode()).hexdigest()
 
