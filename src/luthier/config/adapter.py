@@ -54,7 +54,7 @@ class Lora(BaseAdapter):
     bias_type: Literal["none", "all", "lora_only"] = key("none", "Which bias terms are trained too.")
     use_dora: bool = key(False, "Learn direction and magnitude apart (DoRA).")
     use_rslora: bool = key(False, "Scale by alpha / sqrt(r) (rsLoRA).")
-    init_lora_weights: Literal["default", "gaussian", "olora", "pissa", "orthogonal", "loftq"] = key(
+    init_lora_weights: Literal["default", "gaussian", "olora", "pissa", "orthogonal"] = key(
         "default", "How the two factors start; pissa and olora start from the base's own weights."
     )
     loraplus_lr_ratio: Float | None = key(None, "Learning rate of B over that of A (LoRA+).", gt=0)

@@ -70,7 +70,11 @@ VALUES: dict[str, dict[str, str]] = {
     "adapter.type": dict.fromkeys(
         ("fourierft", "c3a", "hra", "waveft", "vblora", "adaption_prompt", "prompt_tuning", "prefix_tuning"), _ADAPTER
     ),
-    "adapter.init_lora_weights": dict.fromkeys(("eva", "corda"), _DATA_AWARE),
+    "adapter.init_lora_weights": {
+        "eva": _DATA_AWARE,
+        "corda": _DATA_AWARE,
+        "loftq": "it replaces the base model's weights; use pissa or default beside `quantization`",
+    },
     "backend.type": dict.fromkeys(("ray", "torchrun", "horovod", "deepspeed"), f"not yet: {LATER}; use local"),
     **dict.fromkeys(
         ("input_features.*.type", "output_features.*.type"),
