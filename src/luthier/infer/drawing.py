@@ -61,6 +61,22 @@ def warpers(sampling: Sampling, device: str) -> LogitsProcessorList:
     return chosen
 
 
+class First(LogitsProcessor):
+    """Makes every answer begin with one token (the library's own processor only knows encoder-decoder models)."""
+
+    def __init__(self, token: int, prompt_width: int) -> None:
+        self._token = token
+        self._prompt_width = prompt_width
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """``scores`` [rows, vocabulary] → at the first position, 0 at the token and -inf elsewhere."""
+        if input_ids.shape[1] != self._prompt_width:
+            return scores
+        forced = torch.full_like(scores, float("-inf"))
+        forced[:, self._token] = 0.0
+        return forced
+
+
 class Draw(LogitsProcessor):
     """Keeps exactly one token per row: the one drawn. Greedy choice after it therefore returns the draw."""
 

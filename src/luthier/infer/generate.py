@@ -13,20 +13,24 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
 from luthier.events import Sink, progress, silent
-from luthier.infer.drawing import WARPERS, Draw, request_seed, warpers
+from luthier.infer.drawing import WARPERS, Draw, First, request_seed, warpers
 from luthier.infer.text import IncrementalText, cut_at_stop
 from luthier.types import Completion, Request, Sampling
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
+SEES_PADDING = ("encoder_repetition_penalty", "no_repeat_ngram_size")
+ID_LISTS = (
+    "bad_words_ids",
+    "suppress_tokens",
+    "begin_suppress_tokens",
+)  # transformers wants lists, configs have tuples
+OURS = ("max_length", "forced_bos_token_id")  # settled here, not passed on
 CONTEXT_FIELDS = ("max_position_embeddings", "n_positions", "max_seq_len")
 
 
@@ -170,6 +174,9 @@ class HfEngine:
         )
         steps = self._steps(batch[0])
         processors = LogitsProcessorList()
+        first = sampling.extra.get("forced_bos_token_id")
+        if first is not None:
+            processors.append(First(int(first), width))
         own_draw = sampling.do_sample and sampling.num_beams == 1
         if own_draw:
             processors.extend(warpers(sampling, str(device)))
@@ -197,8 +204,14 @@ class HfEngine:
         return [self._trim(row) for row in out_rt[:, width:].tolist()]
 
     def _settings(self, request: Request) -> str:
-        """What rows of one batch share: the settings, and the new tokens that there is room for."""
-        return json.dumps([asdict(request.sampling), self._steps(request)], sort_keys=True, default=repr)
+        """What rows of one batch share: the settings, and the new tokens that there is room for.
+
+        Penalties on tokens already seen would see the padding too, so under them a batch has prompts of one length.
+        """
+        sampling = request.sampling
+        repeats = sampling.repetition_penalty != 1.0 or any(sampling.extra.get(name) for name in SEES_PADDING)
+        width = len(request.prompt_ids) if repeats else None
+        return json.dumps([asdict(sampling), self._steps(request), width], sort_keys=True, default=repr)
 
     def _steps(self, request: Request) -> int:
         """New tokens for a row: as asked, and no further than `max_length` and the model's context reach."""
@@ -211,7 +224,10 @@ class HfEngine:
         return min(limits)
 
     def _generation_config(self, sampling: Sampling, steps: int, own_draw: bool) -> GenerationConfig:
-        settings = {k: v for k, v in sampling.extra.items() if k != "max_length"}
+        settings = {k: v for k, v in sampling.extra.items() if k not in OURS}
+        for name in ID_LISTS:
+            if name in settings:
+                settings[name] = [list(v) if isinstance(v, (list, tuple)) else v for v in settings[name]]
         if own_draw or not sampling.do_sample:  # the draw has done the warping; greedy has none to do
             settings = {k: v for k, v in settings.items() if k not in WARPERS}
         elif sampling.do_sample:

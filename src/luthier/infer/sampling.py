@@ -128,6 +128,11 @@ def _sampling_implied(given: dict[str, tuple[Any, str]], overrides: Mapping[str,
     named = any(overrides.get(name) for name in ("temperature", "top_k", "top_p", "min_p", "typical_p"))
     if named and overrides.get("do_sample") is None:
         given["do_sample"] = (True, "generation_config.do_sample")
+    # The config's temperature 0 only says that the config is greedy; it does not undo a caller who asks for sampling.
+    if given.get("do_sample", (False, ""))[0] is True and overrides.get("temperature") is None:
+        asked = named or overrides.get("do_sample") is True
+        if asked and given.get("temperature", (1.0, ""))[0] == 0:
+            given["temperature"] = (1.0, "generation_config.temperature")
 
 
 def _mapping(section: Any) -> dict[str, Any]:
@@ -170,7 +175,7 @@ def _known() -> list[str]:
 
 def _settled(own: dict[str, Any], extra: dict[str, Any], seed: int | None) -> Sampling:
     """Settle what depends on several keys: temperature 0 is greedy, lengths agree, the seed falls back."""
-    if own.get("temperature") == 0:
+    if own.get("temperature") == 0:  # the config itself refuses to hold both, an override may ask for greedy
         own |= {"do_sample": False, "temperature": 1.0}
     own.setdefault("seed", seed)
     sampling = Sampling(**own, extra=extra)

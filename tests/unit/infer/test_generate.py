@@ -243,3 +243,50 @@ def test_score_choices_equals_the_product_of_steps(model):
     assert abs(sum(got) - 1) < 1e-9
     with pytest.raises(ValueError, match="at least one token"):
         score_choices(model, [5], [[]])
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(max_new_tokens=12, repetition_penalty=3.0),
+        Sampling(max_new_tokens=12, extra={"no_repeat_ngram_size": 1}),
+        Sampling(max_new_tokens=12, extra={"encoder_repetition_penalty": 3.0}),
+    ],
+)
+def test_penalties_do_not_see_padding(model, sampling):
+    together = ask(HfEngine(model, Letters(), batch_size=5), sampling)
+    alone = ask(HfEngine(model, Letters(), batch_size=1), sampling)
+    assert {k: c.ids for k, c in together.items()} == {k: c.ids for k, c in alone.items()}
+    assert {k: c.ids for k, c in alone.items()} != {
+        k: c.ids for k, c in ask(HfEngine(model, Letters()), Sampling(max_new_tokens=12)).items()
+    }
+
+
+def test_keys_that_name_tokens_have_their_effect(model):
+    plain = ask(HfEngine(model, Letters()), Sampling(max_new_tokens=6))
+    used = plain[0].ids
+
+    def first_row(extra, **more):
+        return ask(HfEngine(model, Letters()), Sampling(max_new_tokens=6, extra=extra, **more))[0].ids
+
+    assert first_row({"forced_bos_token_id": 33})[0] == 33
+    assert first_row({"forced_bos_token_id": 33}, do_sample=True, seed=1)[0] == 33
+    assert used[0] not in first_row({"suppress_tokens": (used[0],)})
+    assert first_row({"begin_suppress_tokens": (used[0],)})[0] != used[0]
+    assert used[0] not in first_row({"bad_words_ids": ((used[0],),)})
+    assert first_row({"forced_eos_token_id": 1, "suppress_tokens": ()})[-1] == 1
+    assert len(first_row({"max_length": 5})) == 2
+    assert first_row({"use_cache": False}) == used
+    assert first_row({"length_penalty": 2.0, "early_stopping": True}, num_beams=3)
+    assert first_row({"exponential_decay_length_penalty": (1, 50.0)})[-1] == 1
+    assert first_row(
+        {"guidance_scale": 1.5, "renormalize_logits": True, "remove_invalid_values": True, "max_time": 60.0}
+    )
+    for name, value in {"typical_p": 0.2, "epsilon_cutoff": 0.2, "eta_cutoff": 0.2, "min_p": 0.9}.items():
+        narrow = ask(
+            HfEngine(model, Letters()),
+            Sampling(max_new_tokens=1, do_sample=True, seed=1, extra={name: value}),
+            [[5, 9]] * 200,
+        )
+        wide = ask(HfEngine(model, Letters()), Sampling(max_new_tokens=1, do_sample=True, seed=1), [[5, 9]] * 200)
+        assert len({c.ids for c in narrow.values()}) < len({c.ids for c in wide.values()}), name

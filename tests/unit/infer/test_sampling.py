@@ -55,3 +55,19 @@ def test_all_faults_at_once_with_a_suggestion():
         resolve({"top_k": -1}, {"temprature": 1})
     assert {f.code for f in caught.value.faults} == {"config-bad-value", "config-unknown-key"}
     assert "temperature" in str(caught.value)
+
+
+def test_a_caller_who_asks_for_sampling_gets_it_from_a_greedy_config():
+    got = resolve({"temperature": 0.0, "do_sample": False}, {"do_sample": True})
+    assert (got.do_sample, got.temperature) == (True, 1.0)
+    got = resolve({"temperature": 0.0, "do_sample": False}, {"top_p": 0.9})
+    assert (got.do_sample, got.temperature, got.top_p) == (True, 1.0, 0.9)
+    assert not resolve({"temperature": 0.7, "do_sample": True}, {"temperature": 0}).do_sample
+
+
+def test_the_configs_section_is_taken_whole():
+    from luthier.config.generation import Generation
+
+    assert resolve(Generation()) == Sampling(extra={"use_cache": True})
+    got = resolve(Generation(temperature=0.5, no_repeat_ngram_size=3), seed=9)
+    assert (got.do_sample, got.temperature, got.seed, got.extra["no_repeat_ngram_size"]) == (True, 0.5, 9, 3)
