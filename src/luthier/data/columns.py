@@ -67,7 +67,18 @@ PAIRS: tuple[tuple[str, str], ...] = tuple(
     for answer in answers
 )
 CHAT_COLUMNS = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat")
-TARGET_WORDS = ("target", "output", "label", "answer", "response", "completion", "category", "class", "queue", "reply")
+TARGET_WORDS: tuple[str, ...] = (
+    "target",
+    "output",
+    "label",
+    "answer",
+    "response",
+    "completion",
+    "category",
+    "class",
+    "queue",
+    "reply",
+)
 TARGET_WORDS += ("result", "summary", "translation", "sentiment", "intent", "priority")
 NOT_TEXT = re.compile(r"(^|[_\s-])(id|uuid|idx|index|split|url|timestamp|created_at|updated_at|date)$|^column_1$", re.I)
 LOOKED_AT = 200  # rows that decide whether a column holds conversations
@@ -170,7 +181,7 @@ def _known(free: list[str]) -> Layout | None:
     for ask, given, answer in TRIPLES:
         if {ask, given, answer} <= names.keys():
             found = names[ask], names[given], names[answer]
-            lines = (f"instruction: {found[0]!r}, its input: {found[1]!r}, learned: {found[2]!r}",)
+            lines: tuple[str, ...] = (f"instruction: {found[0]!r}, its input: {found[1]!r}, learned: {found[2]!r}",)
             return Layout("instruction", found[:2], found[2], explanation=lines)
     for ask, answer in PAIRS:
         if {ask, answer} <= names.keys():
@@ -197,10 +208,10 @@ def _guessed(table: Table, free: list[str]) -> Layout:
         raise _no_target(table, "no column looks like an answer to the others")
     used = {target, *inputs}
     unused = [c for c in free if c not in used]
-    lines = [f"inputs (a guess): {', '.join(inputs)}", f"target (a guess): {target}"]
+    found = [f"inputs (a guess): {', '.join(inputs)}", f"target (a guess): {target}"]
     if unused:
-        lines.append(f"not used: {', '.join(unused)}")
-    return Layout("columns", tuple(inputs), target, is_guess=True, explanation=tuple(lines))
+        found.append(f"not used: {', '.join(unused)}")
+    return Layout("columns", tuple(inputs), target, is_guess=True, explanation=tuple(found))
 
 
 def _no_target(table: Table, why: str) -> DataError:

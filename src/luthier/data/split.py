@@ -34,9 +34,9 @@ class SplitConfig(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SplitResult:
-    """``rows``: the side of each row (0 train, 1 validation, 2 test), how many rows each has, and what a person should know."""
+    """Where each row stands, how many stand on each side, and what a person should know."""
 
-    rows: list[int]
+    rows: list[int]  # the side of each row: 0 train, 1 validation, 2 test
     type: str  # how it was split: fixed, random, stratify, datetime, hash
     counts: Mapping[Split, int]
     notes: tuple[str, ...] = ()

@@ -118,7 +118,7 @@ def _join(name: str, revision: str | None, files: dict[str, list[str]], options:
     from huggingface_hub import hf_hub_download
 
     parts: dict[str, list[dict[str, Any]]] = {}
-    for part, paths in files.items():
+    for part, paths in sorted(files.items(), key=lambda item: splits.number(item[0]) or 0):
         for file in paths:
             local = Path(hf_hub_download(name, file, repo_type="dataset", revision=revision))
             reader = FORMATS.get(PurePosixPath(file).suffix.lower())

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def is_frame(dataset: Any) -> bool:
     """Whether this is a pandas DataFrame; pandas is not imported to find out."""
-    return any(c.__name__ == "DataFrame" and c.__module__.startswith("pandas.") for c in type(dataset).__mro__)
+    return any(c.__name__ == "DataFrame" and c.__module__.split(".")[0] == "pandas" for c in type(dataset).__mro__)
 
 
 def from_frame(frame: pd.DataFrame, name: str = "DataFrame") -> Table:

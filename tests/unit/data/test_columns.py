@@ -1,0 +1,156 @@
+import pytest
+
+from luthier.data.columns import detect, language_of, reference_of
+from luthier.data.conversation import conversation, tools_of
+from luthier.data.table import Table
+from luthier.errors import DataError
+from luthier.types import Message
+
+
+def table(**columns):
+    return Table.from_columns(columns, "t.csv")
+
+
+@pytest.mark.parametrize(
+    "names, kind, inputs, target",
+    [
+        ("instruction input output", "instruction", ("instruction", "input"), "output"),
+        ("Instruction Context Response category", "instruction", ("Instruction", "Context"), "Response"),
+        ("instruction output", "instruction", ("instruction",), "output"),
+        ("prompt completion", "completion", ("prompt",), "completion"),
+        ("id question answer", "completion", ("question",), "answer"),
+        ("質問 回答", "completion", ("質問",), "回答"),
+        ("text", "text", (), "text"),
+        ("text source_url", "text", (), "text"),
+    ],
+)
+def test_known_headings(names, kind, inputs, target):
+    layout = detect(table(**{name: ["some words"] for name in names.split()}))
+    assert (layout.kind, layout.inputs, layout.target, layout.is_guess) == (kind, inputs, target, False)
+
+
+def test_any_headings_are_a_guess_until_they_are_said():
+    tickets = table(
+        ticket_id=[str(i) for i in range(30)],
+        subject=[f"help with {i}" for i in range(30)],
+        body=["words"] * 30,
+        queue=["sales", "support", "billing"] * 10,
+        split=[0] * 30,
+    )
+    layout = detect(tickets)
+    assert (layout.inputs, layout.target, layout.is_guess) == (("subject", "body"), "queue", True)
+    assert layout.classes == ("billing", "sales", "support")
+    said = detect(tickets, inputs=["subject"], target="queue")
+    assert (said.kind, said.inputs, said.is_guess) == ("columns", ("subject",), False)
+    half = detect(tickets, target="body")
+    assert half.inputs == ("subject", "queue") and half.classes is None and half.is_guess
+    assert detect(tickets, inputs=["subject"], target="queue", category=False).classes is None
+
+
+def test_free_answers_are_not_classes():
+    assert detect(table(question=["q"] * 100, answer=[f"a {i}" for i in range(100)])).classes is None
+    assert detect(table(text=["q"] * 8, label=["x", "y"] * 4)).classes is None
+
+
+def test_columns_that_cannot_be():
+    for code, options in [
+        ("data-missing-column", {"inputs": ["subjet"], "target": "body"}),
+        ("data-no-target", {"inputs": ["subject"], "target": "subject"}),
+    ]:
+        with pytest.raises(DataError) as caught:
+            detect(table(subject=["a"], body=["b"]), **options)
+        assert caught.value.code == code
+    with pytest.raises(DataError) as caught:
+        detect(table(a_id=["1"], b_id=["2"]))
+    assert caught.value.code == "data-no-target"
+    with pytest.raises(DataError) as caught:
+        detect(table(subject=["a"], body=["b"]), inputs=["subjet"], target="body")
+    assert "'subject'" in caught.value.faults[0].fix
+
+
+TURNS = [Message("system", "be kind"), Message("user", "hi"), Message("assistant", "hello")]
+
+
+@pytest.mark.parametrize(
+    "column, value",
+    [
+        ("messages", [{"role": m.role, "content": m.content} for m in TURNS]),
+        ("dialogue", [{"role": m.role, "content": [{"type": "text", "text": m.content}]} for m in TURNS]),
+        ("conversations", [{"from": f, "value": m.content} for f, m in zip(("system", "human", "gpt"), TURNS, strict=True)]),
+        ("messages", '[{"role":"system","content":"be kind"},{"role":"user","content":"hi"},'
+                     '{"role":"assistant","content":"hello"}]'),
+    ],
+)  # fmt: skip
+def test_conversations(column, value):
+    chats = table(**{column: [value], "source": ["x"]})
+    layout = detect(chats)
+    assert (layout.kind, layout.inputs, layout.target) == ("chat", (), column)
+    assert conversation(chats.row(0), layout) == TURNS
+    assert reference_of(chats.row(0), layout) == "hello"
+
+
+def test_prompt_and_completion_as_turns_and_system_column():
+    chats = table(prompt=[[{"role": "user", "content": "hi"}]], completion=[[{"role": "assistant", "content": "yo"}]])
+    layout = detect(chats)
+    assert (layout.kind, layout.inputs, layout.target) == ("chat", ("prompt",), "completion")
+    assert [m.content for m in conversation(chats.row(0), layout)] == ["hi", "yo"]
+    chats = table(conversations=[[{"from": "human", "value": "hi"}]], system=["be kind"])
+    assert conversation(chats.row(0), detect(chats)) == TURNS[:2]
+
+
+def test_tool_calls_weights_and_tools():
+    call = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Oslo"}'}}
+    turns = [
+        {"role": "user", "content": "?", "weight": None},
+        {"role": "assistant", "content": None, "tool_calls": [call], "weight": 0},
+        {"role": "tool", "content": "rain", "tool_call_id": "c1"},
+        {"from": "function_call", "value": '{"name": "stop", "arguments": {}}'},
+    ]
+    chats = table(messages=[turns], tools=[[{"name": "weather", "parameters": {}}]])
+    layout = detect(chats)
+    out = conversation(chats.row(0), layout)
+    assert out[1].tool_calls[0]["function"] == {"name": "weather", "arguments": {"city": "Oslo"}}
+    assert (out[1].trained, out[0].trained, out[2].tool_call_id) == (False, None, "c1")
+    assert out[3].role == "assistant" and out[3].tool_calls[0]["function"]["name"] == "stop"
+    assert tools_of(chats.row(0), layout)[0]["function"]["name"] == "weather"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        [{"role": "usr", "content": "x"}],
+        [{"content": "x"}],
+        ["x"],
+        "not json",
+        {"a": 1},
+        [{"role": "user", "content": None}],
+        [{"role": "user", "content": [{"type": "image_url"}]}],
+        [{"role": "assistant", "tool_calls": [{"x": 1}]}],
+        [{"role": "assistant", "content": "x", "weight": 3}],
+    ],
+)
+def test_conversations_that_cannot_be_understood(value):
+    layout = detect(table(messages=[[{"role": "user", "content": "x"}]]))
+    with pytest.raises(DataError) as caught:
+        conversation({"messages": value}, layout, "t row 4")
+    assert caught.value.code == "data-chat" and "t row 4" in caught.value.faults[0].where
+
+
+@pytest.mark.parametrize(
+    "text, code",
+    [
+        ("これは何ですか", "ja"),
+        ("你叫什么名字", "zh"),
+        ("이름이 뭐예요", "ko"),
+        ("Как дела", "ru"),
+        ("ما اسمك", "ar"),
+        ("What is the name of the dog", "en"),
+        ("Wie ist der Name und wo ist das Haus", "de"),
+        ("Quel est le nom de la ville dans les Alpes", "fr"),
+        ("Cuál es el nombre de los perros que están en la casa", "es"),
+        ("def f(x): return x", "en"),
+    ],
+)
+def test_language(text, code):
+    assert language_of(table(a=[text]), ["a"]) == code
+    assert language_of(table(a=[[{"role": "user", "content": text}]])) == code

@@ -1,0 +1,221 @@
+import json
+import warnings
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from luthier.data.sources import Limits, read
+from luthier.errors import DataError, DependencyError
+
+TEXT = [{"id": "007", "a": "NA", "b": "1e5"}, {"id": "None", "a": "true", "b": "日本"}]
+
+
+def fails(code, dataset, **options):
+    with pytest.raises((DataError, DependencyError)) as caught:
+        read(dataset, **options)
+    assert caught.value.code == code
+    return caught.value
+
+
+def put(path, text, encoding="utf-8"):
+    path.write_bytes(text.encode(encoding))
+    return path
+
+
+@pytest.mark.parametrize("separator, suffix", [(",", "csv"), (";", "csv"), ("\t", "csv"), ("\t", "tsv")])
+def test_delimited_text_stays_as_written(tmp_path, separator, suffix):
+    lines = [["id", "a", "b"], *([row["id"], row["a"], row["b"]] for row in TEXT)]
+    table = read(put(tmp_path / f"x.{suffix}", "\r\n".join(separator.join(line) for line in lines)))
+    assert list(table) == TEXT
+
+
+def test_csv_quotes_newlines_and_empty_cells(tmp_path):
+    table = read(put(tmp_path / "x.csv", 'a,b\n"one\nline, ""two""",\n\n{x},2\n'))
+    assert list(table) == [{"a": 'one\nline, "two"', "b": None}, {"a": "{x}", "b": "2"}]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "cp932", "euc_jp"])
+def test_japanese_encodings_are_told_apart(tmp_path, encoding):
+    text = "質問,答え\nこれは何ですか,りんごです\n"
+    table = read(put(tmp_path / "x.csv", text, encoding))
+    assert list(table) == [{"質問": "これは何ですか", "答え": "りんごです"}]
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "cp1252"])
+def test_latin_1_is_recognised(tmp_path, encoding):
+    text = "question,réponse\n" + "Qu'est-ce que c'est ?,C'est un café près de l'église à côté\n" * 5
+    table = read(put(tmp_path / "x.csv", text, encoding))
+    assert table.row(0)["réponse"] == "C'est un café près de l'église à côté"
+    assert "read as" in table.notes[0]
+
+
+def test_ambiguous_encoding_lists_candidates_and_says_encoding(tmp_path):
+    path = put(tmp_path / "x.csv", "東京,大阪\n京都,神戸\n", "euc_jp")
+    error = fails("data-encoding", path)
+    assert "--encoding" in error.faults[0].fix and "euc_jp" in error.faults[0].allowed
+    assert read(path, encoding="euc-jp").row(0) == {"東京": "京都", "大阪": "神戸"}
+
+
+def test_bad_utf8_names_the_line(tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_bytes("a,b\n日本語の文章です,よい\n".encode() + b"\xff\xfe\n")
+    assert "line 3" in fails("data-encoding", path).faults[0].where
+    assert fails("data-encoding", path, encoding="no-such").faults[0].received == "no-such"
+
+
+def test_ragged_rows_are_all_named_by_line(tmp_path):
+    error = fails("data-ragged", put(tmp_path / "x.csv", 'a,b\n"1\n1",2\n1,2,3\n1\n'))
+    assert [fault.where.split()[-1] for fault in error.faults] == ["4", "5"]
+
+
+@pytest.mark.parametrize("text", ["", "  \n", "a,b\n"])
+def test_empty_csv(tmp_path, text):
+    fails("data-empty", put(tmp_path / "x.csv", text))
+
+
+def test_unreadable_csv(tmp_path):
+    assert "line 2" in fails("data-unreadable", put(tmp_path / "x.csv", 'a,b\n"never,closed\n')).faults[0].where
+    assert "NUL" in str(fails("data-unreadable", put(tmp_path / "x.csv", "a,b\nx\0y,z\nab,c\n")))
+    assert "same name" in str(fails("data-unreadable", put(tmp_path / "x.csv", "a,a\n1,2\n")))
+    fails("data-unreadable", put(tmp_path / "x.xyz", "a"))
+    error = fails("data-unreadable", tmp_path / "x.csb")
+    assert "x.csv" in error.faults[0].fix
+
+
+def test_limits(tmp_path):
+    path = put(tmp_path / "x.csv", "a,b\n" + "x" * 500 + ",1\n")
+    fails("data-limit", path, limits=Limits(field_chars=100))
+    fails("data-limit", path, limits=Limits(file_bytes=100))
+    assert len(read(path).row(0)["a"]) == 500
+
+
+def test_json_keeps_types_and_differing_objects(tmp_path):
+    rows = [{"a": 1, "b": 1.5, "c": {"x": 1}, "d": True}, {"a": 2, "b": None, "c": {"y": [1, "z"]}, "d": "true"}]
+    assert list(read(put(tmp_path / "x.json", json.dumps(rows)))) == rows
+    lines = "\n".join(json.dumps(row) for row in rows)
+    assert list(read(put(tmp_path / "x.jsonl", lines))) == rows
+    assert list(read(put(tmp_path / "y.json", lines))) == rows
+    assert list(read(put(tmp_path / "z.json", json.dumps({"data": rows, "version": 1})))) == rows
+    columns = {key: [row[key] for row in rows] for key in rows[0]}
+    assert list(read(put(tmp_path / "w.json", json.dumps(columns)))) == rows
+
+
+def test_json_parts_become_a_split_column(tmp_path):
+    parts = {"train": [{"a": "x"}], "test": [{"a": "y"}]}
+    assert read(put(tmp_path / "x.json", json.dumps(parts))).column("split") == [0, 2]
+
+
+@pytest.mark.parametrize("text", ['[{"a": 1,}]', '[{"a": 1, "a": 2}]', "[1]", "3"])
+def test_unreadable_json(tmp_path, text):
+    fails("data-unreadable", put(tmp_path / "x.json", text))
+
+
+def test_unreadable_jsonl_names_the_line(tmp_path):
+    assert ":3:" in fails("data-unreadable", put(tmp_path / "x.jsonl", '{"a": 1}\n\n{"a": \n')).faults[0].where
+    fails("data-empty", put(tmp_path / "x.json", "[]"))
+    fails("data-encoding", put(tmp_path / "x.jsonl", '{"a": "\\ud800"}'))
+
+
+def test_frames_dicts_and_lists():
+    rows = [{"a": "NA", "n": 1, "f": 1.5, "l": [1]}, {"a": None, "n": 2, "f": None, "l": {"k": 2}}]
+    frame = pd.DataFrame(rows)
+    assert list(read(frame)) == rows
+    assert list(read({k: [r[k] for r in rows] for k in rows[0]})) == rows
+    assert list(read(rows)) == rows
+    assert read(frame).content_hash == read(rows).content_hash != read(rows[::-1]).content_hash
+    fails("data-empty", frame.head(0))
+    fails("data-ragged", {"a": [1], "b": [1, 2]})
+    fails("data-unreadable", 3)
+    fails("data-unreadable", ["x"])
+    fails("data-unreadable", {"a": "text"})
+
+
+def test_parquet_drops_the_stored_index(tmp_path):
+    frame = pd.DataFrame({"a": ["007", None], "n": [1, 2]}, index=[5, 9])
+    frame.to_parquet(tmp_path / "x.parquet")
+    table = read(tmp_path / "x.parquet")
+    assert list(table) == [{"a": "007", "n": 1}, {"a": None, "n": 2}] and table.notes
+    fails("data-unreadable", put(tmp_path / "y.parquet", "not parquet"))
+    pq.write_table(pa.table({"a": pa.array([], pa.string())}), tmp_path / "z.parquet")
+    fails("data-empty", tmp_path / "z.parquet")
+
+
+def test_folder_saved_by_datasets(tmp_path):
+    def save(folder, values):
+        folder.mkdir(parents=True)
+        rows = pa.table({"a": values})
+        with pa.ipc.new_stream(str(folder / "data-00000-of-00001.arrow"), rows.schema) as writer:
+            writer.write_table(rows)
+        (folder / "state.json").write_text('{"_data_files": [{"filename": "data-00000-of-00001.arrow"}]}')
+
+    save(tmp_path / "one", ["x", "y"])
+    assert read(tmp_path / "one").column("a") == ["x", "y"]
+    save(tmp_path / "all" / "train", ["x"])
+    save(tmp_path / "all" / "test", ["y"])
+    (tmp_path / "all" / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+    assert list(read(tmp_path / "all")) == [{"a": "x", "split": 0}, {"a": "y", "split": 2}]
+    fails("data-unreadable", tmp_path)
+
+
+def workbook(path):
+    openpyxl = pytest.importorskip("openpyxl")
+    book = openpyxl.Workbook()
+    sheet = book.active
+    sheet.title = "Tickets"
+    for row in (["Tickets of 2024"], [], ["group", "subject", "queue"], ["A", "007", 3], [None, "NA", 4]):
+        sheet.append(row)
+    sheet.merge_cells("A1:C1")
+    sheet.merge_cells("A4:A5")
+    book.create_sheet("Other").append(["x"])
+    book["Other"].append(["y"])
+    book.save(path)
+    return path
+
+
+def test_excel_title_rows_merged_cells_and_sheets(tmp_path):
+    path = workbook(tmp_path / "x.xlsx")
+    table = read(path)
+    assert list(table) == [
+        {"group": "A", "subject": "007", "queue": 3},
+        {"group": "A", "subject": "NA", "queue": 4},
+    ]
+    assert any("Tickets of 2024" in note for note in table.notes) and any("Other" in note for note in table.notes)
+    assert list(read(path, sheet="Other")) == list(read(path, sheet=1)) == [{"x": "y"}]
+    assert fails("data-unreadable", path, sheet="Othr").faults[0].allowed == ["Tickets", "Other"]
+    fails("data-unreadable", put(tmp_path / "y.xlsx", "not a workbook"))
+    fails("data-limit", path, limits=Limits(unpacked_bytes=10))
+    fails("data-unreadable", put(tmp_path / "y.xls", "old"))
+
+
+def test_excel_formula_without_a_result_is_refused(tmp_path):
+    openpyxl = pytest.importorskip("openpyxl")
+    book = openpyxl.Workbook()
+    for row in (["a", "b"], ["x", "=1+1"]):
+        book.active.append(row)
+    book.save(tmp_path / "x.xlsx")
+    assert "B2" in fails("data-unreadable", tmp_path / "x.xlsx").faults[0].where
+
+
+def test_excel_without_openpyxl_names_the_extra(tmp_path, monkeypatch):
+    path = workbook(tmp_path / "x.xlsx")
+    monkeypatch.setitem(__import__("sys").modules, "openpyxl", None)
+    assert "luthier[excel]" in fails("dependency-missing", path).faults[0].fix
+
+
+def test_hub_dataset_through_its_parquet_files(tmp_path, monkeypatch):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import huggingface_hub
+    for part, value in (("train", "x"), ("test", "y")):
+        pq.write_table(pa.table({"a": [value]}), tmp_path / f"{part}.parquet")
+    listed = ["default/train/0000.parquet", "default/test/0000.parquet"]
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lambda self, name, **k: listed)
+    fetch = lambda name, file, **k: str(tmp_path / (file.split("/")[1] + ".parquet"))  # noqa: E731
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", fetch)
+    assert list(read("owner/name")) == [{"a": "x", "split": 0}, {"a": "y", "split": 2}]
+    assert fails("data-unreadable", "owner/name:other").faults[0].allowed == ["default"]
+    listed[:] = []
+    monkeypatch.setitem(__import__("sys").modules, "datasets", None)
+    fails("dependency-missing", "owner/name")

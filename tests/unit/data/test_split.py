@@ -1,0 +1,112 @@
+from types import SimpleNamespace
+
+import pytest
+
+from luthier.data.split import assign, split_column
+from luthier.data.table import Table
+from luthier.errors import DataError
+
+
+def config(type="auto", probabilities=(0.8, 0.1, 0.1), column=None, group=None, seed=None):
+    return SimpleNamespace(type=type, probabilities=probabilities, column=column, group=group, seed=seed)
+
+
+def table(**columns):
+    return Table.from_columns(columns, "t.csv")
+
+
+def numbered(rows, **more):
+    return table(q=[f"question {i}" for i in range(rows)], a=[f"answer {i}" for i in range(rows)], **more)
+
+
+def test_a_split_column_is_honoured_unless_another_type_is_said():
+    given = numbered(6, split=["train", "0", 0, "val", "dev", "TEST"])
+    result = assign(given, config(), seed=1)
+    assert result.rows == [0, 0, 0, 1, 1, 2] and result.type == "fixed"
+    drawn = assign(given, config("random"), seed=1)
+    assert drawn.type == "random" and "not used" in drawn.notes[0]
+    assert split_column(numbered(2)) is None
+
+
+def test_random_has_the_shares_and_follows_the_seed():
+    big = numbered(100)
+    result = assign(big, config(), seed=1)
+    assert result.counts == {"train": 80, "validation": 10, "test": 10}
+    assert result.rows == assign(big, config(), seed=1).rows != assign(big, config(), seed=2).rows
+    assert result.rows == assign(big, config(seed=1), seed=9).rows
+
+
+def test_stratify_puts_every_class_in_every_split():
+    labels = ["a"] * 90 + ["b"] * 7 + ["c"] * 3
+    result = assign(table(q=[f"q {i}" for i in range(100)], y=labels), config(), seed=3, target="y")
+    assert result.type == "stratify"
+    for side in range(3):
+        assert {y for y, s in zip(labels, result.rows, strict=True) if s == side} == {"a", "b", "c"}
+
+
+def test_groups_and_duplicates_stay_on_one_side():
+    people = [f"p{i % 20}" for i in range(100)]
+    result = assign(numbered(100, who=people), config(group="who"), seed=1)
+    assert len({(who, side) for who, side in zip(people, result.rows, strict=True)}) == 20
+    twice = table(q=[f"What is {i // 2}?" if i % 2 else f"what  IS {i // 2}?" for i in range(100)], a=["x"] * 100)
+    result = assign(twice, config(), seed=1, target="a", columns=["q"])
+    assert result.rows[0::2] == result.rows[1::2] and result.duplicates == 50
+    assert result.counts["test"] == 10
+
+
+def test_near_duplicates_stay_on_one_side():
+    import random
+
+    draw = random.Random(0)
+    texts = [" ".join(draw.choice("abcdefgh") * 3 + str(draw.randrange(999)) for _ in range(40)) for _ in range(50)]
+    pairs = [t for text in texts for t in (text, text + " indeed")]
+    result = assign(table(q=pairs), config(), seed=1)
+    assert result.rows[0::2] == result.rows[1::2]
+    apart = assign(table(q=pairs), config(), seed=1, near_duplicates=False)
+    assert apart.rows[0::2] != apart.rows[1::2]
+
+
+def test_rows_of_one_common_form_are_still_split():
+    forms = [f"Please normalise the following date into the ISO form and say nothing else: day {i}" for i in range(200)]
+    result = assign(table(q=forms), config(), seed=1)
+    assert result.counts["test"] == 20 and "common form" in result.notes[0]
+
+
+def test_datetime_puts_the_latest_rows_last():
+    days = [f"2024-01-{31 - i:02d}" for i in range(30)]
+    result = assign(numbered(30, day=days), config("datetime", column="day"), seed=1)
+    assert max(d for d, s in zip(days, result.rows, strict=True) if s == 0) < min(
+        d for d, s in zip(days, result.rows, strict=True) if s == 1
+    )
+    assert result.rows[0] == 2 and result.counts["train"] == 24
+
+
+def test_hash_keeps_rows_when_the_table_grows():
+    small, large = numbered(50), numbered(80)
+    assert assign(large, config("hash"), seed=1).rows[:50] == assign(small, config("hash"), seed=1).rows
+
+
+def test_given_sides_that_leak_are_counted():
+    result = assign(table(q=["a", "A ", "b"], split=[0, 2, 0]), config(), seed=1)
+    assert result.leaked == 1 and "repeat" in result.notes[-1]
+
+
+@pytest.mark.parametrize(
+    "code, columns, options",
+    [
+        ("data-split", {"split": [1, 2]}, {}),
+        ("data-split", {"split": ["train", "tset"]}, {}),
+        ("data-split", {"split": [0, None]}, {}),
+        ("data-missing-column", {}, {"type": "fixed"}),
+        ("data-missing-column", {}, {"type": "random", "group": "who"}),
+        ("data-split", {}, {"type": "stratify"}),
+        ("data-split", {}, {"type": "datetime"}),
+        ("data-split", {"day": ["2024-01-01", "soon"]}, {"type": "datetime", "column": "day"}),
+        ("data-split", {}, {"type": "random", "probabilities": (0.5, 0.1, 0.1)}),
+        ("data-split", {}, {"type": "random", "probabilities": (0.0, 0.5, 0.5)}),
+    ],
+)
+def test_faults(code, columns, options):
+    with pytest.raises(DataError) as caught:
+        assign(numbered(2, **columns), config(**options), seed=1)
+    assert caught.value.code == code
