@@ -68,6 +68,7 @@ def test_columns_that_cannot_be():
     assert "'subject'" in caught.value.faults[0].fix
 
 
+GPT = ("system", "human", "gpt")
 TURNS = [Message("system", "be kind"), Message("user", "hi"), Message("assistant", "hello")]
 
 
@@ -76,7 +77,7 @@ TURNS = [Message("system", "be kind"), Message("user", "hi"), Message("assistant
     [
         ("messages", [{"role": m.role, "content": m.content} for m in TURNS]),
         ("dialogue", [{"role": m.role, "content": [{"type": "text", "text": m.content}]} for m in TURNS]),
-        ("conversations", [{"from": f, "value": m.content} for f, m in zip(("system", "human", "gpt"), TURNS, strict=True)]),
+        ("conversations", [{"from": f, "value": m.content} for f, m in zip(GPT, TURNS, strict=True)]),
         ("messages", '[{"role":"system","content":"be kind"},{"role":"user","content":"hi"},'
                      '{"role":"assistant","content":"hello"}]'),
     ],
