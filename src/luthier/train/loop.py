@@ -93,10 +93,8 @@ def _assemble(setup: Setup) -> _Run:
         group["initial_lr"] = group["lr"]
     trainer, scheduler = setup.trainer, setup.trainer.learning_rate_scheduler
     best = Best(trainer.validation_metric, trainer.early_stop)
-    hooks: dict[str, Hook] = {
-        "rhythm": Rhythm(trainer, setup.source.steps_per_epoch, setup.steps_per_evaluation, setup.steps),
-        "best": best,
-    }
+    rhythm = Rhythm(trainer, setup.source.steps_per_epoch, setup.steps_per_evaluation, setup.steps)
+    hooks: dict[str, Hook] = {"rhythm": rhythm, "best": best}
     if scheduler.reduce_on_plateau:
         hooks["plateau"] = Plateau(
             ("train/" if scheduler.reduce_eval_split == "training" else "") + scheduler.reduce_eval_metric,
@@ -135,7 +133,7 @@ def _one_step(run: _Run) -> StepResult:
 
 
 def _evaluate(run: _Run, result: StepResult) -> Decision:
-    """Evaluate, make it known, and ask the hooks. They see the values on training rows as ``train/loss`` …"""
+    """Evaluate, make it known, and ask the hooks. They see the values on training rows as ``train/loss`` and so on."""
     setup = run.setup
     assert setup.evaluate is not None
     rate = {"learning_rate": result.values["learning_rate"]}
