@@ -139,7 +139,10 @@ def _rank(
     wanted = language or MANY  # an unknown language asks for a model of many
     speaks = wanted in candidate.languages if wanted == MANY else candidate.speaks(wanted)
     too_slow = not machine.gpus and candidate.parameters > CPU_PARAMETERS
-    size = -candidate.parameters * (1.5 if candidate.languages[0] == language != "en" else 1.0)
+    weight = 1.5 if candidate.languages[0] == language != "en" else 1.0
+    if candidate.languages[0] not in ("en", language):
+        weight = 0.3  # made for another language than this one
+    size = -candidate.parameters * weight
     if machine.gpus and task in SIMPLE_TASKS and rows < FEW_ROWS:
         size = abs(candidate.parameters - 1.5)  # a small classification needs no more than a small model
     if not machine.gpus:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import warnings
 from pathlib import Path
 
@@ -44,7 +46,7 @@ def _convert(path: Path, target: Path) -> None:
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):  # its bar heeds no switch
             warnings.simplefilter("ignore")  # the loader's remarks on GGUF's own metadata say nothing to a user
             model = AutoModelForCausalLM.from_pretrained(
                 str(path.parent),

@@ -230,9 +230,10 @@ def _usable(folder: Path, repository: str) -> Path:
 
 
 def _http_error() -> type[Exception]:
-    import httpx
+    """The root of the HTTP client's errors; which client it is depends on the hub library's version."""
+    from huggingface_hub.errors import HfHubHTTPError
 
-    return httpx.HTTPError
+    return next((kind for kind in HfHubHTTPError.__mro__ if kind.__name__ == "HTTPError"), HfHubHTTPError)
 
 
 def _first_line(error: BaseException) -> str:

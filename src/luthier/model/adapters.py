@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
 
 RECORD = "luthier.json"
 WEIGHTS = "adapter_model.safetensors"
+REMARKS = (
+    "`is_gradient_checkpointing`", "The PEFT config's", "Unsupported layer type", "Failed to load the CUDA",
+    "Setting boft_n_butterfly", "Could not find a config file",
+)  # fmt: skip
 Values = dict[str, Any]
 KINDS: Registry[Callable[[Any], Values]] = Registry("adapter")
 CLASSES = {
@@ -127,7 +132,7 @@ def add_adapter(model: PreTrainedModel, adapter_config: Any, seed: int, *, total
     if adapter_config.pretrained_adapter_weights:
         return _continue_from(model, adapter_config.pretrained_adapter_weights)
     device = next(model.parameters()).device
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), _without_remarks():
         torch.manual_seed(seed)
         try:
             made = peft_config_with_steps(adapter_config, total_steps)
@@ -185,8 +190,9 @@ def load_adapter(
     _check_base(folder, expect_base_hash)
     config = peft.PeftConfig.from_pretrained(str(folder))
     config.inference_mode = not trainable
-    config.init_lora_weights = True  # pissa and olora change the base as they start; the weights come from the file
-    with torch.random.fork_rng(devices=[]):
+    # The kind of start is kept: pissa and olora subtract from the base what they put into the factors, from its own
+    # weights alone, and the saved factors belong to that changed base.
+    with torch.random.fork_rng(devices=[]), _without_remarks():
         tuned: PeftModel = peft.get_peft_model(_ready(model), config)
     weights = load_file(folder / WEIGHTS)
     expected = peft.get_peft_model_state_dict(tuned, save_embedding_layers=False)
@@ -209,7 +215,8 @@ def load_adapter(
 
 def merge(model: PeftModel) -> PreTrainedModel:
     """The base model with the adapter's update added to its weights; the adapter is gone afterwards."""
-    merged: PreTrainedModel = model.merge_and_unload(safe_merge=True)
+    with _without_remarks():
+        merged: PreTrainedModel = model.merge_and_unload(safe_merge=True)
     return merged
 
 
@@ -227,6 +234,15 @@ def save_weights(model: PreTrainedModel, folder: Path, base: Base) -> None:
         ):
             shutil.copy2(path, folder / path.name)
     write_json(folder / RECORD, {"format": 1, "base": base.name, "base_hash": base.content_hash})
+
+
+@contextlib.contextmanager
+def _without_remarks() -> Iterator[None]:
+    """PEFT remarks on its own use of transformers, on missing compilers and on paths; none is the user's doing."""
+    with warnings.catch_warnings():
+        for start in REMARKS:
+            warnings.filterwarnings("ignore", message=start)
+        yield
 
 
 def _ready(model: PreTrainedModel) -> PreTrainedModel:

@@ -34,7 +34,10 @@ class GenericModel:
         self._positions = "position_ids" in names
         self.noise = Neftune(core.get_input_embeddings(), neftune_alpha, seed) if neftune_alpha else None
         if checkpointing:
-            core.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            if hasattr(core, "activation_checkpointing_enable"):  # the name in newer transformers
+                core.activation_checkpointing_enable({"use_reentrant": False})
+            else:
+                core.gradient_checkpointing_enable({"use_reentrant": False})
 
     def logprobs(self, batch: Batch, positions: torch.Tensor | None = None) -> torch.Tensor:
         """[n] fp32: log p(ids[i] | what precedes it in its segment) for each ``positions[i]`` of the batch.

@@ -30,7 +30,8 @@ def load_base(
     """The frozen model on ``device``, in evaluation mode.
 
     ``dtype`` is a torch type or a precision's name (bf16, fp16, fp32). Weights that are to be trained themselves
-    want fp32: updates smaller than bf16's resolution would be lost. ``quantization`` and ``model_parameters`` are the config's sections of those names, or None.
+    want fp32: updates smaller than bf16's resolution would be lost. ``quantization`` and ``model_parameters`` are the
+    config's sections of those names, or None.
     Raises AssetError asset-damaged when weights are missing or of another shape, asset-unsupported for an
     architecture that transformers does not know; DependencyError without bitsandbytes.
     """

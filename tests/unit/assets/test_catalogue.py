@@ -1,0 +1,59 @@
+"""Three languages on four sizes of memory: what is proposed, and why."""
+
+from __future__ import annotations
+
+import pytest
+
+from luthier.assets.catalogue import CATALOGUE, GIB, propose
+from luthier.types import Gpu, Machine
+
+MACHINES = {
+    "2 GiB, no GPU": Machine(2, 2 * GIB, 2 * GIB),
+    "16 GiB, no GPU": Machine(4, 16 * GIB, 14 * GIB),
+    "16 GiB GPU": Machine(8, 64 * GIB, 60 * GIB, (Gpu("T4", 16 * GIB, 15 * GIB),)),
+    "80 GiB GPU": Machine(16, 128 * GIB, 120 * GIB, (Gpu("H100", 80 * GIB, 78 * GIB),)),
+}
+
+
+@pytest.mark.parametrize("machine", MACHINES.values(), ids=MACHINES)
+@pytest.mark.parametrize("language", ["en", "ja", "sw"])
+def test_at_least_three_that_fit_best_first(language: str, machine: Machine) -> None:
+    proposals = propose(language, 2000, 300, "instruction", machine)
+    first = proposals[0]
+    assert len(proposals) >= 3 and len({p.candidate.name for p in proposals}) == len(proposals)
+    assert first.fits and first.candidate.speaks(language) and not first.candidate.gated
+    assert all("\n" not in p.reason and len(p.reason) > 20 for p in proposals)
+    if language != "en" or machine.gpus:
+        assert first.candidate.name != "smollm2"
+    assert all(p.candidate.name in p.reason and "GATED" in p.reason for p in proposals if p.candidate.gated)
+
+
+def test_english_on_a_cpu_starts_with_the_embedded_model() -> None:
+    assert propose("en", 600, 300, "instruction", MACHINES["16 GiB, no GPU"])[0].candidate.name == "smollm2"
+
+
+def test_japanese_on_a_gpu_starts_with_a_japanese_model() -> None:
+    assert propose("ja", 600, 300, "instruction", MACHINES["80 GiB GPU"])[0].candidate.languages[0] == "ja"
+
+
+def test_english_is_not_given_a_japanese_model_first() -> None:
+    for machine in MACHINES.values():
+        assert propose("en", 600, 300, "instruction", machine)[0].candidate.languages[0] == "en"
+
+
+def test_an_unknown_language_wants_many() -> None:
+    assert "many" in propose("", 600, 300, "instruction", MACHINES["2 GiB, no GPU"])[0].candidate.languages
+
+
+def test_long_data_wants_a_long_context() -> None:
+    for proposal in propose("en", 600, 20_000, "instruction", MACHINES["80 GiB GPU"])[:3]:
+        assert proposal.candidate.context >= 20_000
+
+
+def test_a_small_classification_stays_small() -> None:
+    assert propose("en", 300, 100, "classification", MACHINES["80 GiB GPU"])[0].candidate.parameters < 3
+
+
+def test_the_catalogue_is_whole() -> None:
+    assert len(CATALOGUE) >= 12 and any(c.gated for c in CATALOGUE)
+    assert all(c.parameters > 0 and c.context > 0 and c.licence and c.download > 0 for c in CATALOGUE)

@@ -1,0 +1,232 @@
+"""The model path against plain transformers and PEFT: losses, gradients, adapters kept and refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from luthier.assets import resolve
+from luthier.config import adapter as sections
+from luthier.config.model_parameters import ModelParameters
+from luthier.config.quantization import Quantization
+from luthier.errors import AssetError
+from luthier.model import adapters
+from luthier.model.generic import GenericModel
+from luthier.model.load import load_base
+from luthier.types import Base, Batch
+
+ROWS = ((5, 6, 7, 8, 9, 10, 11), (20, 21, 22), (40, 41, 42, 43, 44))
+TRAINED = ((3, 4, 6), (1, 2), (4,))
+
+
+@pytest.fixture
+def base(tiny_llama: Path, tmp_path: Path) -> Base:
+    return resolve(str(tiny_llama), cache=tmp_path)
+
+
+def batch() -> Batch:
+    weight = [float(i in on) for row, on in zip(ROWS, TRAINED, strict=True) for i in range(len(row))]
+    return Batch(
+        ids=torch.tensor([i for row in ROWS for i in row]),
+        positions=torch.tensor([i for row in ROWS for i in range(len(row))]),
+        segment=torch.tensor([n for n, row in enumerate(ROWS) for _ in row]),
+        target_weight=torch.tensor(weight),
+        lengths=tuple(len(row) for row in ROWS),
+    )
+
+
+def reference(model: torch.nn.Module) -> torch.Tensor:
+    """Row by row, without padding, with the whole head."""
+    out = []
+    for row, on in zip(ROWS, TRAINED, strict=True):
+        logprobs = model(input_ids=torch.tensor([row])).logits[0].float().log_softmax(-1)
+        out += [logprobs[i - 1, row[i]] for i in on]
+    return torch.stack(out)
+
+
+@pytest.mark.parametrize("kind", ["lora", "full", "4bit", "checkpointed"])
+def test_losses_and_gradients_equal_plain_transformers(base: Base, kind: str) -> None:
+    def make() -> torch.nn.Module:
+        quantization = Quantization(bits=4, bnb_4bit_compute_dtype="float32") if kind == "4bit" else None
+        model = load_base(base, quantization=quantization)
+        if kind == "full":
+            return model.requires_grad_(True)
+        tuned = adapters.add_adapter(model, sections.Lora(r=4), seed=1)
+        for name, weight in tuned.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(weight, std=0.1, generator=torch.Generator().manual_seed(len(name)))
+        return tuned
+
+    ours, plain = make(), make()
+    if kind == "checkpointed":
+        ours.train()
+    got = GenericModel(ours, checkpointing=kind == "checkpointed").logprobs(batch())
+    want = reference(plain)
+    torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
+    got.sum().backward()
+    want.sum().backward()
+    gradients = {name: p.grad for name, p in plain.named_parameters() if p.requires_grad}
+    assert gradients and all(g is not None for g in gradients.values())
+    for name, p in ours.named_parameters():
+        if p.requires_grad:
+            torch.testing.assert_close(p.grad, gradients[name], atol=1e-5, rtol=1e-4, msg=name)
+
+
+def test_models_without_logits_to_keep_give_the_same(base: Base) -> None:
+    model = load_base(base)
+    generic = GenericModel(model)
+    want = generic.logprobs(batch())
+    generic._selects = False
+    torch.testing.assert_close(generic.logprobs(batch()), want, atol=1e-6, rtol=1e-6)
+
+
+KINDS = {
+    "lora": sections.Lora(r=4),
+    "dora": sections.Lora(r=4, use_dora=True),
+    "rslora": sections.Lora(r=4, use_rslora=True),
+    "pissa": sections.Lora(r=4, init_lora_weights="pissa"),
+    "olora": sections.Lora(r=4, init_lora_weights="olora"),
+    "gaussian": sections.Lora(r=4, init_lora_weights="gaussian"),
+    "orthogonal": sections.Lora(r=4, init_lora_weights="orthogonal"),
+    "adalora": sections.AdaLora(),
+    "ia3": sections.Ia3(),
+    "vera": sections.Vera(r=16),
+    "loha": sections.Loha(),
+    "lokr": sections.Lokr(),
+    "oft": sections.Oft(),
+    "boft": sections.Boft(),
+    "ln_tuning": sections.LnTuning(),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_adapter_trains_comes_back_and_merges(base: Base, tmp_path: Path, kind: str) -> None:
+    def make() -> torch.nn.Module:
+        return adapters.add_adapter(load_base(base), KINDS[kind], seed=3, total_steps=10)
+
+    model, again = make(), make()
+    torch.testing.assert_close(dict(model.named_parameters()), dict(again.named_parameters()), rtol=0, atol=0)
+    generic = GenericModel(model)
+    before = generic.logprobs(batch())
+    before.sum().backward()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in trained)
+    with torch.no_grad():
+        for p in trained:
+            p.add_(0.02 if p.grad is None else 0.02 * p.grad.sign())
+    after = generic.logprobs(batch()).detach()
+    assert (after - before).abs().max() > 1e-5
+    adapters.save_adapter(model, tmp_path / "a", base)
+    loaded = adapters.load_adapter(load_base(base), tmp_path / "a", expect_base_hash=base.content_hash)
+    torch.testing.assert_close(GenericModel(loaded).logprobs(batch()), after, atol=1e-5, rtol=1e-5)
+    merged = GenericModel(adapters.merge(loaded)).logprobs(batch())
+    torch.testing.assert_close(merged, after, atol=1e-4, rtol=1e-4)
+
+
+def test_adapter_files_are_reproducible_and_name_the_base(base: Base, tmp_path: Path) -> None:
+    model = adapters.add_adapter(load_base(base), sections.Lora(r=2), seed=1)
+    adapters.save_adapter(model, tmp_path, base)
+    known = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert known["target_modules"] == sorted(known["target_modules"])
+    linear = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+    assert {name.rpartition(".")[2] for name in known["target_modules"]} == linear  # all but the head
+    assert json.loads((tmp_path / "luthier.json").read_text())["base_hash"] == base.content_hash
+
+
+def test_another_base_and_missing_weights_are_refused(base: Base, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    adapters.save_adapter(adapters.add_adapter(load_base(base), sections.Lora(r=2), seed=1), tmp_path, base)
+    with pytest.raises(AssetError) as wrong:
+        adapters.load_adapter(load_base(base), tmp_path, expect_base_hash="0" * 64)
+    assert wrong.value.code == "asset-wrong-base"
+    weights = load_file(tmp_path / adapters.WEIGHTS)
+    weights.pop(sorted(weights)[0])
+    save_file(weights, tmp_path / adapters.WEIGHTS)
+    with pytest.raises(AssetError) as damaged:
+        adapters.load_adapter(load_base(base), tmp_path)
+    assert damaged.value.code == "asset-damaged" and "missing" in str(damaged.value)
+    with pytest.raises(AssetError) as absent:
+        adapters.load_adapter(load_base(base), tmp_path / "nowhere")
+    assert absent.value.code == "asset-not-found"
+
+
+def test_going_on_from_an_adapter(base: Base, tmp_path: Path) -> None:
+    first = adapters.add_adapter(load_base(base), sections.Lora(r=2), seed=1)
+    adapters.save_adapter(first, tmp_path, base)
+    section = sections.Lora(r=2, pretrained_adapter_weights=str(tmp_path))
+    second = adapters.add_adapter(load_base(base), section, seed=9)
+    torch.testing.assert_close(dict(second.named_parameters()), dict(first.named_parameters()), rtol=0, atol=0)
+    assert any(p.requires_grad for p in second.parameters())
+
+
+def test_unfitting_targets_are_explained(base: Base) -> None:
+    with pytest.raises(AssetError) as error:
+        adapters.add_adapter(load_base(base), sections.Lora(target_modules=("nothing",)), seed=1)
+    assert error.value.code == "asset-unsupported"
+
+
+def test_eight_bits_stay_near(base: Base) -> None:
+    want = GenericModel(load_base(base)).logprobs(batch())
+    with torch.no_grad():
+        got = GenericModel(load_base(base, quantization=Quantization(bits=8))).logprobs(batch())
+    assert (got - want).abs().max() < 0.1
+
+
+def test_neftune_is_seeded_and_only_while_training(base: Base) -> None:
+    model = load_base(base)
+    plain = GenericModel(model).logprobs(batch())
+    noisy = GenericModel(model, neftune_alpha=50.0, seed=1)
+    assert torch.equal(noisy.logprobs(batch()), plain)
+    model.train()
+    first = noisy.logprobs(batch())
+    noisy.noise.handle.remove()
+    second = GenericModel(model, neftune_alpha=50.0, seed=1).logprobs(batch())
+    assert torch.equal(first, second) and not torch.equal(first, plain)
+
+
+def test_rope_scaling_is_applied(base: Base) -> None:
+    section = ModelParameters(rope_scaling={"rope_type": "linear", "factor": 2.0})
+    stretched = load_base(base, model_parameters=section)
+    assert stretched.config.rope_parameters["factor"] == 2.0
+    assert not torch.equal(GenericModel(stretched).logprobs(batch()), GenericModel(load_base(base)).logprobs(batch()))
+
+
+def test_full_weights_come_back(base: Base, tmp_path: Path) -> None:
+    model = load_base(base)
+    with torch.no_grad():
+        model.get_input_embeddings().weight.add_(0.01)
+    adapters.save_weights(model, tmp_path / "w", base)
+    loaded = resolve(str(tmp_path / "w"), cache=tmp_path / "c")
+    want = GenericModel(model).logprobs(batch())
+    torch.testing.assert_close(GenericModel(load_base(loaded)).logprobs(batch()), want, atol=1e-6, rtol=1e-6)
+
+
+def test_missing_base_weights_are_refused(tiny_llama: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = shutil.copytree(tiny_llama, tmp_path / "m")
+    weights = load_file(folder / "model.safetensors")
+    weights.pop("model.norm.weight")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(AssetError) as error:
+        load_base(resolve(str(folder), cache=tmp_path))
+    assert error.value.code == "asset-damaged" and "norm" in str(error.value)
+
+
+def test_unknown_architecture_is_explained(tiny_llama: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_llama, tmp_path / "m")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "no-such-thing"}))
+    with pytest.raises(AssetError) as error:
+        load_base(resolve(str(folder), cache=tmp_path))
+    assert error.value.code == "asset-unsupported"
+
+
+def test_the_fixture_is_what_transformers_loads(tiny_llama: Path) -> None:
+    assert AutoModelForCausalLM.from_pretrained(tiny_llama).config.hidden_size == 32
