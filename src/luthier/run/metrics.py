@@ -16,11 +16,15 @@ class MetricsWriter:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._begun = False
 
     def __call__(self, event: Event) -> None:
         """Append one line, flushed, so that a reader or a crash never sees less than what happened."""
         if not isinstance(event, Stepped):
             return
+        if not self._begun:  # a resumed run takes steps again that were written before it ended
+            self._begun = True
+            self.rewind(event.step - 1)
         line: dict[str, Any] = {
             "time": event.at,
             "step": event.step,

@@ -48,7 +48,7 @@ def fit(setup: Setup) -> Outcome:
     resumed = _resume(run)
     setup.model.train()
     last: StepResult | None = None
-    with stage(setup.sink, "train", f"{setup.steps} steps"), _signals() as received:
+    with _signals() as received:
         setup.sink(Progress(stage="train", completed=run.now.step, total=setup.steps, unit="steps"))
         while run.now.step < setup.steps and run.stopped is None:
             last = _one_step(run)

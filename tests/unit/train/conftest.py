@@ -3,10 +3,11 @@
 from pathlib import Path
 
 import pytest
-from tiny_training import make_examples, make_model, padded_logprobs
+from tiny_training import make_examples, make_model
 
 from luthier.config.trainer import Trainer
 from luthier.data.source import TableSource
+from luthier.model.generic import GenericModel
 from luthier.objectives import Sft
 from luthier.train.evaluation import Evaluator
 from luthier.train.setup import Setup
@@ -18,7 +19,7 @@ def make_setup(tiny_llama: Path, tmp_path: Path):
     def make(**changes) -> Setup:
         trainer = Trainer.model_validate({"batch_size": 4, "epochs": 2, **changes.pop("trainer", {})})
         model = changes.pop("model", None) or make_model(tiny_llama, dropout=changes.pop("dropout", 0.0))
-        score = padded_logprobs(model)
+        score = GenericModel(model).score
         plan = Plan(device="cpu", tokens_per_pass=changes.pop("tokens_per_pass", 64), checkpointing=False)
         base = {
             "model": model,

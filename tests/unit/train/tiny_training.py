@@ -3,25 +3,8 @@
 from pathlib import Path
 
 import torch
-from torch.nn.utils.rnn import pad_sequence
 
-from luthier.types import Batch, Example
-
-
-def padded_logprobs(model):
-    """The generic path in a few lines: rows padded right, one log-probability a supervised target."""
-
-    def score(batch: Batch):
-        rows = batch.ids.split(batch.lengths)
-        ids = pad_sequence(list(rows), batch_first=True)
-        mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
-        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits.float()
-        at = batch.target_weight.nonzero().squeeze(1)
-        chosen = logits[batch.segment[at], batch.positions[at] - 1]
-        logprobs = chosen.log_softmax(-1).gather(1, batch.ids[at, None]).squeeze(1)
-        return logprobs, chosen.argmax(-1) == batch.ids[at]
-
-    return score
+from luthier.types import Example
 
 
 def make_examples(count: int, seed: int = 0) -> list[Example]:
