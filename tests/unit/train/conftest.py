@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 from tiny_training import make_examples, make_model
 
 from luthier.config.trainer import Trainer
@@ -12,6 +13,15 @@ from luthier.objectives import Sft
 from luthier.train.evaluation import Evaluator
 from luthier.train.setup import Setup
 from luthier.types import Plan
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Threads cost more than they give on a model this small, above all where tests share the cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture
