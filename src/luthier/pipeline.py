@@ -6,6 +6,7 @@ Work ─ train ─▶ run folder + Tuned          run folder ─ load ─▶ Tun
 
 from __future__ import annotations
 
+import atexit
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -25,7 +26,7 @@ from luthier.data.prepare import prepare as tokenise
 from luthier.data.render import Renderer
 from luthier.data.source import TableSource
 from luthier.data.table import Table
-from luthier.errors import AssetError
+from luthier.errors import AssetError, ConfigError, Fault, Interrupted
 from luthier.plan import machine as machines
 from luthier.plan import planner
 from luthier.run import Lock, RunFolder, atomic, hash_config, read_metrics, require_space
@@ -97,12 +98,16 @@ def prepare(
     sink: events.Sink = events.silent,
 ) -> Work:
     """Read, detect, split, render, tokenise, audit and plan. Raises ConfigError, DataError or AssetError."""
+    _refuse_unbuilt(settings)
     given = settings.preprocessing
     table = sources.read(dataset, encoding=encoding or given.encoding, sheet=given.sheet, sink=sink)
+    declared = settings.output_features[0] if settings.output_features else None
     layout = columns.detect(
         table,
         inputs=[f.name for f in settings.input_features] if settings.input_features else None,
-        target=settings.output_features[0].name if settings.output_features else None,
+        target=declared.name if declared else None,
+        category=declared.type == "category" if declared and "type" in declared.model_fields_set else None,
+        exclude=[name for name in (given.split.group, given.split.column) if name is not None],
     )
     settings = config.with_features(
         settings, layout.inputs, layout.target or "output", "category" if layout.classes else "text"
@@ -141,7 +146,7 @@ def train(
     sink = events.fan_out(sink, folder.metrics)
     try:
         work = prepare(settings, dataset, encoding=encoding, trust_remote_code=trust_remote_code, sink=sink)
-        precision = resolve_precision(work.config.trainer.precision, work.machine)
+        precision = resolve_precision(_declared_precision(work.config), work.machine)
         standing = folder.complete_lock(_lock(work, precision))
         if standing == "finished":
             sink(events.Note(text=f"{folder.path} is finished: nothing to do"))
@@ -160,7 +165,8 @@ def train(
         folder.finish()
     except BaseException as error:
         if folder.state != "finished":
-            folder.mark("interrupted" if isinstance(error, (KeyboardInterrupt, SystemExit)) else "failed")
+            stopped = isinstance(error, (Interrupted, KeyboardInterrupt, SystemExit))
+            folder.mark("interrupted" if stopped else "failed")
         folder.close()
         raise
     return _trained(folder, tuned, work)
@@ -189,7 +195,7 @@ def load(
     base = assets.resolve(settings.base_model, trust_remote_code=trust_remote_code, sink=sink)
     _same_base(base, lock, folder)
     machine = machines.probe()
-    precision = resolve_precision(settings.trainer.precision, machine)
+    precision = resolve_precision(_declared_precision(settings), machine)
     device = planner.device_of(machine)
     if folder.weights.is_dir():
         model = _base_model(settings, replace(base, path=folder.weights), precision, device, sink)
@@ -206,7 +212,7 @@ def untuned(settings: Config, *, trust_remote_code: bool = False, sink: events.S
 
     base = assets.resolve(settings.base_model, trust_remote_code=trust_remote_code, sink=sink)
     machine = machines.probe()
-    precision = resolve_precision(settings.trainer.precision, machine)
+    precision = resolve_precision(_declared_precision(settings), machine)
     device = planner.device_of(machine)
     inputs = tuple(f.name for f in settings.input_features or ())
     target = settings.output_features[0].name if settings.output_features else None
@@ -242,6 +248,11 @@ def _fit(work: Work, folder: RunFolder, precision: str, sink: events.Sink) -> Tu
         seed=settings.random_seed,
     )
     examples = work.prepared.examples
+    tuned = _tuned(
+        settings, work.base, work.layout, model, folder.path, precision, plan.device, work.table, work.splits,
+        work.table.columns,
+    )  # fmt: skip
+    shown = work.prepared.rows["validation"][: settings.trainer.eval_generation_rows]
     evaluator = Evaluator(
         model=model,
         score=generic.score,
@@ -249,6 +260,7 @@ def _fit(work: Work, folder: RunFolder, precision: str, sink: events.Sink) -> Tu
         plan=plan,
         precision=precision,
         max_rows=settings.trainer.max_eval_rows,
+        generated=partial(_generated_scores, tuned, shown) if shown and work.layout.target is not None else None,
         sink=sink,
     )
     source = TableSource(
@@ -271,17 +283,59 @@ def _fit(work: Work, folder: RunFolder, precision: str, sink: events.Sink) -> Tu
         save_adapter=partial(_save_model, model, work, folder),
         precision=precision,
         seed=settings.random_seed,
-        sink=sink,
+        sink=events.fan_out(sink, *_trackers(settings, folder)),
+        loraplus_lr_ratio=getattr(settings.adapter, "loraplus_lr_ratio", None),
         resume_hint=f"luthier train {folder.path / 'config.yaml'} --output {folder.path}",
     )
+    model.train()
     with events.stage(sink, "train", f"{setup.steps} steps, {trained:,} of the weights, {precision}"):
         outcome = fit(setup)
     atomic.write_json(folder.path / "outcome.json", outcome.to_json())
     model.eval()
-    return _tuned(
-        settings, work.base, work.layout, model, folder.path, precision, plan.device, work.table, work.splits,
-        work.table.columns,
-    )  # fmt: skip
+    return tuned
+
+
+def _trackers(settings: Config, folder: RunFolder) -> list[Any]:
+    """The trackers that the config names, as sinks; each ends with the process."""
+    from luthier.train.trackers import open_tracker
+
+    opened = [open_tracker(name, folder.path, folder.path.name, settings.to_dict()) for name in settings.trainer.track]
+    for tracker in opened:
+        atexit.register(tracker.close)
+    return opened
+
+
+def _generated_scores(tuned: Tuned, rows: Sequence[int]) -> Mapping[str, float]:
+    """Metrics of answers generated for a few validation rows."""
+    assert tuned.table is not None
+    return tuned.answer(tuned.table, rows).scores()
+
+
+def _declared_precision(settings: Config) -> str:
+    """Ludwig's `use_mixed_precision: false` is fp32; true and absent leave it to `precision`."""
+    return "fp32" if settings.trainer.use_mixed_precision is False else settings.trainer.precision
+
+
+def _refuse_unbuilt(settings: Config) -> None:
+    """Keys that the schema knows and no code acts on yet are refused, never ignored."""
+    output = settings.output_features[0] if settings.output_features else None
+    adapter = settings.adapter
+    unbuilt = {
+        "preprocessing.balance_classes": settings.preprocessing.balance_classes,
+        "trainer.compile": settings.trainer.compile,
+        "trainer.evaluate_training_set": settings.trainer.evaluate_training_set,
+        "output_features.0.decoder": getattr(output, "decoder", None),
+        "adapter.type": adapter is not None and adapter.type == "adalora",
+        "adapter.postprocessor.merge_adapter_into_base_model": adapter is not None
+        and adapter.postprocessor.merge_adapter_into_base_model,
+    }
+    faults = [
+        Fault("config-not-implemented", f"`{key}` is not there yet in this use", key, value, fix="leave it out")
+        for key, value in unbuilt.items()
+        if value
+    ]
+    if faults:
+        raise ConfigError(faults)
 
 
 def _base_model(settings: Config, base: Base, precision: str, device: str, sink: events.Sink) -> Any:
@@ -292,15 +346,14 @@ def _base_model(settings: Config, base: Base, precision: str, device: str, sink:
     # Weights that are trained stay in fp32 and are computed with under autocast; frozen ones are held as they are used.
     frozen = settings.adapter is not None or settings.trainer.type == "none"
     kinds = {"bf16": torch.bfloat16, "fp16": torch.float16}
-    with events.stage(sink, "load", f"{base.name} ({base.source})"):
-        return load_base(
-            base,
-            quantization=settings.quantization,
-            dtype=kinds.get(precision, torch.float32) if frozen else torch.float32,
-            device=device,
-            model_parameters=settings.model_parameters,
-            sink=sink,
-        )
+    return load_base(
+        base,
+        quantization=settings.quantization,
+        dtype=kinds.get(precision, torch.float32) if frozen else torch.float32,
+        device=device,
+        model_parameters=settings.model_parameters,
+        sink=sink,
+    )
 
 
 def _save_model(model: Any, work: Work, folder: RunFolder) -> Path:
@@ -364,7 +417,14 @@ def _divide(settings: Config, table: Table, layout: Layout) -> split.SplitResult
     declared = settings.preprocessing.split
     seed = settings.random_seed if declared.seed is None else declared.seed
     target = layout.target if layout.classes else None
-    return split.assign(table, declared, seed=seed, target=target)
+    return split.assign(
+        table,
+        declared,
+        seed=seed,
+        target=target,
+        columns=layout.inputs or None,
+        near_duplicates=settings.preprocessing.near_duplicates,
+    )
 
 
 def _training_data(

@@ -23,7 +23,7 @@ from luthier.errors import DataError, RunError
 from luthier.evaluate import Comparison, compare, few_shot
 from luthier.infer.generate import HfEngine
 from luthier.infer.sampling import resolve
-from luthier.metrics import score
+from luthier.metrics import DEFAULT_CLASS, DEFAULT_TEXT, available, score
 from luthier.run import atomic
 from luthier.types import SPLITS, Base, Completion, Message, Request, Sampling
 
@@ -69,7 +69,8 @@ class Answered:
         if not known:
             raise DataError("data-no-target", "no row holds a reference to score against", where=self.output)
         answers, references = zip(*known, strict=True)
-        return score(list(answers), list(references), classes=self.classes)
+        names = available(DEFAULT_CLASS if self.classes else DEFAULT_TEXT)  # those whose libraries are installed
+        return score(list(answers), list(references), names, classes=self.classes)
 
     def ludwig_frame(self) -> pd.DataFrame:
         """Ludwig's columns: ``<output>_predictions``, ``_response`` (a list of one string) and ``_probability``."""

@@ -24,7 +24,7 @@ def make_plan(config: Any, spec: ModelSpec, stats: DataStats, machine: Machine) 
     device = device_of(machine)
     gpu = max(machine.gpus, key=lambda one: one.free, default=None)
     room = RESERVE * (gpu.free if gpu else machine.free_memory) - fixed_bytes(config, spec, gpu)
-    declared = bool(config.trainer.enable_gradient_checkpointing)
+    declared = config.trainer.enable_gradient_checkpointing is True  # "auto" leaves it to memory
     full = max(room, 0) / token_bytes(spec, checkpointing=False)
     need = max(stats.longest, 1)
     checkpointing = declared or full < need
