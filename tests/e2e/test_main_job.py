@@ -1,0 +1,173 @@
+"""The main job through the front doors: the command line, both Python interfaces, the seed program unchanged."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+import luthier
+from luthier.api import LudwigModel
+
+ROOT = Path(__file__).parents[2]
+WORDS = ("red", "green", "blue", "black", "white", "gold")
+
+
+def run(*command: str, cwd: Path, code: int = 0) -> str:
+    """A command in a new process; its stdout."""
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout
+
+
+def cli(*arguments: str, cwd: Path, code: int = 0) -> Any:
+    """A luthier command with --json; its result."""
+    return json.loads(run(sys.executable, "-c", "from luthier.cli import main; main()", *arguments, cwd=cwd, code=code))
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    draw = random.Random(1)
+    rows = [
+        {"instruction": "Say it in capitals.", "input": f"{word} {i}", "output": f"{word.upper()} {i}"}
+        for i, word in enumerate(draw.choices(WORDS, k=60))
+    ]
+    path = tmp_path / "rows.csv"
+    pd.DataFrame(rows).to_csv(path, index=False)
+    return path
+
+
+@pytest.fixture
+def settings(tiny_llama: Path) -> dict[str, Any]:
+    return {
+        "base_model": str(tiny_llama),
+        "trainer": {"epochs": 2, "batch_size": 8, "learning_rate": 1e-2, "precision": "fp32"},
+        "generation": {"max_new_tokens": 8},
+        "prompt": {"template": "{instruction} {input}\n"},
+    }
+
+
+def test_train_predict_evaluate_and_runs_on_the_command_line(
+    table: Path, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    (tmp_path / "config.yaml").write_text(json.dumps(settings), encoding="utf-8")
+    trained = cli("train", "config.yaml", "--dataset", "rows.csv", "--output", "made", "--json", cwd=tmp_path)
+    made = tmp_path / "made"
+    assert trained["run"] == "made"
+    for name in ("run.json", "config.yaml", "plan.json", "audit.json", "metrics.jsonl", "report.html", "adapter"):
+        assert (made / name).exists(), name
+    record = json.loads((made / "run.json").read_text("utf-8"))
+    assert record["state"] == "finished"
+    lines = [json.loads(line) for line in (made / "metrics.jsonl").read_text("utf-8").splitlines()]
+    wanted = {"time", "step", "epoch", "split", "loss", "learning_rate", "tokens_per_s", "supervised_tokens"}
+    assert wanted <= set(lines[0])
+    losses = [line["loss"] for line in lines if line["split"] == "train"]
+    assert losses[-1] < losses[0]
+
+    first = cli("predict", "made", "--dataset", "rows.csv", "--json", cwd=tmp_path)
+    again = cli("predict", "-m", "made", "--dataset", "rows.csv", "--json", cwd=tmp_path)
+    assert first["rows"] == 60 and first["answers"] == again["answers"]
+    base = cli("predict", "made", "--dataset", "rows.csv", "--base", "--json", cwd=tmp_path)
+    assert base["answers"] != first["answers"]
+
+    compared = cli("evaluate", "made", "--json", cwd=tmp_path)
+    assert [c["name"] for c in compared["contestants"]] == ["base", "base, 3-shot", "tuned"]
+    assert (made / "evaluation.json").exists()
+    listed = cli("runs", ".", "--json", cwd=tmp_path)
+    assert [one["state"] for one in listed["runs"]] == ["finished"]
+
+
+def test_the_output_folder_keeps_to_its_run(table: Path, settings: dict[str, Any], tmp_path: Path) -> None:
+    settings["trainer"]["epochs"] = 1
+    (tmp_path / "config.yaml").write_text(json.dumps(settings), encoding="utf-8")
+    command = ("train", "config.yaml", "--dataset", "rows.csv", "--output", "made", "--json")
+    cli(*command, cwd=tmp_path)
+    before = (tmp_path / "made" / "metrics.jsonl").read_text("utf-8")
+    cli(*command, cwd=tmp_path)  # finished: says so, trains nothing
+    assert (tmp_path / "made" / "metrics.jsonl").read_text("utf-8") == before
+    other = cli(*command, "--set", "random_seed=7", cwd=tmp_path, code=5)
+    assert other["error"][0]["code"] == "run-other-lock"
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "letter.txt").write_text("mine", encoding="utf-8")
+    foreign = cli(*command[:5], "foreign", "--json", cwd=tmp_path, code=5)
+    assert foreign["error"][0]["code"] == "run-foreign-files"
+
+
+def test_errors_are_explained_and_leave_with_their_code(settings: dict[str, Any], table: Path, tmp_path: Path) -> None:
+    settings["prompt"]["template"] = "{instructio}\n"
+    (tmp_path / "config.yaml").write_text(json.dumps(settings), encoding="utf-8")
+    failed = cli("check", "config.yaml", "--dataset", "rows.csv", "--json", cwd=tmp_path, code=3)
+    assert failed["error"][0]["code"] == "data-missing-column"
+    assert "instruction" in failed["error"][0]["fix"]
+    assert cli("predict", "nowhere", "--dataset", "rows.csv", "--json", cwd=tmp_path, code=5)
+
+
+def test_init_writes_a_config_that_checks(table: Path, tiny_llama: Path, tmp_path: Path) -> None:
+    made = cli("init", "rows.csv", "--base", str(tiny_llama), "--json", cwd=tmp_path)
+    assert len(made["bases"]) >= 3
+    checked = cli("check", "config.yaml", "--json", cwd=tmp_path)
+    assert checked["layout"]["target"] == "output"
+
+
+def test_the_native_interface_trains_saves_and_loads(table: Path, settings: dict[str, Any], tmp_path: Path) -> None:
+    frame = pd.read_csv(table)
+    model = luthier.Model(settings, quiet=True)
+    model.train(frame, output=tmp_path / "made")
+    before = model.predict(frame).texts
+    assert "".join(model.stream("Say it in capitals. red 1\n")) == model.generate("Say it in capitals. red 1\n")
+    saved = model.save(tmp_path / "kept")
+    assert luthier.Model.load(saved, quiet=True).predict(frame).texts == before
+
+
+def test_ludwigs_interface_has_ludwigs_shapes(
+    table: Path, settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    frame = pd.read_csv(table)
+    frame["split"] = [0] * 50 + [1] * 5 + [2] * 5
+    model = LudwigModel(config=settings)
+    stats, rows, directory = model.train(dataset=frame)
+    assert stats.training["output"]["loss"] and stats.validation["output"]["loss"]
+    assert rows == {"train": 50, "validation": 5, "test": 5}
+    assert Path(directory) == Path("results/run-0")
+    answers, _ = model.predict(frame)
+    assert list(answers.columns) == ["output_predictions", "output_response", "output_probability"]
+    assert all(isinstance(one, list) and len(one) == 1 for one in answers["output_response"])
+    scores, _, _ = LudwigModel.load(directory).evaluate(frame, split="test")
+    assert 0 <= scores["output"]["exact_match"] <= 1
+
+
+@pytest.fixture
+def wider_llama(tiny_llama: Path, tmp_path: Path) -> Path:
+    """The tiny model at a width that 4-bit blocks of 64 weights divide."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    folder = tmp_path / "wider"
+    shutil.copytree(tiny_llama, folder)
+    config = AutoConfig.from_pretrained(folder)
+    config.hidden_size, config.intermediate_size = 64, 128
+    config.head_dim = 64 // config.num_attention_heads
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return folder
+
+
+def test_the_seed_program_runs_unchanged(wider_llama: Path, tmp_path: Path) -> None:
+    for name in ("seed_program.py", "seed_config.yaml"):
+        shutil.copy(ROOT / "examples" / "seed" / name, tmp_path / name)
+    # The config as it stands asks for 5 epochs and 512 tokens an answer; a smaller table keeps the test short.
+    rows = [{"instruction": f"Say {w}.", "input": "", "output": w} for w in WORDS for _ in range(7)]
+    (tmp_path / "code.json").write_text(json.dumps(rows), encoding="utf-8")
+    out = run(sys.executable, "seed_program.py", "code.json", str(wider_llama), cwd=tmp_path)
+    assert out.count("Generated Output:") == 6
+    assert (tmp_path / "results" / "run-0" / "adapter").is_dir()
