@@ -36,7 +36,7 @@ def command(
 
     with common.session(as_json) as sink:
         tuned = pipeline.load(path, overrides=sets or [], trust_remote_code=trust_remote_code, sink=sink)
-        answered = tuned.predict(dataset, encoding=encoding, use_base=base)
+        answered = tuned.predict(dataset, encoding=encoding, use_base=base, sink=sink)
     written = answered.write(output) if output is not None else None
     if as_json:
         common.emit({"output": written, "rows": len(answered), "answers": answered.records() if not written else None})
