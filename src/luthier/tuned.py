@@ -210,7 +210,8 @@ class Tuned:
                 held,
                 use_base=True,
                 prompts=prompts,
-                generation={"stop": [SEPARATOR]},  # a base shown examples goes on to write the next one
+                # A base shown examples goes on to write the next one; its answer ends where the examples' answers do.
+                generation={"stop": [SEPARATOR if any("\n" in answer.strip() for _, answer in pairs) else "\n"]},
                 sink=sink,
             )
         contestants["tuned"] = self.answer(table, held, sink=sink)
