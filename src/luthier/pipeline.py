@@ -142,6 +142,15 @@ def train(
     """One config and one table become a tuned model in a run folder, which is continued if it is this run's already."""
     from luthier.train.precision import resolve_precision
 
+    if settings.trainer.type == "none":
+        raise ConfigError(
+            "config-conflict",
+            "`trainer.type: none` says that nothing is trained",
+            where="trainer.type",
+            received="none",
+            allowed="finetune",
+            fix="set `type: finetune`, or ask the base as it is: Model(config).predict(dataset)",
+        )
     folder = RunFolder.open(output, name=settings.name or _name_of(dataset))
     sink = events.fan_out(sink, folder.metrics)
     try:
@@ -323,6 +332,10 @@ def _refuse_unbuilt(settings: Config) -> None:
     unbuilt = {
         "preprocessing.balance_classes": settings.preprocessing.balance_classes,
         "trainer.compile": settings.trainer.compile,
+        "trainer.validation_field": settings.trainer.validation_field,
+        "output_features.0.preprocessing.fallback_label": getattr(
+            getattr(output, "preprocessing", None), "fallback_label", None
+        ),
         "trainer.evaluate_training_set": settings.trainer.evaluate_training_set,
         "output_features.0.decoder": getattr(output, "decoder", None),
         "adapter.type": adapter is not None and adapter.type == "adalora",

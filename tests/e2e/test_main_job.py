@@ -171,3 +171,15 @@ def test_the_seed_program_runs_unchanged(wider_llama: Path, tmp_path: Path) -> N
     out = run(sys.executable, "seed_program.py", "code.json", str(wider_llama), cwd=tmp_path)
     assert out.count("Generated Output:") == 6
     assert (tmp_path / "results" / "run-0" / "adapter").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("override", "code"),
+    [("trainer.type=none", "config-conflict"), ("trainer.compile=true", "config-not-implemented")],
+)
+def test_a_key_that_would_be_ignored_is_refused(
+    override: str, code: str, table: Path, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    (tmp_path / "config.yaml").write_text(json.dumps(settings), encoding="utf-8")
+    failed = cli("train", "config.yaml", "--dataset", "rows.csv", "--set", override, "--json", cwd=tmp_path, code=2)
+    assert failed["error"][0]["code"] == code
