@@ -183,12 +183,45 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How a config is executed here. Changes time and memory, never the gradient."""
+    """How a config is executed here. Changes time and memory, never the gradient.
+
+    model: decoder is Luthier's own packed decoder; generic is transformers + PEFT over padded rows.
+    tokens_per_pass: tokens of one forward+backward; real ones packed end to end (decoder), padded ones (generic).
+    attention: flash packs (CUDA, 16 bit, capability 8.0 and newer); padded pads rows inside the attention only.
+    recompute_layers: the first N decoder layers recompute their activations in backward (generic: none or all).
+    offload_checkpoints: the inputs of recomputed layers wait in pinned host memory.
+    weights: of frozen layers. resident: in the compute type on the device; quantised: 4 bit on the device, one matrix
+    group at a time de-quantised into a reused buffer; streamed: in pinned host memory, copied layer by layer.
+    embeddings: where the input table lies and is looked up. optimizer: where its state lies and the update is made.
+    loss_chunk: supervised tokens whose logits exist at one time.
+    share_prefix: samples of a pass that start with the same tokens compute them once (dropout 0 only).
+    """
 
     device: str  # "cpu", "cuda:0", "mps"
-    tokens_per_pass: int  # padded tokens of one forward+backward
-    checkpointing: bool  # recompute activations in the backward pass
+    tokens_per_pass: int
+    model: Literal["decoder", "generic"] = "generic"
+    attention: Literal["flash", "padded"] = "padded"
+    recompute_layers: int = 0
+    offload_checkpoints: bool = False
+    weights: Literal["resident", "quantised", "streamed"] = "resident"
+    embeddings: Literal["device", "host"] = "device"
+    loss_chunk: int = 4096
+    optimizer: Literal["device", "host"] = "device"
+    share_prefix: bool = False
     reasons: Mapping[str, str] = field(default_factory=dict)  # field name -> one line
+
+    @property
+    def checkpointing(self) -> bool:
+        """Whether any layer recomputes its activations in the backward pass."""
+        return self.recompute_layers > 0
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Plan:
+        """A plan as ``dataclasses.asdict`` gave it, from this or any earlier version; other keys are left out."""
+        known = {name: value[name] for name in cls.__dataclass_fields__ if name in value}
+        if "recompute_layers" not in value and value.get("checkpointing"):  # before the decoder: all layers or none
+            known["recompute_layers"] = 1
+        return cls(**known)
 
 
 # ------------------------------------------------------------------------------------------- generation

@@ -10,20 +10,46 @@ from luthier.types import Plan
 def schedule(lengths: Sequence[int], plan: Plan, world: int = 1) -> list[list[list[int]]]:
     """Indices of one step's examples by rank, then by pass. Every rank gets as many passes; some may be empty.
 
-    ``lengths`` in tokens, one an example. A pass holds rows × longest ≤ ``plan.tokens_per_pass`` padded tokens; an
-    example longer than that is a pass of its own.
+    ``lengths`` in tokens, one an example. A packed pass (``plan.model`` decoder) holds at most
+    ``plan.tokens_per_pass`` tokens, a padded one rows × longest of at most as many. A longer example is a pass alone.
     """
     assert world >= 1, world
+    longest_first = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))  # out of memory shows early
+    put = _packed if plan.model == "decoder" else _padded
+    passes = put(lengths, longest_first, plan.tokens_per_pass)
+    ranks = [passes[rank::world] for rank in range(world)]
+    most = max(map(len, ranks))
+    return [own + [[] for _ in range(most - len(own))] for own in ranks]
+
+
+def _padded(lengths: Sequence[int], order: Sequence[int], room: int) -> list[list[int]]:
+    """Rows of similar length together."""
     passes: list[list[int]] = []
     longest = 0
-    for index in sorted(
-        range(len(lengths)), key=lambda i: (-lengths[i], i)
-    ):  # longest first: out of memory shows early
-        if passes and longest * (len(passes[-1]) + 1) <= plan.tokens_per_pass:
+    for index in order:
+        if passes and longest * (len(passes[-1]) + 1) <= room:
             passes[-1].append(index)
         else:
             passes.append([index])
             longest = lengths[index]
-    ranks = [passes[rank::world] for rank in range(world)]
-    most = max(map(len, ranks))
-    return [own + [[] for _ in range(most - len(own))] for own in ranks]
+    return passes
+
+
+def _packed(lengths: Sequence[int], order: Sequence[int], room: int) -> list[list[int]]:
+    """As few passes as first-fit needs, levelled where that keeps within ``room``: equal passes take the least time."""
+    first_fit: list[list[int]] = []
+    used: list[int] = []
+    for index in order:
+        fitting = next((k for k, tokens in enumerate(used) if tokens + lengths[index] <= room), len(used))
+        if fitting == len(used):
+            first_fit.append([])
+            used.append(0)
+        first_fit[fitting].append(index)
+        used[fitting] += lengths[index]
+    level: list[list[int]] = [[] for _ in used]
+    filled = [0] * len(used)
+    for index in order:
+        least = min(range(len(filled)), key=lambda k: (filled[k], k))
+        level[least].append(index)
+        filled[least] += lengths[index]
+    return level if max(filled, default=0) <= max(used, default=0) else first_fit

@@ -42,8 +42,8 @@ def make_plan(config: Any, spec: ModelSpec, stats: DataStats, machine: Machine) 
     why_checkpointing = "enable_gradient_checkpointing is set" if declared else "activations fit in memory"
     if checkpointing and not declared:
         why_checkpointing = "activations of the longest example would not fit in memory"
-    reasons = {"device": where, "tokens_per_pass": why_tokens, "checkpointing": why_checkpointing}
-    return Plan(device, tokens, checkpointing, reasons)
+    reasons = {"device": where, "tokens_per_pass": why_tokens, "recompute_layers": why_checkpointing}
+    return Plan(device, tokens, recompute_layers=spec.layers if checkpointing else 0, reasons=reasons)
 
 
 def fixed_bytes(config: Any, spec: ModelSpec, gpu: Gpu | None = None) -> float:

@@ -9,7 +9,7 @@ from luthier.types import Plan
 
 @given(lengths=st.lists(st.integers(1, 90), max_size=40), room=st.integers(1, 200), world=st.integers(1, 4))
 def test_schedule(lengths: list[int], room: int, world: int) -> None:
-    ranks = schedule(lengths, Plan("cpu", room, False), world)
+    ranks = schedule(lengths, Plan("cpu", room), world)
     assert len(ranks) == world and len({len(rank) for rank in ranks}) == 1
     passes = [p for rank in ranks for p in rank if p]
     assert sorted(i for p in passes for i in p) == list(range(len(lengths)))
@@ -17,8 +17,22 @@ def test_schedule(lengths: list[int], room: int, world: int) -> None:
 
 
 def test_similar_lengths_share_a_pass() -> None:
-    assert schedule([5, 90, 6, 88], Plan("cpu", 180, False)) == [[[1, 3], [2, 0]]]
+    assert schedule([5, 90, 6, 88], Plan("cpu", 180)) == [[[1, 3], [2, 0]]]
 
 
 def test_a_long_row_is_alone() -> None:
-    assert schedule([500, 4], Plan("cpu", 100, False)) == [[[0], [1]]]
+    assert schedule([500, 4], Plan("cpu", 100)) == [[[0], [1]]]
+
+
+@given(lengths=st.lists(st.integers(1, 90), max_size=40), room=st.integers(1, 200), world=st.integers(1, 4))
+def test_packed_passes(lengths: list[int], room: int, world: int) -> None:
+    ranks = schedule(lengths, Plan("cpu", room, "decoder"), world)
+    assert len(ranks) == world and len({len(rank) for rank in ranks}) == 1
+    passes = [p for rank in ranks for p in rank if p]
+    assert sorted(i for p in passes for i in p) == list(range(len(lengths)))
+    assert all(len(p) == 1 or sum(lengths[i] for i in p) <= room for p in passes)
+    assert len(passes) <= 1 or len(passes) < 2 * sum(lengths) / room  # what first-fit promises
+
+
+def test_packed_passes_are_level() -> None:
+    assert schedule([50, 50, 20, 20, 20, 20], Plan("cpu", 100, "decoder")) == [[[0, 2, 4], [1, 3, 5]]]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
 from luthier.plan import device_of, make_plan, probe
 from luthier.plan.machine import _cgroup_memory, parse_gpus
-from luthier.types import DataStats, Gpu, Machine, ModelSpec
+from luthier.types import DataStats, Gpu, Machine, ModelSpec, Plan
 
 GIB = 2**30
 SPEC = ModelSpec("LlamaForCausalLM", 135_000_000, 30, 576, 1536, 9, 3, 64, 49152, 8192, True, "bfloat16")
@@ -25,7 +25,7 @@ def config(checkpointing: bool = False, adapter: object = "lora") -> SimpleNames
 def test_a_cpu_takes_small_passes() -> None:
     plan = make_plan(config(), SPEC, STATS, CPU)
     assert (plan.device, plan.tokens_per_pass, plan.checkpointing) == ("cpu", 512, False)
-    assert set(plan.reasons) == {"device", "tokens_per_pass", "checkpointing"}
+    assert set(plan.reasons) == {"device", "tokens_per_pass", "recompute_layers"}
     assert plan == make_plan(config(), SPEC, STATS, CPU)
 
 
@@ -43,7 +43,7 @@ def test_checkpointing_is_declared_or_forced_by_memory() -> None:
     assert make_plan(config(checkpointing=True), SPEC, STATS, CPU).checkpointing
     tight = replace(CPU, free_memory=3 * GIB)
     plan = make_plan(config(), SPEC, DataStats((4000,), 50, "hash"), tight)
-    assert plan.checkpointing and "would not fit" in plan.reasons["checkpointing"]
+    assert plan.checkpointing and "would not fit" in plan.reasons["recompute_layers"]
     nothing = make_plan(config(adapter=None), SPEC, STATS, replace(CPU, free_memory=GIB))
     assert "may run out" in nothing.reasons["tokens_per_pass"] and nothing.tokens_per_pass == 120
 
@@ -67,3 +67,10 @@ def test_a_containers_limit_counts(tmp_path: Path) -> None:
 def test_this_machine() -> None:
     machine = probe()
     assert machine.cores >= 1 and 0 < machine.free_memory <= machine.memory
+
+
+def test_a_recorded_plan_is_read_back() -> None:
+    plan = make_plan(config(checkpointing=True), SPEC, STATS, CPU)
+    assert Plan.from_json(asdict(plan) | {"of a later version": 1}) == plan
+    old = Plan.from_json({"device": "cpu", "tokens_per_pass": 512, "checkpointing": True, "reasons": {}})
+    assert old.checkpointing and old.tokens_per_pass == 512

@@ -30,7 +30,7 @@ def make_setup(tiny_llama: Path, tmp_path: Path):
         trainer = Trainer.model_validate({"batch_size": 4, "epochs": 2, **changes.pop("trainer", {})})
         model = changes.pop("model", None) or make_model(tiny_llama, dropout=changes.pop("dropout", 0.0))
         score = GenericModel(model).score
-        plan = Plan(device="cpu", tokens_per_pass=changes.pop("tokens_per_pass", 64), checkpointing=False)
+        plan = Plan(device="cpu", tokens_per_pass=changes.pop("tokens_per_pass", 64))
         base = {
             "model": model,
             "logprobs": lambda batch: score(batch)[0],
