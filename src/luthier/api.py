@@ -173,7 +173,7 @@ class LudwigModel:
     @property
     def model(self) -> Any:
         """The underlying transformers or PEFT model, once there is one."""
-        return self._model._ready().model
+        return self._model._ready().model.module
 
     def set_logging_level(self, logging_level: int) -> None:
         """Show progress at INFO or below, nothing above."""
@@ -209,7 +209,7 @@ class LudwigModel:
         name = trained.output_feature
 
         def of(split: str) -> dict[str, dict[str, list[float]]]:
-            return {name: trained.history[split]} if split in trained.history else {}
+            return {name: dict(trained.history[split])} if split in trained.history else {}
 
         return TrainingStats(of("train"), of("validation"), of("test"))
 
@@ -287,7 +287,7 @@ def _joined(train: Dataset, validation: Dataset, test: Dataset) -> pd.DataFrame:
 
     from luthier.data.sources import read
 
-    frames = []
+    frames: list[pd.DataFrame] = []
     for number, part in enumerate((train, validation, test)):
         if part is not None:
             frame = part.copy() if isinstance(part, pd.DataFrame) else read(part).rows.to_pandas()

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
@@ -22,6 +22,7 @@ from transformers.generation.streamers import BaseStreamer
 from luthier.events import Sink, progress, silent
 from luthier.infer.drawing import WARPERS, Draw, First, request_seed, warpers
 from luthier.infer.text import IncrementalText, cut_at_stop
+from luthier.model.tunable import Tokens
 from luthier.types import Completion, Request, Sampling
 
 SEES_PADDING = ("encoder_repetition_penalty", "no_repeat_ngram_size")
@@ -32,21 +33,6 @@ ID_LISTS = (
 )  # transformers wants lists, configs have tuples
 OURS = ("max_length", "forced_bos_token_id")  # settled here, not passed on
 CONTEXT_FIELDS = ("max_position_embeddings", "n_positions", "max_seq_len")
-
-
-class TokenizerLike(Protocol):
-    """What the engine asks of `luthier.assets.tokenizer.Tokenizer`."""
-
-    @property
-    def eos_ids(self) -> Sequence[int]:
-        """Every id that ends an answer."""
-
-    @property
-    def pad_id(self) -> int | None:
-        """The id that fills the left of shorter rows; masked, so any id serves."""
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Ids as text, special tokens left out."""
 
 
 Context = Callable[[], AbstractContextManager[Any]]
@@ -61,7 +47,7 @@ class HfEngine:
     def __init__(
         self,
         model: Any,
-        tokenizer: TokenizerLike,
+        tokenizer: Tokens,
         *,
         batch_size: int | None = None,
         token_budget: int = 16384,
@@ -361,7 +347,7 @@ class _TokenQueue(BaseStreamer):  # type: ignore[misc]
 class _StopText(StoppingCriteria):  # type: ignore[misc]
     """Ends a row as soon as its answer holds a stop string."""
 
-    def __init__(self, tokenizer: TokenizerLike, stops: Sequence[str], width: int) -> None:
+    def __init__(self, tokenizer: Tokens, stops: Sequence[str], width: int) -> None:
         self._tokenizer = tokenizer
         self._stops = stops
         self._width = width
@@ -384,7 +370,7 @@ class _Cancelled(StoppingCriteria):  # type: ignore[misc]
         return torch.full((input_ids.shape[0],), self._event.is_set(), device=input_ids.device, dtype=torch.bool)
 
 
-def _end_ids(tokenizer: TokenizerLike, model: Any) -> tuple[int, ...]:
+def _end_ids(tokenizer: Tokens, model: Any) -> tuple[int, ...]:
     """The tokenizer's end-of-turn ids, then those of the model's generation_config."""
     own = model.generation_config.eos_token_id if getattr(model, "generation_config", None) else None
     more = [] if own is None else own if isinstance(own, (list, tuple)) else [own]

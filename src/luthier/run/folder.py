@@ -26,6 +26,7 @@ from luthier.run.oslock import NAME as WRITING
 from luthier.run.oslock import FolderLock
 
 FORMAT = 1
+ADAPTER, WEIGHTS = "adapter", "weights"  # of these two, a finished run has one
 State = Literal["preparing", "training", "interrupted", "failed", "finished"]
 Standing = Literal["new", "resume", "finished"]
 
@@ -79,7 +80,7 @@ class RunFolder:
         """
         given = Path(path)
         folder = given if _is_run(given) else given.parent
-        if not _is_run(folder) or (folder != given and given.name not in ("model", "adapter", "weights")):
+        if not _is_run(folder) or (folder != given and given.name not in ("model", ADAPTER, WEIGHTS)):
             raise RunError(
                 "run-not-a-run",
                 "this is not a run folder: it has no run.json" if given.exists() else "there is no such folder",
@@ -114,12 +115,12 @@ class RunFolder:
     @property
     def adapter(self) -> Path:
         """The folder of the trained adapter."""
-        return self.path / "adapter"
+        return self.path / ADAPTER
 
     @property
     def weights(self) -> Path:
         """The folder of the whole trained model, where no adapter was used."""
-        return self.path / "weights"
+        return self.path / WEIGHTS
 
     @property
     def model_path(self) -> Path | None:

@@ -1,14 +1,9 @@
-"""A model that is ready to answer: predict a table, compare with its base, generate, chat.
-
-The same renderer, tokenizer and weights as in training, so what is asked here is what was learned there.
-"""
+"""`Tuned`: a loaded model with everything it takes to ask it."""
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,99 +13,22 @@ from luthier.config import Config
 from luthier.data.columns import Layout, reference_of
 from luthier.data.render import Renderer
 from luthier.data.sources import read
+from luthier.data.split import split_column
 from luthier.data.table import Table
 from luthier.errors import DataError, RunError
 from luthier.evaluate import Comparison, compare, few_shot
-from luthier.infer.generate import HfEngine
 from luthier.infer.sampling import resolve
-from luthier.metrics import DEFAULT_CLASS, DEFAULT_TEXT, available, score
 from luthier.run import atomic
-from luthier.types import SPLITS, Base, Completion, Message, Request, Sampling
+from luthier.tuned.answered import Answered
+from luthier.tuned.conversation import Conversation
+from luthier.types import SPLITS, Completion, Engine, Request, Sampling
 
 if TYPE_CHECKING:
-    import pandas as pd
-    from torch import nn
-
     from luthier.assets.tokenizer import Tokenizer
+    from luthier.model.tunable import Tunable
 
 
 SEPARATOR = "\n\n"  # between the examples of a few-shot prompt
-
-
-@dataclass(frozen=True)
-class Answered:
-    """The answers to the rows of a table, in its order."""
-
-    output: str  # the output feature's name
-    rows: tuple[int, ...]  # indices in the table
-    completions: tuple[Completion, ...]
-    references: tuple[str | None, ...]
-    classes: tuple[str, ...] | None = None
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    @property
-    def texts(self) -> list[str]:
-        """The answers alone."""
-        return [completion.text for completion in self.completions]
-
-    def records(self) -> list[dict[str, Any]]:
-        """One mapping a row: row, response, finish_reason, and the error of a row that could not be answered."""
-        out = []
-        for row, done in zip(self.rows, self.completions, strict=True):
-            record: dict[str, Any] = {"row": row, "response": done.text, "finish_reason": done.finish_reason}
-            out.append(record | ({"error": done.error} if done.error else {}))
-        return out
-
-    def scores(self) -> dict[str, float]:
-        """Metrics against the table's own target column. Raises DataError when there is none."""
-        known = [(t, r) for t, r in zip(self.texts, self.references, strict=True) if r is not None]
-        if not known:
-            raise DataError("data-no-target", "no row holds a reference to score against", where=self.output)
-        answers, references = zip(*known, strict=True)
-        names = available(DEFAULT_CLASS if self.classes else DEFAULT_TEXT)  # those whose libraries are installed
-        return score(list(answers), list(references), names, classes=self.classes)
-
-    def ludwig_frame(self) -> pd.DataFrame:
-        """Ludwig's columns: ``<output>_predictions``, ``_response`` (a list of one string) and ``_probability``."""
-        import math
-
-        import pandas as pd
-
-        def probability(done: Completion) -> float | None:
-            return math.exp(sum(done.logprobs)) if done.logprobs else None
-
-        name = self.output
-        return pd.DataFrame(
-            {
-                f"{name}_predictions": self.texts,
-                f"{name}_response": [[text] for text in self.texts],
-                f"{name}_probability": [probability(done) for done in self.completions],
-            }
-        )
-
-    def write(self, path: Path) -> str:
-        """Write the records as .csv, .jsonl or .parquet, by the ending. Raises DataError for another ending."""
-        import pandas as pd
-
-        path.parent.mkdir(parents=True, exist_ok=True)
-        records = self.records()
-        if path.suffix == ".csv":
-            pd.DataFrame(records).to_csv(path, index=False)
-        elif path.suffix == ".parquet":
-            pd.DataFrame(records).to_parquet(path, index=False)
-        elif path.suffix == ".jsonl":
-            atomic.write_text(path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records))
-        else:
-            raise DataError(
-                "data-unreadable",
-                "answers cannot be written in this format",
-                where=str(path),
-                received=path.suffix,
-                allowed=[".csv", ".jsonl", ".parquet"],
-            )
-        return str(path)
 
 
 @dataclass
@@ -118,13 +36,11 @@ class Tuned:
     """A loaded model with everything it takes to ask it. Made by the pipeline."""
 
     config: Config
-    base: Base
     tokenizer: Tokenizer
     layout: Layout
     renderer: Renderer
-    model: nn.Module
-    folder: Path | None
-    autocast: Callable[[], AbstractContextManager[Any]]  # the arithmetic of training, entered around every forward
+    model: Tunable
+    folder: Path | None = None
     table: Table | None = None  # the table it was trained on, when that is at hand
     splits: Sequence[int] | None = None  # 0, 1, 2 a row of that table
 
@@ -242,8 +158,7 @@ class Tuned:
         held = [i for i in _held_out(self.splits) if reference_of(self.table.row(i), self.layout) is not None][:count]
         if not held:
             return []
-        compared = hasattr(self.model, "disable_adapter")
-        before = self.answer(self.table, held, use_base=True).texts if compared else [""] * len(held)
+        before = self.answer(self.table, held, use_base=True).texts if self.model.has_base else [""] * len(held)
         after = self.answer(self.table, held)
         return [
             {"prompt": self._prompt_of(self.table, i), "before": was, "answer": now, "reference": reference or ""}
@@ -291,32 +206,10 @@ class Tuned:
     ) -> Iterator[Completion]:
         yield from self._engine(use_base, batch_size, sink).generate(requests)
 
-    def _engine(self, use_base: bool, batch_size: int | None = None, sink: events.Sink = events.silent) -> HfEngine:
+    def _engine(self, use_base: bool, batch_size: int | None = None, sink: events.Sink = events.silent) -> Engine:
         declared = self.config.trainer.eval_batch_size
         rows = batch_size if batch_size is not None else (declared if isinstance(declared, int) else None)
-        return HfEngine(
-            self.model, self.tokenizer, batch_size=rows, sink=sink, context=lambda: self._arithmetic(use_base)
-        )
-
-    @contextmanager
-    def _arithmetic(self, use_base: bool) -> Iterator[None]:
-        """Training's precision, with the adapter on, or off for the base."""
-        with ExitStack() as stack:
-            stack.enter_context(self.autocast())
-            stack.enter_context(self._without_adapter() if use_base else nullcontext())
-            yield
-
-    def _without_adapter(self) -> AbstractContextManager[Any]:
-        if hasattr(self.model, "disable_adapter"):
-            return self.model.disable_adapter()  # type: ignore[no-any-return]
-        if self.folder is None:  # nothing was tuned
-            return nullcontext()
-        raise RunError(
-            "run-not-a-run",
-            "all weights were tuned: the base model is not in this run",
-            where=str(self.folder),
-            fix="compare with a run of `trainer.type: none` on the same base",
-        )
+        return self.model.engine(self.tokenizer, batch_size=rows, use_base=use_base, sink=sink)
 
     def _training_table(self) -> tuple[Table, Sequence[int]]:
         if self.table is None or self.splits is None:
@@ -329,33 +222,7 @@ class Tuned:
         return self.table, self.splits
 
 
-class Conversation:
-    """Turns with one model; the history is rendered by the same code as training's."""
-
-    def __init__(self, tuned: Tuned, system: str | None) -> None:
-        self._tuned, self._system = tuned, system
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget the turns; the system prompt stays."""
-        self.messages = [Message("system", self._system)] if self._system else []
-
-    def say(self, text: str, *, use_base: bool = False, generation: Mapping[str, Any] | None = None) -> Iterator[str]:
-        """Add a user turn and stream the answer, which joins the history once it has been read to its end."""
-        tuned = self._tuned
-        self.messages.append(Message("user", text))
-        ids = tuned.renderer.chat_prompt(self.messages).ids
-        sampling = resolve(tuned.config.generation, generation, seed=tuned.config.random_seed)
-        pieces = []
-        for piece in tuned.stream_ids(ids, sampling, use_base=use_base):
-            pieces.append(piece)
-            yield piece
-        self.messages.append(Message("assistant", "".join(pieces)))
-
-
 def _rows_of(table: Table, split: str) -> list[int]:
-    from luthier.data.split import split_column
-
     numbers = split_column(table)
     if numbers is None:
         raise DataError("data-split", f"split={split!r} was asked for and the table has no `split` column")

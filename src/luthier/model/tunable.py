@@ -1,0 +1,71 @@
+"""What the rest of Luthier knows of a model: something that is trained, asked and saved, whichever engine runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from luthier.events import Sink, silent
+from luthier.types import Batch, Engine
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Tokens(Protocol):
+    """What generation asks of `luthier.assets.tokenizer.Tokenizer`."""
+
+    @property
+    def eos_ids(self) -> Sequence[int]:
+        """Every id that ends an answer."""
+        ...
+
+    @property
+    def pad_id(self) -> int | None:
+        """The id that fills the left of shorter rows; masked, so any id serves."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Ids as text, special tokens left out."""
+        ...
+
+
+class Tunable(Protocol):
+    """A model with what is trained of it. `pipeline.opening` makes one; `train/` and `Tuned` use nothing else.
+
+    Another way to run a model (other kernels, other LoRA slots, another loader) is another class of this shape.
+    """
+
+    @property
+    def module(self) -> torch.nn.Module:
+        """Its parameters with requires_grad are what is trained, kept in checkpoints and put back."""
+        ...
+
+    @property
+    def has_base(self) -> bool:
+        """Whether the model it started from can still be asked (not after all weights were trained)."""
+        ...
+
+    def logprobs(self, batch: Batch) -> torch.Tensor:
+        """[n] fp32 with gradient: the log-probability of each supervised target, in the order of target_weight."""
+        ...
+
+    def score(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """[n] the same log-probabilities, and [n] whether each target was the likeliest token."""
+        ...
+
+    def engine(
+        self, tokenizer: Tokens, *, batch_size: int | None = None, use_base: bool = False, sink: Sink = silent
+    ) -> Engine:
+        """Generation with these weights, or with the base's. ``batch_size`` rows at once; None: as memory allows."""
+        ...
+
+    def base_only(self) -> AbstractContextManager[Any]:
+        """While it is open, the model is the base. Only where `has_base` holds."""
+        ...
+
+    def save(self, folder: Path) -> Path:
+        """Write what was trained below a run folder: ``adapter/``, or ``weights/`` of a whole model. Returns which."""
+        ...

@@ -1,0 +1,90 @@
+"""The generic way to run a model: transformers' own forward, PEFT's adapters, batched `generate`. Needs torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import nn
+
+from luthier.errors import RunError
+from luthier.events import Sink, silent
+from luthier.infer.generate import HfEngine
+from luthier.model import adapters
+from luthier.model.generic import GenericModel
+from luthier.model.tunable import Tokens
+from luthier.run.folder import ADAPTER, WEIGHTS
+from luthier.train.precision import Precision, autocast
+from luthier.types import Base
+
+Tuned = Literal["adapter", "weights", "nothing"]  # what is tuned of a model
+
+
+class Generic(GenericModel):
+    """Implements `model.tunable.Tunable` over a transformers model, or a PEFT model around one."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        base: Base,
+        tuned: Tuned,
+        *,
+        precision: Precision,
+        device: str,
+        checkpointing: bool = False,
+        neftune_alpha: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        """Wrap ``module``, which is on ``device``; ``tuned`` says what of it is, or will be, other than ``base``."""
+        super().__init__(module, checkpointing=checkpointing, neftune_alpha=neftune_alpha, seed=seed)
+        self.base = base
+        self.tuned = tuned
+        self.precision: Precision = precision
+        self.device = device
+
+    @property
+    def module(self) -> nn.Module:
+        """The transformers or PEFT model."""
+        return self.model
+
+    @property
+    def has_base(self) -> bool:
+        """Whether the base can still be asked."""
+        return self.tuned != "weights"
+
+    def base_only(self) -> AbstractContextManager[Any]:
+        """The adapter is off while it is open. Raises RunError when all weights were tuned."""
+        if self.tuned == "adapter":
+            return self.model.disable_adapter()  # type: ignore[operator,no-any-return]
+        if self.tuned == "nothing":
+            return nullcontext()
+        raise RunError(
+            "run-not-a-run",
+            "all weights were tuned: the base model is not in this run",
+            fix="compare with a run of `trainer.type: none` on the same base",
+        )
+
+    def engine(
+        self, tokenizer: Tokens, *, batch_size: int | None = None, use_base: bool = False, sink: Sink = silent
+    ) -> HfEngine:
+        """Transformers' `generate`, in the arithmetic of training."""
+
+        @contextmanager
+        def context() -> Iterator[None]:
+            with ExitStack() as stack:
+                stack.enter_context(autocast(self.precision, self.device))
+                stack.enter_context(self.base_only() if use_base else nullcontext())
+                yield
+
+        return HfEngine(self.model, tokenizer, batch_size=batch_size, sink=sink, context=context)
+
+    def save(self, folder: Path) -> Path:
+        """The adapter in PEFT's format, or the whole model where all of it was trained."""
+        model: Any = self.model
+        if self.tuned == "adapter":
+            adapters.save_adapter(model, folder / ADAPTER, self.base)
+            return folder / ADAPTER
+        adapters.save_weights(model, folder / WEIGHTS, self.base)
+        return folder / WEIGHTS

@@ -1,0 +1,94 @@
+"""From a run folder, or a config alone, to a model that answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from luthier import assets, config, events
+from luthier.assets.tokenizer import Tokenizer
+from luthier.config import Config
+from luthier.data import sources
+from luthier.data.columns import Layout
+from luthier.data.table import Table
+from luthier.errors import AssetError
+from luthier.pipeline.opening import declared_precision, open_base, open_tuned
+from luthier.pipeline.preparing import divide, renderer_of
+from luthier.plan import machine as machines
+from luthier.plan import planner
+from luthier.run import Lock, RunFolder
+from luthier.tuned import Tuned
+from luthier.types import Base
+
+
+def load(
+    path: str | Path,
+    *,
+    overrides: Sequence[str] = (),
+    trust_remote_code: bool = False,
+    sink: events.Sink = events.silent,
+) -> Tuned:
+    """The model of a finished run. ``overrides`` change its config for this use (generation keys, eval_batch_size).
+
+    Raises RunError when ``path`` is no finished run, AssetError when its base is not here or has another content.
+    """
+    from luthier.train.precision import resolve_precision
+
+    folder = RunFolder.load(path)
+    settings = config.load(folder.path / "config.yaml", overrides)
+    lock = folder.lock
+    assert lock is not None, "a run with a model has a lock"
+    known = folder.read_json("data.json")
+    found: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in known["layout"].items()}
+    layout = Layout(**found)
+    base = assets.resolve(settings.base_model, trust_remote_code=trust_remote_code, sink=sink)
+    _same_base(base, lock, folder)
+    machine = machines.probe()
+    precision = resolve_precision(declared_precision(settings), machine)
+    model = open_tuned(settings, base, precision, planner.device_of(machine), folder, sink)
+    table, splits = _training_data(settings, known, layout, lock, sink)
+    tokenizer = Tokenizer.load(base.path)
+    renderer = renderer_of(settings, layout, tokenizer, base, known["columns"], "data")
+    return Tuned(settings, tokenizer, layout, renderer, model, folder.path, table, splits)
+
+
+def untuned(settings: Config, *, trust_remote_code: bool = False, sink: events.Sink = events.silent) -> Tuned:
+    """The base model of a config, without training: what `trainer.type: none` predicts with."""
+    from luthier.train.precision import resolve_precision
+
+    base = assets.resolve(settings.base_model, trust_remote_code=trust_remote_code, sink=sink)
+    machine = machines.probe()
+    precision = resolve_precision(declared_precision(settings), machine)
+    inputs = tuple(f.name for f in settings.input_features or ())
+    target = settings.output_features[0].name if settings.output_features else None
+    layout = Layout("columns" if inputs else "text", inputs, target)
+    model = open_base(settings, base, precision, planner.device_of(machine), sink)
+    tokenizer = Tokenizer.load(base.path)
+    renderer = renderer_of(settings, layout, tokenizer, base, None, "data")
+    return Tuned(settings, tokenizer, layout, renderer, model)
+
+
+def _training_data(
+    settings: Config, known: Mapping[str, Any], layout: Layout, lock: Lock, sink: events.Sink
+) -> tuple[Table | None, Sequence[int] | None]:
+    """The table a run was trained on and its split, if it is still there unchanged."""
+    path = known["dataset"]
+    if path is None or not Path(path).exists():
+        return None, None
+    table = sources.read(path, encoding=known["encoding"], sheet=settings.preprocessing.sheet, sink=sink)
+    if table.content_hash != lock.data_hash:
+        return None, None
+    return table, divide(settings, table, layout).rows
+
+
+def _same_base(base: Base, lock: Lock, folder: RunFolder) -> None:
+    if base.content_hash != lock.base_hash:
+        raise AssetError(
+            "asset-wrong-base",
+            f"{base.name} is not the base model that this run was trained on",
+            where=str(folder.path),
+            received=f"{base.content_hash[:16]}… from {base.source}",
+            allowed=f"{lock.base_hash[:16]}…",
+            fix="put the original base model where it was, or train again",
+        )

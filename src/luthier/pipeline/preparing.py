@@ -1,0 +1,152 @@
+"""Everything that is known before a weight is loaded: read, detect, split, render, tokenise, audit, plan."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from luthier import assets, config, events
+from luthier.assets.tokenizer import Tokenizer
+from luthier.config import Config
+from luthier.data import columns, sources, split
+from luthier.data.audit import Audit
+from luthier.data.columns import Layout
+from luthier.data.prepare import Prepared
+from luthier.data.prepare import prepare as tokenise
+from luthier.data.render import Renderer
+from luthier.data.table import Table
+from luthier.errors import ConfigError, Fault
+from luthier.plan import machine as machines
+from luthier.plan import planner
+from luthier.types import Base, Machine, Plan
+
+
+@dataclass(frozen=True)
+class Work:
+    """Everything that is known before a weight is loaded."""
+
+    config: Config
+    base: Base
+    tokenizer: Tokenizer
+    table: Table
+    layout: Layout
+    splits: Sequence[int]
+    renderer: Renderer
+    prepared: Prepared
+    machine: Machine
+    plan: Plan
+
+    @property
+    def audit(self) -> Audit:
+        """What was counted while rendering."""
+        return self.prepared.audit
+
+    def lines(self) -> list[str]:
+        """What was found, for people."""
+        return self.audit.lines()
+
+    def samples(self, count: int) -> Sequence[Sequence[tuple[str, bool]]]:
+        """Rendered rows as pieces of text, each trained or not."""
+        return self.audit.samples[:count]
+
+    def to_json(self) -> dict[str, Any]:
+        """What was found, as JSON types."""
+        return {"layout": asdict(self.layout), "audit": self.audit.to_json(), "plan": asdict(self.plan)}
+
+
+def prepare(
+    settings: Config,
+    dataset: Any,
+    *,
+    encoding: str | None = None,
+    trust_remote_code: bool = False,
+    sink: events.Sink = events.silent,
+) -> Work:
+    """Read, detect, split, render, tokenise, audit and plan. Raises ConfigError, DataError or AssetError."""
+    _refuse_unbuilt(settings)
+    given = settings.preprocessing
+    table = sources.read(dataset, encoding=encoding or given.encoding, sheet=given.sheet, sink=sink)
+    declared = settings.output_features[0] if settings.output_features else None
+    layout = columns.detect(
+        table,
+        inputs=[f.name for f in settings.input_features] if settings.input_features else None,
+        target=declared.name if declared else None,
+        category=declared.type == "category" if declared and "type" in declared.model_fields_set else None,
+        exclude=[name for name in (given.split.group, given.split.column) if name is not None],
+    )
+    settings = config.with_features(
+        settings, layout.inputs, layout.target or "output", "category" if layout.classes else "text"
+    )
+    base = assets.resolve(settings.base_model, trust_remote_code=trust_remote_code, sink=sink)
+    tokenizer = Tokenizer.load(base.path)
+    divided = divide(settings, table, layout)
+    splits = divided.rows
+    for line in (*table.notes, *layout.explanation, *divided.notes):
+        sink(events.Note(text=line))
+    renderer = renderer_of(settings, layout, tokenizer, base, table.columns, table.name)
+    prepared = tokenise(table, splits, renderer, sink=sink)
+    machine = machines.probe()
+    plan = planner.make_plan(settings, base.spec, prepared.stats, machine)
+    return Work(settings, base, tokenizer, table, layout, splits, renderer, prepared, machine, plan)
+
+
+def check(settings: Config, dataset: Any, *, encoding: str | None = None, sink: events.Sink = events.silent) -> Work:
+    """What will be learned, without weights."""
+    return prepare(settings, dataset, encoding=encoding, sink=sink)
+
+
+def renderer_of(
+    settings: Config, layout: Layout, tokenizer: Tokenizer, base: Base, known: Sequence[str] | None, name: str
+) -> Renderer:
+    """The one function from a row to ids, for training and for asking. ``known``: the table's columns, if known."""
+    return Renderer(
+        layout,
+        settings.prompt,
+        tokenizer,
+        preprocessing=settings.preprocessing,
+        columns=known,
+        limit=base.spec.context,
+        name=name,
+    )
+
+
+def divide(settings: Config, table: Table, layout: Layout) -> split.SplitResult:
+    """The split of every row, the same each time it is asked for."""
+    declared = settings.preprocessing.split
+    seed = settings.random_seed if declared.seed is None else declared.seed
+    target = layout.target if layout.classes else None
+    return split.assign(
+        table,
+        declared,
+        seed=seed,
+        target=target,
+        columns=layout.inputs or None,
+        near_duplicates=settings.preprocessing.near_duplicates,
+    )
+
+
+def _refuse_unbuilt(settings: Config) -> None:
+    """Keys that the schema knows and no code acts on yet are refused, never ignored."""
+    output = settings.output_features[0] if settings.output_features else None
+    adapter = settings.adapter
+    unbuilt = {
+        "preprocessing.balance_classes": settings.preprocessing.balance_classes,
+        "trainer.compile": settings.trainer.compile,
+        "trainer.validation_field": settings.trainer.validation_field,
+        "output_features.0.preprocessing.fallback_label": getattr(
+            getattr(output, "preprocessing", None), "fallback_label", None
+        ),
+        "trainer.evaluate_training_set": settings.trainer.evaluate_training_set,
+        "output_features.0.decoder": getattr(output, "decoder", None),
+        "adapter.type": getattr(adapter, "type", None) == "adalora",
+        "adapter.postprocessor.merge_adapter_into_base_model": adapter is not None
+        and adapter.postprocessor.merge_adapter_into_base_model,
+    }
+    faults = [
+        Fault("config-not-implemented", f"`{key}` is not there yet in this use", key, value, fix="leave it out")
+        for key, value in unbuilt.items()
+        if value
+    ]
+    if faults:
+        raise ConfigError(faults)

@@ -1,0 +1,240 @@
+"""One config and one table become a tuned model in a run folder."""
+
+from __future__ import annotations
+
+import atexit
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from luthier import config, events
+from luthier.config import Config
+from luthier.data.source import TableSource
+from luthier.errors import ConfigError, Interrupted
+from luthier.pipeline.loading import load
+from luthier.pipeline.opening import declared_precision, open_for_tuning
+from luthier.pipeline.preparing import Work, prepare
+from luthier.run import Lock, RunFolder, atomic, hash_config, read_metrics, require_space
+from luthier.tuned import Tuned
+
+if TYPE_CHECKING:
+    from luthier.train.precision import Precision
+
+# What a run's result may depend on; recorded in its lock.
+VERSIONED = ("luthier", "torch", "transformers", "peft", "tokenizers", "bitsandbytes", "numpy")
+BYTES_PER_TRAINED_WEIGHT = 4 * 3  # a checkpoint: fp32 weight and two moments
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What `train` made."""
+
+    folder: Path
+    tuned: Tuned
+    output_feature: str
+    history: Mapping[str, Mapping[str, list[float]]]  # split -> metric -> one value a step or evaluation
+    rows: Mapping[str, int]  # examples of each split
+
+    def to_json(self) -> dict[str, Any]:
+        """The result as JSON types."""
+        last = {name: {m: v[-1] for m, v in of.items() if v} for name, of in self.history.items()}
+        return {"run": str(self.folder), "examples": dict(self.rows), "last": last}
+
+
+def train(
+    settings: Config,
+    dataset: Any,
+    *,
+    output: str | Path | None = None,
+    encoding: str | None = None,
+    trust_remote_code: bool = False,
+    sink: events.Sink = events.silent,
+) -> Trained:
+    """One config and one table become a tuned model in a run folder, which is continued if it is this run's already."""
+    from luthier.train.precision import resolve_precision
+
+    if settings.trainer.type == "none":
+        raise ConfigError(
+            "config-conflict",
+            "`trainer.type: none` says that nothing is trained",
+            where="trainer.type",
+            received="none",
+            allowed="finetune",
+            fix="set `type: finetune`, or ask the base as it is: Model(config).predict(dataset)",
+        )
+    folder = RunFolder.open(output, name=settings.name or _name_of(dataset))
+    sink = events.fan_out(sink, folder.metrics)
+    try:
+        work = prepare(settings, dataset, encoding=encoding, trust_remote_code=trust_remote_code, sink=sink)
+        precision = resolve_precision(declared_precision(work.config), work.machine)
+        standing = folder.complete_lock(_lock(work, precision))
+        if standing == "finished":
+            sink(events.Note(text=f"{folder.path} is finished: nothing to do"))
+            folder.close()
+            tuned = load(folder.path, trust_remote_code=trust_remote_code, sink=sink)
+            return _trained(folder, tuned, work)
+        _write_inputs(folder, work, dataset, encoding)
+        for one in work.config.filled():
+            shown = f"{one.key} = {one.value}" + (f" (Ludwig: {one.ludwig})" if one.ludwig != one.value else "")
+            sink(events.Note(text=f"filled in: {shown}"))
+        for line in work.audit.lines():
+            sink(events.Note(text=line))
+        sink(events.Planned(plan=asdict(work.plan)))
+        tuned = _fit(work, folder, precision, sink)
+        _report(folder, tuned, work)
+        folder.finish()
+    except BaseException as error:
+        if folder.state != "finished":
+            stopped = isinstance(error, (Interrupted, KeyboardInterrupt, SystemExit))
+            folder.mark("interrupted" if stopped else "failed")
+        folder.close()
+        raise
+    return _trained(folder, tuned, work)
+
+
+def _fit(work: Work, folder: RunFolder, precision: Precision, sink: events.Sink) -> Tuned:
+    """Open the model, train it, save what was trained."""
+    from luthier.objectives.sft import Sft
+    from luthier.train.evaluation import Evaluator
+    from luthier.train.loop import fit, trainable
+    from luthier.train.setup import Setup
+
+    settings, plan, trainer = work.config, work.plan, work.config.trainer
+    model = open_for_tuning(settings, work.base, precision, plan, sink)
+    trained = sum(weight.numel() for weight in trainable(model.module).values())
+    require_space(folder.path, trained * BYTES_PER_TRAINED_WEIGHT * (trainer.keep_last + 2))
+    tuned = Tuned(
+        settings, work.tokenizer, work.layout, work.renderer, model, folder.path, work.table, work.splits
+    )  # fmt: skip
+    examples = work.prepared.examples
+    shown = work.prepared.rows["validation"][: trainer.eval_generation_rows]
+    evaluator = Evaluator(
+        model=model.module,
+        score=model.score,
+        examples=examples["validation"],
+        plan=plan,
+        precision=precision,
+        max_rows=trainer.max_eval_rows,
+        generated=partial(_generated_scores, tuned, shown) if shown and work.layout.target is not None else None,
+        sink=sink,
+    )
+    source = TableSource(
+        examples["train"],
+        settings.effective_batch,
+        settings.random_seed,
+        work.prepared.stats.data_hash,
+        shuffle=trainer.should_shuffle,
+    )
+    setup = Setup(
+        model=model.module,
+        logprobs=model.logprobs,
+        objective=Sft(trainer.loss_normalization),
+        source=source,
+        plan=plan,
+        trainer=trainer,
+        checkpoints=folder.checkpoints,
+        evaluate=evaluator if examples["validation"] else None,
+        save_adapter=partial(model.save, folder.path),
+        precision=precision,
+        seed=settings.random_seed,
+        sink=events.fan_out(sink, *_trackers(settings, folder)),
+        loraplus_lr_ratio=getattr(settings.adapter, "loraplus_lr_ratio", None),
+        resume_hint=f"luthier train {folder.path / 'config.yaml'} --output {folder.path}",
+    )
+    with events.stage(sink, "train", f"{setup.steps} steps, {trained:,} of the weights, {precision}"):
+        outcome = fit(setup)
+    atomic.write_json(folder.path / "outcome.json", outcome.to_json())
+    model.module.eval()
+    return tuned
+
+
+def _trackers(settings: Config, folder: RunFolder) -> list[Any]:
+    """The trackers that the config names, as sinks; each ends with the process."""
+    from luthier.train.trackers import open_tracker
+
+    opened = [open_tracker(name, folder.path, folder.path.name, settings.to_dict()) for name in settings.trainer.track]
+    for tracker in opened:
+        atexit.register(tracker.close)
+    return opened
+
+
+def _generated_scores(tuned: Tuned, rows: Sequence[int]) -> Mapping[str, float]:
+    """Metrics of answers generated for a few validation rows."""
+    assert tuned.table is not None
+    return tuned.answer(tuned.table, rows).scores()
+
+
+def _write_inputs(folder: RunFolder, work: Work, dataset: Any, encoding: str | None) -> None:
+    folder.write_config(config.dump_yaml(work.config))
+    folder.write_plan(asdict(work.plan))
+    folder.write_audit(work.audit.to_json())
+    path = str(Path(dataset).resolve()) if isinstance(dataset, (str, Path)) and Path(dataset).exists() else None
+    known = {
+        "dataset": path,
+        "encoding": encoding or work.config.preprocessing.encoding,
+        "columns": work.table.columns,
+        "layout": asdict(work.layout),
+    }
+    atomic.write_json(folder.path / "data.json", known)
+
+
+def _lock(work: Work, precision: str) -> Lock:
+    """What the run is made from. Versions, machine and plan are recorded; they do not make it another run."""
+    versions = {name: _version(name) for name in VERSIONED} | {"python": platform.python_version()}
+    resolved = work.config.to_dict()
+    resolved["trainer"]["precision"] = precision  # part of the math: resolved once, here
+    return Lock(
+        config_hash=hash_config(resolved),
+        config=resolved,
+        data_hash=work.table.content_hash,
+        base_hash=work.base.content_hash,
+        base_name=work.base.name,
+        tokenizer_hash=work.tokenizer.content_hash,
+        template_hash=work.renderer.template_hash,
+        seed=work.config.random_seed,
+        versions=versions,
+        machine=asdict(work.machine),
+        plan=asdict(work.plan),
+        defaults=work.config.defaults,
+    )
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _report(folder: RunFolder, tuned: Tuned, work: Work) -> None:
+    """report.html and the model card, with a few answers of before and after."""
+    from luthier.evaluate.report import write_report
+
+    write_report(
+        folder.path,
+        config=work.config.to_dict(),
+        audit=work.audit.to_json(),
+        metrics_lines=read_metrics(folder.metrics_path),
+        samples=tuned.samples(),
+        machine=work.machine,
+        versions={name: _version(name) for name in VERSIONED},
+    )
+
+
+def _trained(folder: RunFolder, tuned: Tuned, work: Work) -> Trained:
+    history: dict[str, dict[str, list[float]]] = {}
+    for line in read_metrics(folder.metrics_path):
+        of = history.setdefault(line["split"], {})
+        for name, value in line.items():
+            if isinstance(value, (int, float)) and name not in ("time", "step", "epoch"):
+                of.setdefault(name, []).append(value)
+    rows: dict[str, int] = {name: len(found) for name, found in work.prepared.examples.items()}
+    return Trained(folder.path, tuned, tuned.output, history, rows)
+
+
+def _name_of(dataset: Any) -> str:
+    return Path(dataset).stem if isinstance(dataset, (str, Path)) else "run"
