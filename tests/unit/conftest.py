@@ -5,4 +5,5 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent / "data"))
+for _folder in ("data", "plan"):
+    sys.path.insert(0, str(Path(__file__).parent / _folder))

@@ -9,6 +9,7 @@ from luthier.config.adapter import AdaLora, Adapter, BaseAdapter, Boft, Ia3, LnT
 from luthier.config.backend import Backend
 from luthier.config.defaults import Filled
 from luthier.config.describe import markdown, schema_of
+from luthier.config.execution import Execution, size_bytes
 from luthier.config.features import Decoder, Feature, FeaturePreprocessing, Match
 from luthier.config.generation import Generation
 from luthier.config.loading import load
@@ -54,6 +55,7 @@ __all__ = [
     "Boft",
     "Config",
     "Decoder",
+    "Execution",
     "Feature",
     "FeaturePreprocessing",
     "Filled",
@@ -80,5 +82,6 @@ __all__ = [
     "json_schema",
     "load",
     "reference_markdown",
+    "size_bytes",
     "with_features",
 ]

@@ -189,7 +189,7 @@ def _rename(data: dict[str, Any], places: Places, faults: list[Fault]) -> None:
 def _drop_null_sections(data: dict[str, Any]) -> None:
     """A section heading with nothing under it (`prompt:`) is the section with its defaults."""
     for holder, names in (
-        (data, ("prompt", "preprocessing", "generation", "model_parameters", "trainer", "backend")),
+        (data, ("prompt", "preprocessing", "generation", "model_parameters", "trainer", "backend", "execution")),
         (data.get("trainer"), ("optimizer", "learning_rate_scheduler")),
         (data.get("preprocessing"), ("split",)),
         (data.get("adapter"), ("postprocessor",)),

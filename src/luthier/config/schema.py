@@ -10,6 +10,7 @@ from pydantic import Field, PrivateAttr, model_validator
 from luthier.config.adapter import Adapter, Lora
 from luthier.config.backend import Backend
 from luthier.config.defaults import Filled, Path, fill_ludwig, filled
+from luthier.config.execution import Execution
 from luthier.config.features import Feature
 from luthier.config.generation import Generation
 from luthier.config.model_parameters import ModelParameters
@@ -48,6 +49,7 @@ class Config(Section):
     model_parameters: ModelParameters = key(ModelParameters, "Small changes to the base model.")
     trainer: Trainer = key(Trainer, "What is learned and for how long.")
     backend: Backend = key(Backend, "Where the run is executed.")
+    execution: Execution = key(Execution, "Pins for what is otherwise planned; changes time and memory only.")
     defaults: Literal["luthier", "ludwig"] = key("luthier", "Whose defaults fill the keys that are left out.")
     random_seed: Int = key(42, "Seed of everything random.", ge=0, lt=2**32)
 

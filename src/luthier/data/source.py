@@ -9,6 +9,17 @@ from luthier.errors import DataError
 from luthier.types import Example
 
 
+def order(count: int, epoch: int, seed: int, data_hash: str, shuffle: bool = True) -> list[int]:
+    """Indices of ``count`` examples in the order of ``epoch``; the planner asks for the steps it will meet."""
+    if not shuffle:
+        return list(range(count))
+    import numpy as np
+
+    digest = hashlib.sha256(f"order\0{seed}\0{epoch}\0{data_hash}".encode()).digest()
+    keys = np.random.Philox(key=int.from_bytes(digest[:16], "little")).random_raw(count)
+    return [int(i) for i in np.argsort(keys, kind="stable")]
+
+
 class TableSource:
     """A `StepSource` over fixed examples. The order of an epoch depends on (seed, epoch, data_hash) and nothing else.
 
@@ -31,13 +42,7 @@ class TableSource:
 
     def order(self, epoch: int) -> list[int]:
         """Example indices in the order of ``epoch``."""
-        if not self._shuffle:
-            return list(range(len(self._examples)))
-        import numpy as np
-
-        digest = hashlib.sha256(f"order\0{self._seed}\0{epoch}\0{self._hash}".encode()).digest()
-        keys = np.random.Philox(key=int.from_bytes(digest[:16], "little")).random_raw(len(self._examples))
-        return [int(i) for i in np.argsort(keys, kind="stable")]
+        return order(len(self._examples), epoch, self._seed, self._hash, self._shuffle)
 
     def next_step(self) -> list[Example]:
         """The next effective batch, in its order; the epochs go on forever."""

@@ -1,60 +1,252 @@
-"""How a config is executed on a machine: a pure function of config, model, data and machine, with a reason each."""
+"""The fastest plan that fits: a pure function of config, model, data and machine, with a reason for each choice.
+
+Every combination of the means that the engine has is a candidate: weights resident, quantised or streamed; recomputing
+as few layers as fit; checkpoints, embeddings and optimizer on the device or the host; passes from the whole step down
+to one row. Those that fit in free memory less a reserve are compared by predicted time, to which each means adds a
+little for what a prediction does not see (`BURDEN`): the simpler plan wins a near tie. More memory can never raise
+that cost.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any, Literal
 
-from luthier.types import DataStats, Gpu, Machine, ModelSpec, Plan
+from luthier.config.execution import size_bytes
+from luthier.errors import TrainingError
+from luthier.plan import pins, reasons
+from luthier.plan.job import Job
+from luthier.plan.memory import GIB, MIB, Memory, memory
+from luthier.plan.speed import Rates, Speed, rates_of, speed
+from luthier.plan.support import BUILT, Engine, flash, not_decoder
+from luthier.types import DataStats, Machine, ModelSpec, Plan
 
-CPU_TOKENS = 512  # padded tokens of a pass: enough to fill a CPU's matrix units, small enough to stay in cache
-MAX_TOKENS = 16384  # more in one pass gains nothing
-RESERVE = 0.85  # share of free memory that is planned for; the rest is fragmentation and what else runs
+MAX_TOKENS = 32768  # more in one pass gains nothing on any card
+ROUND = 64  # tokens of a pass are a multiple of this
+CUTS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 96, 128)  # passes of a step that are tried
+LOSS = {"cuda": (256 * MIB, 32 * MIB), "mps": (128 * MIB,), "cpu": (48 * MIB,)}  # bytes of a chunk of logits
+# What a means must save to be worth it, as a share of the step's time.
+BURDEN = {"streamed": 1.0, "offload_checkpoints": 0.03, "optimizer": 0.03, "embeddings": 0.01}
+RESERVE = {"cuda": (0.04, 400 * MIB), "mps": (0.15, GIB), "cpu": (0.10, 512 * MIB)}  # share of free memory, at least
 
 
-def device_of(machine: Machine) -> str:
-    """The device a run uses: the GPU with the most free memory, else the CPU."""
-    if not machine.gpus:
+@dataclass(frozen=True, slots=True)
+class Room:
+    """Bytes that a run may take of the device and of the host."""
+
+    device: int
+    host: int
+
+    def holds(self, need: Memory, device: str) -> bool:
+        """Whether a plan fits."""
+        return need.host_total <= self.host and (device == "cpu" or need.total <= self.device)
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A plan with what is predicted of it. ``speed`` is the average step; ``fits`` is False only for `leanest`."""
+
+    plan: Plan
+    job: Job
+    memory: Memory
+    speed: Speed
+    rates: Rates
+    room: Room
+    fits: bool = True
+
+
+def device_of(machine: Machine, wanted: str = "auto") -> str:
+    """The device a run uses: the GPU with the most free memory, else the CPU; ``wanted`` as `execution.device`."""
+    if wanted == "cpu" or not machine.gpus:
         return "cpu"
     best = max(range(len(machine.gpus)), key=lambda index: machine.gpus[index].free)
     return "mps" if machine.gpus[best].kind == "mps" else f"cuda:{best}"
 
 
-def make_plan(config: Any, spec: ModelSpec, stats: DataStats, machine: Machine) -> Plan:
-    """The plan. It changes time and memory, never the gradient; one example always fits into a pass."""
-    device = device_of(machine)
-    gpu = max(machine.gpus, key=lambda one: one.free, default=None)
-    room = RESERVE * (gpu.free if gpu else machine.free_memory) - fixed_bytes(config, spec, gpu)
-    declared = config.trainer.enable_gradient_checkpointing is True  # "auto" leaves it to memory
-    full = max(room, 0) / token_bytes(spec, checkpointing=False)
-    need = max(stats.longest, 1)
-    checkpointing = declared or full < need
-    fitting = max(room, 0) / token_bytes(spec, checkpointing=True) if checkpointing else full
-    wanted = CPU_TOKENS if device == "cpu" else MAX_TOKENS
-    tokens = max(need, int(min(wanted, fitting)))
-    where = gpu.name if gpu else "no GPU was found"
-    why_tokens = f"memory has room for about {int(fitting):,} tokens a pass"
-    if need >= tokens:
-        why_tokens = f"the longest example has {need:,} tokens"
-    elif tokens == wanted:
-        why_tokens = "more in one pass would not be faster here"
-    if fitting < need:
-        why_tokens += f"; memory is estimated for {int(fitting):,}, so it may run out"
-    why_checkpointing = "enable_gradient_checkpointing is set" if declared else "activations fit in memory"
-    if checkpointing and not declared:
-        why_checkpointing = "activations of the longest example would not fit in memory"
-    reasons = {"device": where, "tokens_per_pass": why_tokens, "recompute_layers": why_checkpointing}
-    return Plan(device, tokens, recompute_layers=spec.layers if checkpointing else 0, reasons=reasons)
+def room_of(config: Any, machine: Machine, device: str) -> Room:
+    """Free memory less the reserve, or the declared limit where that is less than what is free."""
+    kind = device.split(":")[0]
+    free = machine.gpus[int(device.partition(":")[2] or 0)].free if kind != "cpu" else machine.free_memory
+    share, least = RESERVE[kind]
+    limit, host_limit = config.execution.memory_limit, config.execution.host_memory_limit
+    own = min(free, size_bytes(limit)) if limit else round(free - max(share * free, least))
+    share, least = RESERVE["cpu"]
+    spare = round(machine.free_memory - max(share * machine.free_memory, least))
+    host = min(machine.free_memory, size_bytes(host_limit)) if host_limit else spare
+    return Room(own, min(own, host) if kind == "cpu" else host)
 
 
-def fixed_bytes(config: Any, spec: ModelSpec, gpu: Gpu | None = None) -> float:
-    """Bytes that do not grow with the pass: weights; for full training also masters, gradients, two moments."""
-    bits = config.quantization.bits if config.quantization is not None else None
-    frozen = {4: 0.6, 8: 1.1, None: 2.0}[bits]
-    full = config.adapter is None
-    return spec.parameters * (16.0 if full else frozen + 0.02 * 16) + (2**30 if gpu and gpu.kind == "cuda" else 0)
+def make_plan(config: Any, spec: ModelSpec, stats: DataStats, machine: Machine, *, engine: Engine = BUILT) -> Plan:
+    """The plan alone. Raises as `plan_for`."""
+    return plan_for(config, spec, stats, machine, engine=engine).plan
 
 
-def token_bytes(spec: ModelSpec, *, checkpointing: bool) -> float:
-    """Bytes of activations for one token: per layer its inputs and inner products, and the head's logits in fp32."""
-    inner = 0 if checkpointing else 2 * (10 * spec.hidden + 4 * spec.intermediate)
-    return spec.layers * (2 * spec.hidden + inner) + 12 * spec.vocab + 2 * (10 * spec.hidden + 4 * spec.intermediate)
+def plan_for(
+    config: Any,
+    spec: ModelSpec,
+    stats: DataStats,
+    machine: Machine,
+    *,
+    engine: Engine = BUILT,
+    measured: tuple[float, float] | None = None,
+) -> Planned:
+    """The fastest plan that fits, with its forecast. ``measured``: rates of this CPU, which change times alone.
+
+    Raises ConfigError config-conflict for pins that cannot work, TrainingError training-no-memory when nothing fits.
+    """
+    found = best(config, spec, stats, machine, engine=engine, measured=measured)
+    if found.fits:
+        return found
+    from luthier.plan.remedies import refusal
+
+    raise TrainingError([refusal(config, spec, stats, machine, engine, found)])
+
+
+def best(
+    config: Any,
+    spec: ModelSpec,
+    stats: DataStats,
+    machine: Machine,
+    *,
+    engine: Engine = BUILT,
+    measured: tuple[float, float] | None = None,
+) -> Planned:
+    """As `plan_for`; when nothing fits, the plan that needs least, with ``fits`` False."""
+    job = Job.of(config, spec, stats, machine)
+    device = device_of(machine, config.execution.device)
+    start = _start(config, spec, job, machine, device, engine)
+    room = room_of(config, machine, device)
+    assumed = rates_of(machine, device, job.precision)  # so that a probe changes what is told, never the plan
+    fitting, leanest = None, None
+    for plan in _candidates(config, job, start, engine):
+        tokens = _largest(job, plan)
+        plan = _with_recompute(config, job, plan, tokens, room)
+        need = memory(job, plan, tokens)
+        if room.holds(need, device):
+            price = cost(plan, speed(job, plan, assumed, typical=True).seconds)
+            if fitting is None or price < fitting[0]:
+                fitting = (price, plan)
+        elif fitting is None:
+            over = max(need.total - room.device, need.host_total - room.host)
+            if leanest is None or over < leanest[0]:
+                leanest = (over, plan)
+    chosen = (fitting or leanest or (0, start))[1]
+    rates = rates_of(machine, device, job.precision, measured)
+    took = speed(job, chosen, rates)
+    need = memory(job, chosen, max(took.largest, 1))
+    told = replace(chosen, reasons=reasons.why(config, job, chosen, machine, engine, spec))
+    return Planned(told, job, need, took, rates, room, fitting is not None)
+
+
+def cost(plan: Plan, seconds: float) -> float:
+    """What plans are compared by: a step's seconds, with the burden of the means that the plan uses."""
+    burden = BURDEN["streamed"] * (plan.weights == "streamed")
+    burden += BURDEN["offload_checkpoints"] * plan.offload_checkpoints
+    burden += BURDEN["optimizer"] * (plan.optimizer == "host") + BURDEN["embeddings"] * (plan.embeddings == "host")
+    return seconds * (1 + burden)
+
+
+def forecast(config: Any, spec: ModelSpec, stats: DataStats, machine: Machine, plan: Plan) -> Planned:
+    """What a plan that is given (recorded, or pinned whole) takes on this machine."""
+    job = Job.of(config, spec, stats, machine)
+    rates, room = rates_of(machine, plan.device, job.precision), room_of(config, machine, plan.device)
+    took = speed(job, plan, rates)
+    need = memory(job, plan, max(took.largest, 1))
+    return Planned(plan, job, need, took, rates, room, room.holds(need, plan.device))
+
+
+def _start(config: Any, spec: ModelSpec, job: Job, machine: Machine, device: str, engine: Engine) -> Plan:
+    """What is decided without comparing: path, attention; pins are checked here."""
+    why_not = not_decoder(config, spec, engine)
+    model: Literal["decoder", "generic"] = "generic" if why_not or config.execution.model == "generic" else "decoder"
+    no_flash = flash(machine, device, job.compute)
+    pins.check(config, job, machine, device, model, why_not, no_flash, engine)
+    packs = model == "decoder" and no_flash is None and config.execution.attention != "padded"
+    wanted = config.execution.share_prefix is not False
+    shared = engine.share_prefix and model == "decoder" and job.dropout == 0 and wanted
+    return Plan(
+        device=device,
+        tokens_per_pass=job.longest,
+        model=model,
+        attention="flash" if packs else "padded",
+        weights="quantised" if model == "generic" and job.bits else "resident",
+        share_prefix=shared,
+    )
+
+
+def _candidates(config: Any, job: Job, start: Plan, engine: Engine) -> Iterator[Plan]:
+    """Every plan to compare, without its recomputed layers; simple ones first."""
+    pinned = config.execution
+    kind = start.device.split(":")[0]
+    decoder, cuda = start.model == "decoder", kind == "cuda"
+
+    def of(name: str, *options: Any) -> Sequence[Any]:
+        declared = getattr(pinned, name)
+        return options if declared == "auto" else (declared,)
+
+    weights: tuple[str, ...] = (start.weights,)
+    if decoder and not job.trained.full:
+        every = ("resident", *(("quantised",) if job.bits else ()), *(("streamed",) if cuda else ()))
+        weights = tuple(name for name in every if name in engine.weights)
+    tables = ("device", "host") if decoder and cuda and job.shape.head and engine.embeddings_on_host else ("device",)
+    places = ("device", "host") if decoder and cuda and engine.optimizer_on_host and not job.paged else ("device",)
+    away = (False, True) if decoder and cuda and engine.offload_checkpoints else (False,)
+    chunks = of("loss_chunk", *_chunks(job, kind)) if decoder else (4096,)
+    for cut, chunk, place, table, kept, moved in product(
+        of("tokens_per_pass", *_cuts(job, start.model)),
+        chunks,
+        of("optimizer", *places),
+        of("embeddings", *tables),
+        of("weights", *weights),
+        of("offload_checkpoints", *away),
+    ):
+        yield replace(
+            start,
+            tokens_per_pass=max(cut, job.longest),
+            loss_chunk=chunk,
+            optimizer=place,
+            embeddings=table,
+            weights=kept,
+            offload_checkpoints=moved,
+        )
+
+
+def _chunks(job: Job, kind: str) -> list[int]:
+    one = job.shape.spec.vocab * (2 * job.compute + 4)
+    return [max(ROUND, size // one // ROUND * ROUND) for size in LOSS[kind]]
+
+
+def _cuts(job: Job, model: str) -> list[int]:
+    """Tokens of a pass to try: the largest step in one pass, in two, …, down to the longest row."""
+    sizes = [max(-(-job.most(model) // cut), job.longest) for cut in CUTS]
+    return sorted({min(-(-size // ROUND) * ROUND, max(MAX_TOKENS, job.longest)) for size in sizes}, reverse=True)
+
+
+def _largest(job: Job, plan: Plan) -> int:
+    """Tokens of the largest pass that can come: what the plan allows, or all of the largest step if that is less."""
+    return max(min(plan.tokens_per_pass, job.most(plan.model)), job.longest)
+
+
+def _with_recompute(config: Any, job: Job, plan: Plan, tokens: int, room: Room) -> Plan:
+    """The plan with as few recomputed layers as make it fit; with all of them when none is enough."""
+    layers, declared = job.shape.spec.layers, config.execution.recompute
+    if config.trainer.enable_gradient_checkpointing is True:
+        declared = "all"
+    if declared != "auto":
+        fixed = {"none": 0, "all": layers}.get(declared, declared)
+        return replace(plan, recompute_layers=min(fixed, layers))
+
+    def fits(count: int) -> bool:
+        return room.holds(memory(job, replace(plan, recompute_layers=count), tokens), plan.device)
+
+    if not plan.offload_checkpoints and fits(0):
+        return plan
+    if plan.model == "generic" or not fits(layers):
+        return replace(plan, recompute_layers=layers)
+    low, high = 1, layers  # memory falls with each further layer, from the second on
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if fits(middle) else (middle + 1, high)
+    return replace(plan, recompute_layers=low)

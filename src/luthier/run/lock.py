@@ -12,7 +12,7 @@ from typing import Any
 IDENTITY = ("config", "data_hash", "base_hash", "tokenizer_hash", "template_hash", "seed", "defaults")
 
 # Config keys that change where a run is written, tracked or how fast it is, never what is learned.
-NOT_IDENTITY = frozenset({"name", "dataset", "backend"})
+NOT_IDENTITY = frozenset({"name", "dataset", "backend", "execution"})
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,102 @@
+"""The training that is planned, as numbers: what memory and time depend on, and nothing of how it is executed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from luthier.data.source import order
+from luthier.plan.precision import Precision, declared_precision, resolve_precision
+from luthier.plan.shape import Shape, Trained, trained
+from luthier.types import DataStats, Machine, ModelSpec
+
+SIMULATED = 2000  # steps whose lengths are looked at, from the first on
+
+# Bytes of optimizer state for each trained weight.
+STATE = {"adam": 8, "adamw": 8, "sgd": 0, "adafactor": 0.1, "lion": 4, "adamw_8bit": 2.03, "adam_8bit": 2.03,
+         "lion_8bit": 1.02, "paged_adamw": 8, "paged_adam": 8, "paged_adamw_8bit": 2.03, "paged_adam_8bit": 2.03,
+         "paged_lion_8bit": 1.02}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One training. ``steps``: the lengths of the rows of each simulated step; ``share``: trained tokens of all."""
+
+    shape: Shape
+    trained: Trained
+    precision: Precision
+    bits: int | None
+    double: bool
+    dropout: float
+    batch: int
+    rows: int
+    tokens: int  # of one epoch
+    share: float
+    longest: int
+    steps: tuple[tuple[int, ...], ...]
+    total_steps: int
+    steps_per_epoch: int
+    evaluations: int
+    state: float  # bytes of optimizer state for each trained weight
+    paged: bool
+    noise: bool  # NEFTune
+    answer: int  # tokens of a generated answer
+    answers: int  # rows that are answered at an evaluation
+    answered: int  # rows answered at one time, at least
+
+    @classmethod
+    def of(cls, config: Any, spec: ModelSpec, stats: DataStats, machine: Machine) -> Job:
+        """The numbers of a config on data. Raises ConfigError for a precision that the machine cannot do."""
+        trainer, quantization = config.trainer, config.quantization
+        shape = Shape.of(spec)
+        rows, batch = len(stats.lengths), trainer.effective_batch
+        per_epoch = max(1, -(-rows // batch))
+        total = trainer.train_steps or trainer.epochs * per_epoch
+        kind = trainer.optimizer.type
+        momentum = 4 if kind == "sgd" and trainer.optimizer.momentum else 0
+        return cls(
+            shape=shape,
+            trained=trained(config.adapter, shape),
+            precision=resolve_precision(declared_precision(config), machine),
+            bits=quantization.bits if quantization else None,
+            double=bool(quantization and quantization.bnb_4bit_use_double_quant),
+            dropout=float(getattr(config.adapter, "dropout", 0.0) or 0.0),
+            batch=batch,
+            rows=rows,
+            tokens=stats.tokens,
+            share=stats.supervised_tokens / stats.tokens if stats.tokens else 0.0,
+            longest=max(stats.longest, 1),
+            steps=_steps(config, stats, batch, min(total, SIMULATED)),
+            total_steps=total,
+            steps_per_epoch=per_epoch,
+            evaluations=max(1, total // (trainer.steps_per_evaluation or per_epoch)),
+            state=STATE[kind] + momentum,
+            paged=kind.startswith("paged"),
+            noise=bool(config.model_parameters.neftune_noise_alpha),
+            answer=config.generation.max_new_tokens or 256,
+            answers=trainer.eval_generation_rows,
+            answered=trainer.eval_batch_size if isinstance(trainer.eval_batch_size, int) else 1,
+        )
+
+    @property
+    def compute(self) -> int:
+        """Bytes of a number in the arithmetic."""
+        return 4 if self.precision == "fp32" else 2
+
+    def most(self, model: str) -> int:
+        """Tokens of the largest simulated step, with the padding that the generic path adds."""
+        padded = model == "generic"
+        return max((len(rows) * max(rows) if padded else sum(rows) for rows in self.steps), default=self.longest)
+
+
+def _steps(config: Any, stats: DataStats, batch: int, count: int) -> tuple[tuple[int, ...], ...]:
+    """Lengths of the rows of the first ``count`` steps, in the very order of the run."""
+    out: list[tuple[int, ...]] = []
+    epoch = 0
+    while stats.lengths and len(out) < count:
+        shuffle = config.trainer.should_shuffle
+        indices = order(len(stats.lengths), epoch, config.random_seed, stats.data_hash, shuffle)
+        starts = range(0, len(indices), batch)
+        out += [tuple(stats.lengths[i] for i in indices[start : start + batch]) for start in starts]
+        epoch += 1
+    return tuple(out[:count])

@@ -1,0 +1,97 @@
+"""Pins of the `execution:` section that cannot work are refused, each with its reason, before anything is loaded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from luthier.errors import ConfigError, Fault
+from luthier.plan.job import Job
+from luthier.plan.support import Engine
+from luthier.types import Machine
+
+DECODER_ONLY = ("offload_checkpoints", "embeddings", "optimizer", "loss_chunk", "share_prefix")
+PLAIN = (False, "device", "auto")  # what these are anyway
+
+
+def check(
+    config: Any,
+    job: Job,
+    machine: Machine,
+    device: str,
+    model: str,
+    why_not: str | None,
+    no_flash: str | None,
+    engine: Engine,
+) -> None:
+    """Raises ConfigError with a fault for each pin that cannot work here."""
+    pinned, layers = config.execution, job.shape.spec.layers
+    faults: list[Fault] = []
+
+    def refuse(key: str, why: str, fix: str = "auto") -> None:
+        value = getattr(pinned, key)
+        faults.append(
+            Fault("config-conflict", f"`execution.{key}: {_yaml(value)}` cannot work: {why}", f"execution.{key}", value,
+                  fix=f"execution.{key}: {fix}")
+        )  # fmt: skip
+
+    if pinned.model == "decoder" and why_not:
+        refuse("model", why_not)
+    if pinned.device in ("cuda", "mps") and not device.startswith(pinned.device):
+        refuse("device", f"no {pinned.device} device was found; the machine has {_gpus(machine)}")
+    if pinned.attention == "flash" and (no_flash or model == "generic"):
+        refuse("attention", no_flash or "the generic path pads")
+    if isinstance(pinned.tokens_per_pass, int) and pinned.tokens_per_pass < job.longest:
+        refuse("tokens_per_pass", f"the longest row has {job.longest:,} tokens, and a row is never cut in two",
+               f"{job.longest} (or lower preprocessing.max_sequence_length)")  # fmt: skip
+    if isinstance(pinned.recompute, int):
+        if pinned.recompute > layers:
+            refuse("recompute", f"the model has {layers} layers", "all")
+        elif model == "generic" and pinned.recompute not in (0, layers):
+            refuse("recompute", "the generic path recomputes all layers or none", "all")
+    if config.trainer.enable_gradient_checkpointing is True and pinned.recompute in ("none", 0):
+        refuse("recompute", "trainer.enable_gradient_checkpointing is true, which recomputes all layers", "all")
+    if model == "generic":
+        for key in DECODER_ONLY:
+            if getattr(pinned, key) not in PLAIN:
+                refuse(key, f"it belongs to Luthier's own decoder, and {why_not or 'execution.model is generic'}")
+    _check_weights(config, job, device, model, engine, refuse)
+    for key, there in (("embeddings", engine.embeddings_on_host), ("optimizer", engine.optimizer_on_host)):
+        if model == "decoder" and getattr(pinned, key) == "host" and not (there and device.startswith("cuda")):
+            refuse(key, "there is no device memory to spare on a CPU" if there else "the engine does not do it yet")
+    if model == "decoder" and pinned.offload_checkpoints is True:
+        if not (engine.offload_checkpoints and device.startswith("cuda")):
+            refuse("offload_checkpoints", "it needs a CUDA GPU" if engine.offload_checkpoints else "not built yet")
+        elif pinned.recompute in ("none", 0):
+            refuse("offload_checkpoints", "without recomputed layers there are no checkpoints", "false")
+    if model == "decoder" and pinned.share_prefix is True:
+        if job.dropout:
+            refuse("share_prefix", f"adapter.dropout is {job.dropout:g}, and shared tokens have one mask", "false")
+        elif not engine.share_prefix:
+            refuse("share_prefix", "the engine does not do it yet", "false")
+    if faults:
+        raise ConfigError(faults)
+
+
+def _check_weights(config: Any, job: Job, device: str, model: str, engine: Engine, refuse: Any) -> None:
+    pinned = config.execution.weights
+    if pinned == "auto":
+        return
+    if job.trained.full and pinned != "resident":
+        refuse("weights", "all weights are trained, so they stay on the device", "resident")
+    elif pinned == "quantised" and job.bits is None:
+        refuse("weights", "the base is not quantised, and quantising it would change what is learned; "
+               "set quantization.bits: 4 for that", "resident")  # fmt: skip
+    elif model == "generic" and pinned != ("quantised" if job.bits else "resident"):
+        refuse("weights", "the generic path keeps weights as bitsandbytes and transformers load them")
+    elif pinned == "streamed" and not device.startswith("cuda"):
+        refuse("weights", "streaming copies from the host to a CUDA GPU", "resident")
+    elif model == "decoder" and pinned not in engine.weights:
+        refuse("weights", "the engine does not do it yet")
+
+
+def _gpus(machine: Machine) -> str:
+    return ", ".join(gpu.name for gpu in machine.gpus) or "no GPU"
+
+
+def _yaml(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,69 @@
+"""Why a plan is as it is: one line for each choice."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from luthier.plan.job import Job
+from luthier.plan.support import Engine, flash, not_decoder
+from luthier.types import Machine, ModelSpec, Plan
+
+SET = "set in execution:"
+
+
+def why(config: Any, job: Job, plan: Plan, machine: Machine, engine: Engine, spec: ModelSpec) -> dict[str, str]:
+    """Field of the plan -> its reason."""
+    pinned = config.execution.pins
+    layers = spec.layers
+    gpu = machine.gpus[int(plan.device.partition(":")[2] or 0)] if plan.device != "cpu" else None
+    no_flash = flash(machine, plan.device, job.compute)
+    said = {
+        "device": gpu.name if gpu else "no GPU was found" if not machine.gpus else SET,
+        "model": not_decoder(config, spec, engine) or "the decoder of this architecture packs rows without padding",
+        "tokens_per_pass": _tokens(job, plan),
+        "attention": "rows are packed and never see each other" if plan.attention == "flash" else
+        "the generic path pads rows" if plan.model == "generic" else str(no_flash),
+        "recompute_layers": _recompute(config, job, plan, layers),
+        "weights": _weights(job, plan),
+    }  # fmt: skip
+    if plan.model == "decoder":
+        said["loss_chunk"] = f"logits of {job.shape.spec.vocab:,} words exist for so many tokens at a time"
+    if plan.offload_checkpoints:
+        said["offload_checkpoints"] = "their inputs would not fit beside the rest"
+    if plan.embeddings == "host":
+        said["embeddings"] = "the table is looked up on the host to make room"
+    if plan.optimizer == "host":
+        said["optimizer"] = "its state does not fit on the device"
+    if plan.share_prefix:
+        said["share_prefix"] = "dropout is 0, so common beginnings are computed once"
+    names = {"recompute_layers": "recompute"}
+    return {field: SET if names.get(field, field) in pinned else text for field, text in said.items()}
+
+
+def _tokens(job: Job, plan: Plan) -> str:
+    most = job.most(plan.model)
+    if plan.tokens_per_pass >= most:
+        return f"a whole step of {job.batch} rows fits in one pass"
+    if plan.device == "cpu":
+        return "larger passes leave the CPU's cache, smaller ones read the weights more often"
+    return f"the largest pass that fits; a step of {job.batch} rows has up to {most:,} tokens"
+
+
+def _recompute(config: Any, job: Job, plan: Plan, layers: int) -> str:
+    if config.trainer.enable_gradient_checkpointing is True:
+        return "trainer.enable_gradient_checkpointing is set"
+    if not plan.recompute_layers:
+        return "all activations fit in memory"
+    count = min(plan.recompute_layers, layers)
+    return f"activations of {count} of {layers} layers would not fit; {100 * count / layers / 3:.0f} % more arithmetic"
+
+
+def _weights(job: Job, plan: Plan) -> str:
+    if job.trained.full:
+        return "all weights are trained"
+    if plan.weights == "resident":
+        return "de-quantised once, since memory has room" if job.bits else "they fit on the device as they are"
+    if plan.weights == "quantised":
+        how = "by bitsandbytes" if plan.model == "generic" else "as they are used"
+        return f"{job.bits} bits: de-quantised {how}"
+    return "they do not fit on the device beside the rest"

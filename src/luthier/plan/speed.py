@@ -1,0 +1,197 @@
+"""How long a plan takes: a roofline of the passes of a step, part by part, and the rates it is computed with.
+
+A pass is as slow as the slower of two things: the device's work (products, traffic) and the host that starts it.
+Rates of a card that nobody measured come from its data sheet; what is predicted with them is a range.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from luthier.data.pack import schedule
+from luthier.plan.cards import GIB, Card, card_of
+from luthier.plan.job import Job
+from luthier.plan.memory import layer_bytes
+from luthier.plan.precision import Precision
+from luthier.plan.shape import quantised_bytes
+from luthier.types import Machine, Plan
+
+TYPICAL = 8  # steps that stand for all of them while plans are compared
+# Kernels that one layer starts in a pass, forward and backward, and the seconds of host work that each costs.
+KERNELS = {"decoder": 110, "generic": 300}
+HOST_SECONDS = {"decoder": 8e-6, "generic": 22e-6}  # PEFT and transformers are Python between the kernels
+CPU_SECONDS = 12e-6
+TRAFFIC = {"decoder": 1.0, "generic": 2.5}  # element-wise reads and writes, against a fused layer
+ADAPTER = 5.0  # times that LoRA's inputs and outputs go through memory in a pass, over reading them once
+# Share of a CPU's matrix ceiling that a training reaches, and its ceilings a core: measured on two cores of an AMD EPYC
+# with AVX-512 bf16 at SmolLM2-135M's sizes (516e9 and 187e9 operations a second).
+CPU_SHARE, CPU_BF16, CPU_FP32, CPU_BANDWIDTH = 0.6, 258e9, 93e9, 7.5e9
+CACHE = 2**20  # second-level cache of a core; a pass whose layer does not fit goes through memory
+RANGE = {True: (0.85, 1.15), False: (0.6, 1.8)}  # calibrated -> low and high, as shares of the prediction
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """What a device does in a second. ``matmul``: operations; ``bandwidth``, ``link``: bytes; ``launch``: seconds."""
+
+    name: str
+    matmul: float
+    half: float  # tokens of a pass at which half of it is reached
+    bandwidth: float
+    link: float
+    launch: float
+    cache: float = 0.0  # bytes beyond which element-wise work slows down; 0: no such edge
+    calibrated: bool = False
+    source: str = ""
+
+    def products(self, tokens: float) -> float:
+        """Operations a second in a pass of ``tokens``."""
+        return self.matmul * tokens / (tokens + self.half)
+
+
+def rates_of(machine: Machine, device: str, precision: Precision, measured: tuple[float, float] | None = None) -> Rates:
+    """The rates of ``device`` of the machine. ``measured``: a CPU's (bf16, fp32) operations a second, from a probe."""
+    if device.startswith("cuda"):
+        gpu = machine.gpus[int(device.partition(":")[2] or 0)]
+        return _of_card(card_of(gpu), precision)
+    if device == "mps":
+        return Rates("Apple GPU", 2.5e12, 100, 100e9, 100e9, 1e-5, source="assumed")
+    bf16, fp32 = measured or (CPU_BF16 * machine.cores, CPU_FP32 * machine.cores)
+    peak = bf16 if precision == "bf16" and machine.cpu_bf16 else fp32
+    return Rates(
+        machine.cpu or "CPU",
+        CPU_SHARE * peak,
+        8.0,
+        CPU_BANDWIDTH * machine.cores,
+        float("inf"),
+        CPU_SECONDS,
+        cache=CACHE * machine.cores,
+        source="probe of this CPU" if measured else "assumed for each core",
+    )
+
+
+def _of_card(card: Card, precision: Precision) -> Rates:
+    peak = card.single * 0.8 if precision == "fp32" else card.half16 * card.gemm
+    return Rates(
+        card.name, peak * 1e12, card.half, card.bandwidth * 0.8e9, card.link * 1e9, card.launch,
+        calibrated=card.calibrated, source=card.source,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """One optimizer step on average: seconds by part, real tokens, passes."""
+
+    parts: Mapping[str, float]
+    tokens: float
+    passes: float
+    largest: int  # tokens of the largest pass that was met
+
+    @property
+    def seconds(self) -> float:
+        """Of one step."""
+        return sum(self.parts.values())
+
+
+def speed(job: Job, plan: Plan, rates: Rates, *, typical: bool = False) -> Speed:
+    """The average step; ``typical`` looks at a few steps alone, which is enough to compare plans."""
+    steps = job.steps or ((job.longest,) * min(job.batch, max(job.rows, 1)),)
+    if typical and len(steps) > TYPICAL:
+        steps = steps[:: -(-len(steps) // TYPICAL)]
+    parts: dict[str, float] = {}
+    tokens = passes = largest = 0
+    for lengths in steps:
+        for rows in _cut(lengths, plan.tokens_per_pass, plan.model):
+            padded = len(rows) * max(rows) if plan.model == "generic" else sum(rows)
+            largest = max(largest, padded)
+            passes += 1
+            for name, seconds in pass_seconds(job, plan, rates, padded, rows).items():
+                parts[name] = parts.get(name, 0.0) + seconds
+        tokens += sum(lengths)
+    parts = {name: seconds / len(steps) for name, seconds in parts.items()}
+    parts["optimizer"] = _update(job, plan, rates)
+    return Speed(parts, tokens / len(steps), passes / len(steps), largest)
+
+
+@lru_cache(maxsize=4096)
+def _cut(lengths: tuple[int, ...], tokens: int, model: str) -> tuple[tuple[int, ...], ...]:
+    """The lengths of each pass of a step, as training will cut it."""
+    passes = schedule(lengths, Plan("", tokens, model), 1)[0]  # type: ignore[arg-type]
+    return tuple(tuple(lengths[i] for i in indices) for indices in passes)
+
+
+def pass_seconds(job: Job, plan: Plan, rates: Rates, tokens: int, rows: Sequence[int]) -> dict[str, float]:
+    """Seconds of one pass by part. ``tokens``: those computed, padding included; ``rows``: the lengths of its rows."""
+    shape, spec, c = job.shape, job.shape.spec, job.compute
+    rate = rates.products(tokens)
+    forward = 2.0 * shape.linear * tokens
+    again = plan.recompute_layers / max(spec.layers, 1)
+    supervised = tokens * job.share
+    training = 3 if job.trained.full else 2  # gradients of activations, and of weights where they are trained
+    kept = supervised if plan.model == "decoder" else min(tokens, 1.3 * supervised)
+    square = len(rows) * max(rows) ** 2 if plan.model == "generic" or plan.attention == "padded" else _squares(rows)
+    out = {
+        "products": training * forward / rate,
+        "recompute": again * forward / rate,
+        "head and loss": training * 2.0 * shape.embedding * kept / rate + kept * spec.vocab * 16 / rates.bandwidth,
+        "attention": (3.5 + again) * 2.0 * square * shape.q * spec.layers / (0.4 * rates.matmul),
+        "traffic": _traffic(job, plan, rates, tokens) * (3 + again),
+        "adapter": _adapter(job, rates, tokens) * (1 + again / 3),
+        "de-quantise": _dequantise(job, plan, rates) * (2 + again),
+    }
+    if plan.weights == "streamed":
+        moved = (2 + again) * quantised_bytes(job.bits, job.double, c) * shape.linear / rates.link
+        out["weights from the host"] = max(0.0, moved - out["products"] - out["recompute"])
+    if plan.offload_checkpoints:
+        moved = 2 * tokens * plan.recompute_layers * spec.hidden * c / rates.link
+        out["inputs to the host"] = max(0.0, moved - 0.5 * out["products"])
+    return _with_launches(out, plan, rates, spec.layers, again)
+
+
+def _with_launches(out: dict[str, float], plan: Plan, rates: Rates, layers: int, again: float) -> dict[str, float]:
+    kernels = KERNELS[plan.model] * layers * (1 + again / 3)
+    if plan.device == "cpu":  # one worker: what it takes to start the work comes on top
+        return out | {"launches": kernels * rates.launch}
+    busy = sum(out.values())
+    host = kernels * max(HOST_SECONDS[plan.model], rates.launch)
+    return out | {"launches": max(0.0, host - busy)}
+
+
+def _squares(rows: Sequence[int]) -> float:
+    return float(sum(length * length for length in rows)) / 2  # causal kernels skip the upper half
+
+
+def _traffic(job: Job, plan: Plan, rates: Rates, tokens: int) -> float:
+    """Element-wise work of all layers, once: norms, rotation, SwiGLU, residuals. Slower where it leaves the cache."""
+    spec, shape = job.shape.spec, job.shape
+    one = job.compute * (10 * spec.hidden + 2 * shape.q + 3 * spec.intermediate)
+    spill = 1.0
+    if rates.cache:
+        spill += tokens * job.compute * (4 * spec.intermediate + 4 * spec.hidden) / rates.cache
+        weights = 2 * quantised_bytes(None, False, job.compute) * shape.linear / 3  # read in both directions
+        return TRAFFIC[plan.model] * tokens * spec.layers * one * spill / rates.bandwidth + weights / rates.bandwidth
+    return TRAFFIC[plan.model] * tokens * spec.layers * one / rates.bandwidth
+
+
+def _adapter(job: Job, rates: Rates, tokens: int) -> float:
+    """LoRA: thin products, bound by reading their inputs and writing their outputs."""
+    return ADAPTER * tokens * job.trained.span * job.compute * job.shape.spec.layers / rates.bandwidth
+
+
+def _dequantise(job: Job, plan: Plan, rates: Rates) -> float:
+    """Reading 4-bit weights and writing them in the arithmetic, all layers once."""
+    if job.bits is None or plan.weights == "resident":
+        return 0.0
+    return (quantised_bytes(job.bits, job.double, job.compute) + job.compute) * job.shape.linear / rates.bandwidth
+
+
+def _update(job: Job, plan: Plan, rates: Rates) -> float:
+    moved = (12 + 2 * job.state) * job.trained.weights  # weight, gradient and state, read and written
+    if plan.optimizer == "host" or job.paged:
+        return moved / min(rates.link, 10e9)
+    return moved / rates.bandwidth
+
+
+__all__ = ["GIB", "RANGE", "Rates", "Speed", "layer_bytes", "pass_seconds", "rates_of", "speed"]

@@ -1,0 +1,68 @@
+"""The machine as it is read, and the table of GPUs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from luthier.errors import ConfigError
+from luthier.plan import probe
+from luthier.plan.cards import CARDS, UNKNOWN, card_named, card_of, imagined
+from luthier.plan.machine import _cgroup_memory, parse_gpus
+from luthier.types import Gpu
+
+MIB = 2**20
+
+
+def test_gpus_are_read_from_nvidia_smi() -> None:
+    gpus = parse_gpus("NVIDIA H100, 81559, 81008, 9.0\nTesla T4, 15360, 15000, 7.5\nbroken\nX, [N/A], 1, 2\n")
+    assert [g.name for g in gpus] == ["NVIDIA H100", "Tesla T4"]
+    assert gpus[1].memory == 15360 * MIB and gpus[0].capability == (9, 0)
+
+
+def test_a_containers_limit_counts(tmp_path: Path) -> None:
+    assert _cgroup_memory(tmp_path) == (0, 0)
+    (tmp_path / "memory.max").write_text("1000\n")
+    (tmp_path / "memory.current").write_text("600\n")
+    (tmp_path / "memory.stat").write_text("anon 100\ninactive_file 200\n")
+    assert _cgroup_memory(tmp_path) == (1000, 400)
+    (tmp_path / "memory.max").write_text("max\n")
+    assert _cgroup_memory(tmp_path) == (0, 0)
+
+
+def test_this_machine() -> None:
+    machine = probe()
+    assert machine.cores >= 1 and 0 < machine.free_memory <= machine.memory
+
+
+def test_a_card_is_found_by_any_of_its_names() -> None:
+    assert card_named("t4").name == "T4" and card_named("4090").name == "RTX 4090"
+    assert card_named("a100-80") == card_named("A100") != card_named("A100-40")
+    for driver, total, name in (
+        ("Tesla T4", 15360, "T4"),
+        ("NVIDIA A100-SXM4-80GB", 81920, "A100"),
+        ("NVIDIA A100-SXM4-40GB", 40960, "A100-40"),
+        ("NVIDIA GeForce RTX 4090", 24564, "RTX 4090"),
+        ("NVIDIA A10G", 23028, "A10G"),
+        ("NVIDIA H200", 143771, "H200"),
+        ("NVIDIA Unheard-of", 20000, "unknown GPU"),
+    ):
+        assert card_of(Gpu(driver, total * MIB, total * MIB)).name == name, driver
+    assert card_of(Gpu("x", MIB, MIB)) is UNKNOWN
+
+
+def test_an_unknown_card_lists_the_known_ones() -> None:
+    with pytest.raises(ConfigError) as caught:
+        card_named("T44")
+    fault = caught.value.faults[0]
+    assert set(fault.allowed) == {card.name for card in CARDS} and fault.fix == "did you mean 'T4'?"
+
+
+def test_every_card_is_whole() -> None:
+    names = [name.lower() for card in CARDS for name in (card.name, *card.aliases)]
+    assert len(names) == len(set(names))
+    for card in CARDS:
+        assert 0 < card.gemm <= 1 and card.half16 >= card.single * 0.9 and card.bandwidth > 0 and card.source
+        machine = imagined(card)
+        assert card_of(machine.gpus[0]) == card and machine.gpus[0].free < card.memory

@@ -1,0 +1,209 @@
+"""The plan: the fastest that fits, monotone in memory, honest when nothing fits, pins obeyed or refused."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from planning import CPU, GIB, SEVEN, SMALL, declared, gpu, rows
+
+from luthier.errors import ConfigError, TrainingError
+from luthier.plan import best, device_of, make_plan, plan_for
+from luthier.plan.planner import cost
+from luthier.plan.speed import speed
+from luthier.plan.support import WHOLE
+from luthier.types import DataStats, Gpu, Machine, Plan
+
+DATA = rows()
+
+
+def planned(machine: Machine, spec=SEVEN, data: DataStats = DATA, **sections):  # type: ignore[no-untyped-def]
+    return best(declared(**sections), spec, data, machine, engine=WHOLE)
+
+
+def test_the_seeds_config_packs_a_whole_step_on_a_large_card() -> None:
+    found = planned(gpu(140))
+    plan = found.plan
+    assert (plan.model, plan.attention, plan.weights, plan.recompute_layers) == ("decoder", "flash", "resident", 0)
+    assert found.speed.passes == 1 and plan.tokens_per_pass >= found.job.most("decoder")
+    assert set(plan.reasons) >= {"device", "model", "tokens_per_pass", "attention", "recompute_layers", "weights"}
+    assert all(plan.reasons.values())
+
+
+def test_less_memory_takes_the_means_in_their_order() -> None:
+    kinds = [planned(gpu(free)).plan for free in (40, 16, 8, 6, 3)]
+    assert [plan.weights for plan in kinds] == ["resident", "quantised", "quantised", "quantised", "streamed"]
+    assert [plan.recompute_layers > 0 for plan in kinds] == [False, False, False, True, True]
+    assert kinds[2].tokens_per_pass < kinds[0].tokens_per_pass
+
+
+def test_turing_pads_inside_the_attention_in_fp16() -> None:
+    found = planned(gpu(14.5, (7, 5), "Tesla T4"))
+    assert found.plan.attention == "padded" and found.job.precision == "fp16"
+    assert "7.5" in found.plan.reasons["attention"]
+
+
+@settings(deadline=None, max_examples=40)
+@given(free=st.floats(1.5, 80), more=st.floats(0, 60), spec=st.sampled_from([SMALL, SEVEN]), full=st.booleans())
+def test_more_memory_never_costs_more(free: float, more: float, spec, full: bool) -> None:  # type: ignore[no-untyped-def]
+    sections = {"adapter": None, "quantization": None} if full else {}
+    less, much = (planned(gpu(size), spec, **sections) for size in (free, free + more))
+    if less.fits:
+        assert much.fits
+        price = [cost(one.plan, speed(one.job, one.plan, one.rates, typical=True).seconds) for one in (less, much)]
+        assert price[1] <= price[0]
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    lengths=st.lists(st.integers(1, 8192), min_size=1, max_size=60),
+    free=st.floats(0.6, 40),
+    batch=st.integers(1, 64),
+    on_cpu=st.booleans(),
+)
+def test_one_row_always_fits_or_it_says_so(lengths: list[int], free: float, batch: int, on_cpu: bool) -> None:
+    machine = replace(CPU, free_memory=int(free * GIB)) if on_cpu else gpu(free)
+    data = DataStats(tuple(lengths), max(1, sum(lengths) // 3), "h")
+    sections = {"trainer": {"batch_size": batch}}
+    try:
+        found = plan_for(declared(**sections), SMALL, data, machine, engine=WHOLE)
+    except TrainingError as error:
+        fault = error.faults[0]
+        assert fault.code == "training-no-memory" and fault.fix
+        assert re.search(r"\d+\.\d GiB", fault.message) and re.search(r"\d+\.\d GiB", str(fault.allowed))
+    else:
+        assert found.plan.tokens_per_pass >= max(lengths)
+        assert found.room.holds(found.memory, found.plan.device)
+
+
+def test_what_does_not_fit_names_the_smallest_change_that_does() -> None:
+    sections = {"adapter": None, "quantization": None}
+    with pytest.raises(TrainingError, match=r"leanest plan needs \d+\.\d GiB of the GPU") as caught:
+        plan_for(declared(**sections), SEVEN, DATA, gpu(23, (8, 6), "NVIDIA A10", host=400), engine=WHOLE)
+    assert "adapter: {type: lora}" in str(caught.value.faults[0].fix)
+    long = DataStats((100_000, 200, 300), 1000, "h")
+    with pytest.raises(TrainingError) as caught:
+        plan_for(declared(), SEVEN, long, gpu(8, (8, 6), "RTX 3060", host=10), engine=WHOLE)
+    fix = str(caught.value.faults[0].fix)
+    length = int(re.search(r"max_sequence_length: (\d+)", fix)[1])  # type: ignore[index]
+    assert "cuts 1 of 3 rows" in fix
+    cut = DataStats((length, 200, 300), 1000, "h")
+    assert best(declared(), SEVEN, cut, gpu(8, (8, 6), "RTX 3060", host=10), engine=WHOLE).fits
+
+
+def test_a_cpu_takes_passes_that_stay_in_its_cache() -> None:
+    found = planned(CPU, SMALL, rows(64))
+    assert found.plan.device == "cpu" and found.plan.attention == "padded"
+    assert max(found.job.longest, 200) <= found.plan.tokens_per_pass <= 768 < found.job.most("decoder")
+
+
+def test_long_rows_fit_a_small_card() -> None:
+    data = DataStats((8192,) * 32, 32 * 4096, "h")
+    found = planned(gpu(15, (8, 6), "RTX 3090"), data=data)
+    assert found.fits and found.plan.tokens_per_pass == 8192 and found.plan.recompute_layers > 0
+
+
+def test_what_the_engine_lacks_is_not_planned() -> None:
+    plan = make_plan(declared(), replace(SEVEN, architecture="FalconMambaForCausalLM"), DATA, gpu(140), engine=WHOLE)
+    assert (plan.model, plan.attention, plan.weights) == ("generic", "padded", "quantised")
+    assert "FalconMamba" in plan.reasons["model"]
+    bare = replace(WHOLE, weights=frozenset({"resident", "quantised"}), offload_checkpoints=False)
+    for free in (3, 6, 12, 40):
+        plan = best(declared(), SEVEN, DATA, gpu(free), engine=bare).plan
+        assert plan.weights != "streamed" and not plan.offload_checkpoints
+    dora = declared(adapter={"type": "lora", "use_dora": True})
+    assert best(dora, SEVEN, DATA, gpu(80), engine=WHOLE).plan.model == "generic"
+
+
+def test_checkpointing_keeps_ludwigs_key() -> None:
+    sections = {"trainer": {"batch_size": 16, "enable_gradient_checkpointing": True}}
+    plan = planned(gpu(140), **sections).plan
+    assert plan.recompute_layers == SEVEN.layers and plan.checkpointing
+
+
+@pytest.mark.parametrize(
+    ("pin", "value", "field", "want"),
+    [
+        ("model", "generic", "model", "generic"),
+        ("tokens_per_pass", 600, "tokens_per_pass", 600),
+        ("recompute", "all", "recompute_layers", 32),
+        ("recompute", 5, "recompute_layers", 5),
+        ("attention", "padded", "attention", "padded"),
+        ("weights", "quantised", "weights", "quantised"),
+        ("weights", "streamed", "weights", "streamed"),
+        ("embeddings", "host", "embeddings", "host"),
+        ("optimizer", "host", "optimizer", "host"),
+        ("loss_chunk", 77, "loss_chunk", 77),
+        ("device", "cpu", "device", "cpu"),
+    ],
+)
+def test_every_pin_acts(pin: str, value: object, field: str, want: object) -> None:
+    free, pinned = planned(gpu(140)).plan, planned(gpu(140), execution={pin: value}).plan
+    assert getattr(pinned, field) == want != getattr(free, field)
+    assert pinned.reasons.get(field, "set in execution:") == "set in execution:"
+
+
+def test_offloading_and_limits_act() -> None:
+    plan = planned(gpu(140), execution={"offload_checkpoints": True, "recompute": "all"}).plan
+    assert plan.offload_checkpoints and plan.recompute_layers == 32
+    limited = planned(gpu(140), execution={"memory_limit": "12GiB"})
+    assert limited.memory.total <= 12 * GIB < planned(gpu(140)).memory.total
+    assert planned(gpu(3), execution={"host_memory_limit": "4GiB"}).fits is False
+    assert planned(gpu(3)).fits
+
+
+@pytest.mark.parametrize(
+    ("pins", "machine", "says"),
+    [
+        ({"model": "decoder"}, gpu(80), "runs through transformers"),
+        ({"attention": "flash"}, gpu(15, (7, 5), "Tesla T4"), "compute capability 8.0"),
+        ({"attention": "flash"}, CPU, "CUDA"),
+        ({"tokens_per_pass": 100}, gpu(80), "longest row has 501"),
+        ({"recompute": 99}, gpu(80), "32 layers"),
+        ({"weights": "streamed"}, CPU, "CUDA GPU"),
+        ({"embeddings": "host", "model": "generic"}, gpu(80), "Luthier's own decoder"),
+        ({"recompute": 3, "model": "generic"}, gpu(80), "all layers or none"),
+        ({"offload_checkpoints": True, "recompute": "none"}, gpu(80), "no checkpoints"),
+        ({"share_prefix": True}, gpu(80), "does not do it yet"),
+        ({"device": "cuda"}, CPU, "no cuda device"),
+    ],
+)
+def test_a_pin_that_cannot_work_is_refused(pins: dict[str, object], machine: Machine, says: str) -> None:
+    spec = replace(SEVEN, architecture="OtherForCausalLM") if pins == {"model": "decoder"} else SEVEN
+    with pytest.raises(ConfigError, match=says) as caught:
+        planned(machine, spec, execution=pins)
+    assert caught.value.code == "config-conflict" and str(caught.value.faults[0].where).startswith("execution.")
+
+
+def test_quantising_is_never_a_plans_choice() -> None:
+    with pytest.raises(ConfigError, match="would change what is learned"):
+        planned(gpu(80), quantization=None, execution={"weights": "quantised"})
+    assert planned(gpu(80), quantization=None).plan.weights == "resident"
+
+
+def test_all_pins_that_cannot_work_are_told_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        planned(CPU, SMALL, execution={"attention": "flash", "weights": "streamed", "tokens_per_pass": 1})
+    assert len(caught.value.faults) == 3
+
+
+def test_the_gpu_with_most_free_memory_is_used() -> None:
+    two = Machine(8, 64 * GIB, 60 * GIB, (Gpu("a", 8 * GIB, GIB), Gpu("b", 24 * GIB, 23 * GIB, (8, 6))))
+    assert device_of(two) == "cuda:1" and planned(two).plan.device == "cuda:1"
+    assert device_of(Machine(8, GIB, GIB, (Gpu("m", GIB, GIB, None, "mps"),))) == "mps"
+
+
+def test_the_same_inputs_give_the_same_plan_and_a_probe_changes_times_alone() -> None:
+    one = plan_for(declared(), SMALL, DATA, CPU, engine=WHOLE)
+    two = plan_for(declared(), SMALL, DATA, CPU, engine=WHOLE, measured=(2e12, 1e12))
+    assert one.plan == two.plan and two.speed.seconds < one.speed.seconds
+
+
+def test_a_recorded_plan_is_read_back() -> None:
+    plan = planned(gpu(5)).plan
+    assert Plan.from_json(asdict(plan) | {"of a later version": 1}) == plan
+    old = Plan.from_json({"device": "cpu", "tokens_per_pass": 512, "checkpointing": True, "reasons": {}})
+    assert old.checkpointing and old.tokens_per_pass == 512
