@@ -17,10 +17,13 @@ def collate(examples: Sequence[Example]) -> Batch:
     segment = torch.repeat_interleave(torch.arange(len(examples)), sizes)
     weight = torch.tensor([w for e in examples for w in e.weights], dtype=torch.float32)
     weight[starts[sizes > 0]] = 0.0  # nothing precedes a segment's first token
+    supervised = weight.nonzero().squeeze(-1)
     return Batch(
         ids=torch.tensor([i for e in examples for i in e.ids], dtype=torch.int64),
         positions=torch.arange(int(sizes.sum())) - starts[segment],
         segment=segment,
         target_weight=weight,
         lengths=lengths,
+        supervised=supervised,
+        source=supervised - 1,
     )

@@ -1,0 +1,16 @@
+"""Fused operations of the decoder, each beside its plain reference. Nothing here knows of models, ranks or plans.
+
+    norm.py       RMSNorm and its gradient
+    rotary.py     the fused query-key-value product -> rotated heads
+    glu.py        gated activation of the fused gate-up product
+    logprob.py    hidden states -> log-probabilities of chosen tokens, without all logits at once
+    nf4.py        4-bit weights -> the compute type, into a reused buffer
+    keyed.py      dropout whose mask depends on the sample and the position, not on the batch
+    attention.py  causal attention over packed samples: varlen Flash, or rows padded for SDPA
+    linear.py     what the decoder is made of: matrix products with norm, gate and low-rank update, one autograd node each
+    gpu/          the same operations in Triton, used on CUDA
+
+The plain form defines what is computed, in any floating type; the Triton form computes the same at memory speed.
+Shapes in names: ``t`` tokens, ``h`` hidden, ``f`` intermediate, ``d`` head dimension, ``n`` chosen tokens,
+``v`` vocabulary, ``r`` rank.
+"""

@@ -1,0 +1,188 @@
+"""Causal attention over samples laid end to end. Samples never see each other.
+
+Two ways compute the same: ``flash``, the varlen Flash kernel that comes with torch (CUDA, 16 bit), and ``padded``,
+where rows are padded inside the attention alone (any device and type). A shared prefix is a sample of its own that
+other samples continue: their keys are the prefix's, then their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+Kind = Literal["flash", "padded"]
+
+
+@dataclass(frozen=True)
+class Spans:
+    """Where the samples of a pass lie, for attention. Made once a pass, used by every layer.
+
+    queries, keys: tokens of each sample that ask, and that are asked (its prefix's included).
+    starts_q, starts_k: [s + 1] int32, their running sums on the device.
+    gather: [sum of keys] int64, the token behind each key; None where keys are the tokens in their order.
+    """
+
+    queries: tuple[int, ...]
+    keys: tuple[int, ...]
+    starts_q: torch.Tensor
+    starts_k: torch.Tensor
+    gather: torch.Tensor | None = None
+
+    @property
+    def longest(self) -> int:
+        """The most keys that one query may see."""
+        return max(self.keys, default=0)
+
+
+def spans(lengths: Sequence[int], device: torch.device | str, parents: Sequence[int] | None = None) -> Spans:
+    """`Spans` of samples of these lengths; ``parents[i]`` is the sample that sample i continues, or -1."""
+    queries = tuple(lengths)
+    starts = [0]
+    for length in queries:
+        starts.append(starts[-1] + length)
+    starts_q = torch.tensor(starts, dtype=torch.int32).to(device, non_blocking=True)
+    if parents is None or all(parent < 0 for parent in parents):
+        return Spans(queries, queries, starts_q, starts_q)
+    pieces, keys = [], []
+    for own, parent in enumerate(parents):
+        assert parent < 0 or parents[parent] < 0, "a prefix has no prefix of its own"
+        chain = [own] if parent < 0 else [parent, own]
+        pieces += [torch.arange(starts[one], starts[one + 1]) for one in chain]
+        keys.append(sum(queries[one] for one in chain))
+    starts_k = torch.tensor([0, *torch.tensor(keys).cumsum(0).tolist()], dtype=torch.int32)
+    return Spans(
+        queries, tuple(keys), starts_q, starts_k.to(device, non_blocking=True),
+        torch.cat(pieces).to(device, non_blocking=True),
+    )  # fmt: skip
+
+
+def attend(
+    q_tnd: torch.Tensor,
+    k_tnd: torch.Tensor,
+    v_tnd: torch.Tensor,
+    where: Spans,
+    *,
+    kind: Kind,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+) -> torch.Tensor:
+    """[t, heads, d]. k and v may have fewer heads (grouped queries). ``window``: keys a query sees, itself included."""
+    if window is not None and window >= where.longest:
+        window = None
+    if where.gather is not None:
+        k_tnd, v_tnd = k_tnd[where.gather], v_tnd[where.gather]
+    if kind == "flash" and softcap is None:
+        result: torch.Tensor = _Flash.apply(q_tnd, k_tnd, v_tnd, where, scale, window)
+        return result
+    return _padded(q_tnd, k_tnd, v_tnd, where, scale, window, softcap)
+
+
+class _Flash(torch.autograd.Function):
+    """torch's own varlen Flash attention; its operators are called directly since the public name still changes."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, where: Spans, scale: float, window: int | None
+    ) -> torch.Tensor:
+        ctx.where, ctx.scale, ctx.window = where, scale, window
+        out, lse, rng, unused, _ = torch.ops.aten._flash_attention_forward(
+            q, k, v, where.starts_q, where.starts_k, max(where.queries), where.longest, 0.0, True, False,
+            scale=scale, **_sides(window),
+        )  # fmt: skip
+        ctx.save_for_backward(q, k, v, out, lse, rng, unused)
+        return out  # type: ignore[no-any-return]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        q, k, v, out, lse, rng, unused = ctx.saved_tensors
+        where: Spans = ctx.where
+        grad_q, grad_k, grad_v = torch.ops.aten._flash_attention_backward(
+            grads[0].contiguous(), q, k, v, out, lse, where.starts_q, where.starts_k, max(where.queries), where.longest,
+            0.0, True, rng, unused, scale=ctx.scale, **_sides(ctx.window),
+        )  # fmt: skip
+        return grad_q, grad_k, grad_v, None, None, None
+
+
+def _sides(window: int | None) -> dict[str, int]:
+    return {} if window is None else {"window_size_left": window - 1, "window_size_right": 0}
+
+
+def _padded(
+    q_tnd: torch.Tensor,
+    k_tnd: torch.Tensor,
+    v_tnd: torch.Tensor,
+    where: Spans,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+) -> torch.Tensor:
+    """Samples of similar length share a call, so that little is spent on padding."""
+    pieces: list[torch.Tensor] = []
+    q_parts, k_parts, v_parts = q_tnd.split(where.queries), k_tnd.split(where.keys), v_tnd.split(where.keys)
+    for group in _alike(where):
+        rows = [_stack([parts[i] for i in group]) for parts in (q_parts, k_parts, v_parts)]
+        mask = _mask([where.queries[i] for i in group], [where.keys[i] for i in group], window, q_tnd.device)
+        out_bnld = _rows(*rows, mask, scale, softcap)
+        pieces += [out_bnld[row, :, : where.queries[i]].transpose(0, 1) for row, i in enumerate(group)]
+    return torch.cat(pieces)
+
+
+def _alike(where: Spans) -> list[list[int]]:
+    """Neighbouring samples in groups whose padding is at most a quarter of what they hold."""
+    groups: list[list[int]] = []
+    longest = held = 0
+    for index, keys in enumerate(where.keys):
+        most = max(longest, keys)
+        if groups and most * (len(groups[-1]) + 1) <= 1.25 * (held + keys):
+            groups[-1].append(index)
+            longest, held = most, held + keys
+        else:
+            groups.append([index])
+            longest = held = keys
+    return groups
+
+
+def _stack(parts: list[torch.Tensor]) -> torch.Tensor:
+    """[b, heads, longest, d] from parts [length, heads, d], zeros at the end of shorter ones."""
+    if len(parts) == 1:
+        return parts[0].transpose(0, 1)[None]
+    return torch.nn.utils.rnn.pad_sequence(parts, batch_first=True).transpose(1, 2)
+
+
+def _mask(
+    queries: list[int], keys: list[int], window: int | None, device: torch.device
+) -> torch.Tensor | None:
+    """[b, 1, most queries, most keys] of what may be seen; None where plain causality says it all."""
+    if queries == keys and window is None:  # zeros at the end of shorter rows lie in the future of all that count
+        return None
+    place_q = torch.arange(max(queries), device=device)[None, :, None]
+    place_k = torch.arange(max(keys), device=device)[None, None]
+    before = torch.tensor([k - q for q, k in zip(queries, keys, strict=True)], device=device)[:, None, None]
+    seen = place_k <= place_q + before
+    if window is not None:
+        seen = seen & (place_k > place_q + before - window)
+    seen = seen | ~seen.any(-1, keepdim=True)  # a padding row that saw nothing would be 0 / 0
+    return seen[:, None]
+
+
+def _rows(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, scale: float, softcap: float | None
+) -> torch.Tensor:
+    if softcap is None:
+        if q.device.type == "cpu" and k.shape[1] != q.shape[1]:  # the CPU's fast kernel wants as many key heads
+            groups = q.shape[1] // k.shape[1]
+            k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+        return torch.nn.functional.scaled_dot_product_attention(
+            q, k, v, mask, is_causal=mask is None, scale=scale, enable_gqa=k.shape[1] != q.shape[1]
+        )
+    groups = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+    scores = softcap * torch.tanh(q @ k.transpose(-1, -2) * (scale / softcap))
+    if mask is None:
+        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
+    weights = scores.masked_fill(~mask, float("-inf")).softmax(-1, dtype=torch.float64 if q.dtype == torch.float64 else torch.float32)
+    return weights.to(v.dtype) @ v

@@ -1,0 +1,55 @@
+"""The gated activation of the feed-forward layer: act(gate) * up, and its gradient (Shazeer 2020)."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+
+from luthier.kernels.backend import fused, wide
+
+Activation = Literal["silu", "gelu_tanh"]
+
+
+def gated(gate_up_tf: torch.Tensor, activation: Activation) -> torch.Tensor:
+    """[t, f] from the fused [t, 2 f]: the first half is the gate."""
+    if fused(gate_up_tf):
+        from luthier.kernels.gpu import glu as gpu
+
+        return gpu.gated(gate_up_tf, activation)
+    gate_tf, up_tf = gate_up_tf.chunk(2, -1)
+    return _act(gate_tf, activation) * up_tf
+
+
+def gated_backward(
+    grad_tf: torch.Tensor, gate_up_tf: torch.Tensor, activation: Activation
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """[t, 2 f] gradient of the fused product, and [t, f] the activation's product again (for an update's gradient)."""
+    if fused(gate_up_tf):
+        from luthier.kernels.gpu import glu as gpu
+
+        return gpu.gated_backward(grad_tf, gate_up_tf, activation)
+    gate_tf, up_tf = gate_up_tf.chunk(2, -1)
+    act_tf = _act(gate_tf, activation)
+    slope_tf = _slope(wide(gate_tf), activation)
+    out_tf = torch.empty_like(gate_up_tf)
+    gate_grad, up_grad = out_tf.chunk(2, -1)
+    gate_grad.copy_(wide(grad_tf) * wide(up_tf) * slope_tf)
+    torch.mul(grad_tf, act_tf, out=up_grad)
+    return out_tf, act_tf * up_tf
+
+
+def _act(gate_tf: torch.Tensor, activation: Activation) -> torch.Tensor:
+    if activation == "silu":
+        return torch.nn.functional.silu(gate_tf)
+    return torch.nn.functional.gelu(gate_tf, approximate="tanh")
+
+
+def _slope(x: torch.Tensor, activation: Activation) -> torch.Tensor:
+    if activation == "silu":
+        gate = torch.sigmoid(x)
+        return gate * (1 + x * (1 - gate))
+    c = math.sqrt(2 / math.pi)
+    tanh = torch.tanh(c * (x + 0.044715 * x.pow(3)))
+    return 0.5 * (1 + tanh) + 0.5 * x * (1 - tanh.square()) * c * (1 + 3 * 0.044715 * x.square())

@@ -1,0 +1,203 @@
+"""The shared decoder: a packed pass in, log-probabilities of the supervised tokens out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from luthier.kernels import attention
+from luthier.kernels.linear import Norm
+from luthier.kernels.logprob import score, selected_logprob
+from luthier.model.decoder import lora
+from luthier.model.decoder.layer import Layer, Pass
+from luthier.model.decoder.nodes import normed, recomputed
+from luthier.model.decoder.shape import Rotary, Shape
+from luthier.types import Batch
+
+
+@dataclass(frozen=True, slots=True)
+class Execution:
+    """How passes are carried out: the part of a plan that concerns the forward and backward computation."""
+
+    attention: attention.Kind = "padded"
+    recompute_layers: int = 0  # the first so many layers keep only their input
+    offload: bool = False  # and keep it on the host
+    loss_chunk: int = 1024  # supervised tokens whose logits exist at a time
+
+
+class Decoder(nn.Module):
+    """Embedding, layers, norm, head. `parameters()` are what is trained: adapters, or all weights."""
+
+    def __init__(
+        self,
+        shape: Shape,
+        layers: Sequence[Layer],
+        embedding: torch.Tensor,
+        norm: Norm,
+        head: torch.Tensor | None,
+        *,
+        dtype: torch.dtype,
+        device: torch.device | str,
+    ) -> None:
+        """``embedding`` [v, h] on the device or the host; ``head`` [v, h], None where the embedding serves."""
+        super().__init__()
+        self.shape, self.dtype, self.device = shape, dtype, torch.device(device)
+        self.layers = nn.ModuleList(layers)
+        self.embedding, self.norm, self.head = embedding, norm, head
+        self.execution = Execution()
+        self._copies: lora.Copies | None = None
+        self._inverse = {
+            kind: torch.tensor(kind.inverse, dtype=torch.float32, device=self.device) for kind in set(shape.rotary)
+        }
+        # Gemma rounds the factor to the type of its weights before it multiplies.
+        self._scale = float(torch.tensor(shape.embedding_scale, dtype=dtype))
+
+    # ------------------------------------------------------------------------------------------ what it answers
+
+    def logprobs(self, batch: Batch) -> torch.Tensor:
+        """[n] log p of each supervised token given what precedes it in its sample, fp32; on the device."""
+        hidden_nh, targets_n = self._predicted(batch)
+        return selected_logprob(
+            hidden_nh, self.head_weight(), targets_n,
+            chunk=self.execution.loss_chunk, softcap=self.shape.final_softcap,
+        )  # fmt: skip
+
+    def score(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """[n] log-probabilities and [n] whether each supervised token was the likeliest; without gradient."""
+        hidden_nh, targets_n = self._predicted(batch)
+        return score(
+            hidden_nh, self.head_weight(), targets_n,
+            chunk=self.execution.loss_chunk, softcap=self.shape.final_softcap,
+        )  # fmt: skip
+
+    def head_weight(self) -> torch.Tensor:
+        """[v, h] in the compute type."""
+        weight = self.embedding if self.head is None else self.head
+        return weight.to(self.device, self.dtype)
+
+    # --------------------------------------------------------------------------------------------- how it does so
+
+    def _predicted(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """[n, h] normed hidden states that predict the supervised tokens, and [n] those tokens."""
+        self.refresh()
+        device = self.device
+        assert batch.supervised is not None and batch.source is not None, "collate fills them in"
+        keep, back = torch.unique(batch.source, return_inverse=True)  # on the host: several may start from one prefix
+        parents = None if batch.parent_segment is None else batch.parent_segment.tolist()
+        now = Pass(
+            spans=attention.spans(batch.lengths, device, parents),
+            turns=self.turns(batch.positions.to(device, non_blocking=True)),
+            attention=self.execution.attention,
+            keep=keep.to(device, non_blocking=True),
+            key_t=None if batch.key is None or not self.training else batch.key.to(device, non_blocking=True),
+        )
+        hidden_nh = normed(self.run(self.embed(batch.ids), now), self.norm)
+        if len(keep) != len(back):
+            hidden_nh = hidden_nh[back.to(device, non_blocking=True)]
+        targets = batch.ids[batch.supervised].to(device, non_blocking=True)
+        return hidden_nh, targets
+
+    def refresh(self) -> None:
+        """Bring the compute copies of the adapters up to date; to be called after their weights have changed."""
+        if self._copies is None:
+            self._copies = lora.Copies(group for layer in self.layers for group in layer.groups)
+        self._copies.refresh()
+
+    def embed(self, ids_t: torch.Tensor) -> torch.Tensor:
+        """[t, h] embeddings on the device of ids anywhere, looked up where the table lies."""
+        table = self.embedding
+        x_th = nn.functional.embedding(ids_t.to(table.device, non_blocking=True), table)
+        x_th = x_th.to(self.device, self.dtype, non_blocking=True)
+        return x_th if self._scale == 1.0 else x_th * self._scale
+
+    def run(self, x_th: torch.Tensor, now: Pass) -> torch.Tensor:
+        """All layers, the first of them recomputed in the backward pass as the plan says."""
+        again = self.execution.recompute_layers if torch.is_grad_enabled() else 0
+        anchor = next(self.parameters(), None)
+        for layer in self.layers:
+            if layer.number < again and anchor is not None:
+                x_th = recomputed(lambda x, layer=layer: layer(x, now), x_th, anchor, offload=self.execution.offload)
+            else:
+                x_th = layer(x_th, now)
+        return x_th
+
+    def turns(self, positions_t: torch.Tensor) -> dict[Rotary, tuple[torch.Tensor, torch.Tensor]]:
+        """Cosine and sine [t, half] of each kind of rotary positions, fp32 (fp64 for an fp64 model)."""
+        out = {}
+        for kind, inverse in self._inverse.items():
+            angles = positions_t[:, None].float() * inverse
+            cos, sin = angles.cos() * kind.factor, angles.sin() * kind.factor
+            out[kind] = (cos, sin) if self.dtype != torch.float64 else (cos.double(), sin.double())
+        return out
+
+    # --------------------------------------------------------------------------------------------------- adapters
+
+    @property
+    def pairs(self) -> list[lora.Pair]:
+        """The adapters of all modules, in the order of the model."""
+        return [pair for layer in self.layers for pair in layer.pairs.values()]
+
+    def adapt(self, section: Any, seed: int) -> None:
+        """Add the low-rank adapter that the config's section describes, in fp32, trainable.
+
+        Raises ValueError when it matches no module.
+        """
+        master = torch.float64 if self.dtype == torch.float64 else torch.float32
+        rows = modules(self.shape)
+        chosen = lora.ranks(section, [name for layer in self.layers for name in _names(layer.number, rows)])
+        if not chosen:
+            raise ValueError("the adapter's target_modules match no layer")
+        for layer in self.layers:
+            for product, parts in rows.items():
+                pairs = []
+                for part, place in parts.items():
+                    name = f"model.layers.{layer.number}.{part}"
+                    if name not in chosen:
+                        continue
+                    width = self.shape.intermediate if product == "down" else self.shape.hidden
+                    width = self.shape.q_rows if product == "o" else width
+                    start = lora.start_a(seed, name, chosen[name].r, width, section.init_lora_weights)
+                    start = start.to(self.device, master)
+                    pairs.append((lora.Pair(name, chosen[name], place.stop - place.start, start), place))
+                if pairs:
+                    layer.adapt(product, pairs, self.dtype)
+        self._copies = None
+
+    @contextmanager
+    def without_adapter(self) -> Iterator[None]:
+        """The base model alone, within a block."""
+        before = [dict(layer.products) for layer in self.layers]
+        from dataclasses import replace
+
+        for layer in self.layers:
+            layer.products = {name: replace(op, update=None, masters=()) for name, op in layer.products.items()}
+        try:
+            yield
+        finally:
+            for layer, products in zip(self.layers, before, strict=True):
+                layer.products = products
+
+
+def modules(shape: Shape) -> dict[str, dict[str, slice]]:
+    """Product -> the modules of the file that it is fused from -> their rows in it."""
+    q, kv, f, h = shape.q_rows, shape.kv_rows, shape.intermediate, shape.hidden
+    if shape.fused_weights:
+        qkv = {"self_attn.qkv_proj": slice(0, q + 2 * kv)}
+        gate_up = {"mlp.gate_up_proj": slice(0, 2 * f)}
+    else:
+        qkv = {
+            "self_attn.q_proj": slice(0, q),
+            "self_attn.k_proj": slice(q, q + kv),
+            "self_attn.v_proj": slice(q + kv, q + 2 * kv),
+        }
+        gate_up = {"mlp.gate_proj": slice(0, f), "mlp.up_proj": slice(f, 2 * f)}
+    return {"qkv": qkv, "o": {"self_attn.o_proj": slice(0, h)}, "gate_up": gate_up, "down": {"mlp.down_proj": slice(0, h)}}
+
+
+def _names(number: int, rows: dict[str, dict[str, slice]]) -> list[str]:
+    return [f"model.layers.{number}.{part}" for parts in rows.values() for part in parts]

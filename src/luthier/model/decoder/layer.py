@@ -1,0 +1,103 @@
+"""One decoder layer: attention and feed-forward, each behind a norm and beside the residual stream."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from luthier.kernels.attention import Kind, Spans, attend
+from luthier.kernels.linear import Linear, Norm
+from luthier.model.decoder.lora import Group, Pair
+from luthier.model.decoder.nodes import normed, rotated, taken
+from luthier.model.decoder.shape import Rotary, Shape
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What all layers of one pass share.
+
+    turns: rotary kind -> cosine and sine [t, half]. keep: [n] the tokens whose outcome is wanted after the last layer.
+    key_t: [t] the tokens' keys for dropout; None without it. attention: how it is computed.
+    """
+
+    spans: Spans
+    turns: Mapping[Rotary, tuple[torch.Tensor, torch.Tensor]]
+    attention: Kind
+    keep: torch.Tensor | None = None
+    key_t: torch.Tensor | None = None
+
+
+class Layer(nn.Module):
+    """The weights of a layer as four products. Its parameters are what is trained in it, nothing else."""
+
+    def __init__(
+        self, number: int, shape: Shape, products: Mapping[str, Linear], norms: Mapping[str, Norm]
+    ) -> None:
+        """``products``: qkv, o, gate_up, down. ``norms``: those that stand alone, by what they follow or belong to."""
+        super().__init__()
+        self.shape, self.number = shape, number
+        self.products, self.norms = dict(products), dict(norms)
+        self.pairs = nn.ModuleDict()
+        self.groups: list[Group] = []
+
+    def adapt(self, product: str, pairs: list[tuple[Pair, slice]], dtype: torch.dtype) -> None:
+        """Add low-rank updates to some rows of a product."""
+        group = Group(pairs, dtype)
+        self.groups.append(group)
+        for pair, _ in pairs:
+            self.pairs[pair.name.rsplit(".", 1)[1]] = pair
+        self.products[product] = replace(self.products[product], update=group.update, masters=group.masters)
+
+    def forward(self, x_th: torch.Tensor, now: Pass) -> torch.Tensor:
+        """[t, h] to [t, h]; to [n, h] in the last layer, which goes on with the kept tokens alone after attention."""
+        heads_to, x_th = self.attention(x_th, now)
+        key_t = now.key_t
+        if now.keep is not None and self.number == self.shape.layers - 1:
+            heads_to, x_th = taken(heads_to, now.keep), taken(x_th, now.keep)
+            key_t = None if key_t is None else key_t[now.keep]
+        return self.feed_forward(self.joined("o", heads_to, x_th, key_t), key_t)
+
+    def attention(self, x_th: torch.Tensor, now: Pass) -> tuple[torch.Tensor, torch.Tensor]:
+        """[t, heads d] of what the heads have gathered, and x for the residual path."""
+        q, k, v, x_th = self.heads(x_th, now.turns[self.shape.rotary[self.number]], now.key_t)
+        out = attend(
+            q, k, v, now.spans,
+            kind=now.attention,
+            scale=self.shape.attention_scale,
+            window=self.shape.window[self.number],
+            softcap=self.shape.attention_softcap,
+        )  # fmt: skip
+        return out.flatten(1), x_th
+
+    def heads(
+        self, x_th: torch.Tensor, turn: tuple[torch.Tensor, torch.Tensor], key_t: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Rotated queries and keys, values ([t, their heads, d] each), and x for the residual path."""
+        shape = self.shape
+        qkv, x_th = self.products["qkv"].with_input(x_th, key_t)
+        if shape.head_norms:
+            qkv = self._norm_heads(qkv)
+        return *rotated(qkv, *turn, shape.heads, shape.kv_heads, shape.head_dim), x_th
+
+    def feed_forward(self, x_th: torch.Tensor, key_t: torch.Tensor | None) -> torch.Tensor:
+        """The gated feed-forward layer, added to x."""
+        gate_up, x_th = self.products["gate_up"].with_input(x_th, key_t)
+        return self.joined("down", gate_up, x_th, key_t)
+
+    def joined(self, product: str, value: torch.Tensor, x_th: torch.Tensor, key_t: torch.Tensor | None) -> torch.Tensor:
+        """x + the product of ``value``, with a norm between where the architecture has one."""
+        if product in self.norms:
+            return x_th + normed(self.products[product](value, key_t), self.norms[product])
+        return self.products[product](value, key_t, residual=x_th)
+
+    def _norm_heads(self, qkv: torch.Tensor) -> torch.Tensor:
+        shape = self.shape
+        q, k, v = qkv.split([shape.q_rows, shape.kv_rows, shape.kv_rows], -1)
+        parts = [
+            normed(part.reshape(-1, shape.head_dim), self.norms[name]).view(len(qkv), -1)
+            for part, name in ((q, "q"), (k, "k"))
+        ]
+        return torch.cat([*parts, v], -1)

@@ -1,0 +1,159 @@
+"""The shared decoder against transformers' own models, every first-class architecture, in fp64: values and gradients."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from luthier.config.adapter import Lora
+from luthier.data.collate import collate
+from luthier.model.decoder.decoder import Decoder
+from luthier.model.decoder.load import Placing, load_decoder
+from luthier.model.decoder.shape import Unsupported, read_shape, shape_of
+from luthier.types import Example
+
+COMMON: dict[str, Any] = {
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 64,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+LLAMA3_ROPE = {
+    "rope_type": "llama3", "rope_theta": 10000.0, "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}  # fmt: skip
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("Llama", {"tie_word_embeddings": True}),
+    "llama3-rope": ("Llama", {"rope_parameters": LLAMA3_ROPE}),
+    "mistral-window": ("Mistral", {"sliding_window": 4}),
+    "qwen2": ("Qwen2", {"tie_word_embeddings": True}),
+    "qwen3": ("Qwen3", {}),
+    "phi3": ("Phi3", {"sliding_window": None, "rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}),
+    "gemma2": ("Gemma2", {"sliding_window": 4, "query_pre_attn_scalar": 8, "attn_logit_softcapping": 2.0,
+                          "final_logit_softcapping": 1.5}),
+    "gemma3": ("Gemma3", {"sliding_window": 4, "query_pre_attn_scalar": 8,
+                          "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}),
+}  # fmt: skip
+
+
+def make(folder: Path, case: str) -> Any:
+    """A random model of the architecture, in fp64, also saved in ``folder``."""
+    family, special = CASES[case]
+    name = f"{family}TextConfig" if family == "Gemma3" else f"{family}Config"
+    values = {key: value for key, value in COMMON.items() if not (family == "Phi3" and key == "head_dim")}
+    config = getattr(transformers, name)(**values | special)
+    config._attn_implementation = "eager"  # the only one that knows every switch
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = getattr(transformers, f"{family}ForCausalLM")(config).double().eval()
+        for parameter in model.parameters():  # norms and biases too, so that each has its effect
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    model.save_pretrained(folder)
+    return model
+
+
+def examples() -> list[Example]:
+    out = []
+    for row, length in enumerate((9, 4, 13, 1, 6)):
+        ids = [(7 * row + 3 * i) % 90 + 3 for i in range(length)]
+        weights = [0.0 if i < length // 2 else 1.0 + 0.5 * (i % 2) for i in range(length)]
+        out.append(Example(ids, weights, row))
+    return out
+
+
+def reference(model: Any, rows: list[Example]) -> torch.Tensor:
+    """Sample by sample, without packing."""
+    parts = []
+    for row in rows:
+        logprobs = model(input_ids=torch.tensor([row.ids]), use_cache=False).logits[0].log_softmax(-1)
+        parts += [logprobs[i - 1, row.ids[i]] for i in range(1, row.length) if row.weights[i]]
+    return torch.stack(parts)
+
+
+def close(got: torch.Tensor | None, want: torch.Tensor | None, name: str) -> None:
+    """Equal but for what transformers rounds: it computes norms, rotation and softmax in fp32 whatever the model's type."""
+    assert got is not None and want is not None
+    error = float((got - want).norm() / want.norm())
+    assert error < 2e-6, f"{name}: relative error {error:.1e}"
+
+
+def load(folder: Path, **how: Any) -> Decoder:
+    return load_decoder(folder, read_shape(folder), Placing(**{"dtype": torch.float64} | how))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_values_and_all_weight_gradients(tmp_path: Path, case: str) -> None:
+    theirs = make(tmp_path, case)
+    ours = load(tmp_path, trained=True)
+    got, want = ours.logprobs(collate(examples())), reference(theirs, examples())
+    torch.testing.assert_close(got, want, atol=1e-6, rtol=1e-6)  # transformers rounds a few steps to fp32 itself
+    weight = torch.linspace(0.5, 1.5, len(want), dtype=torch.float64)
+    (got * weight).sum().backward()
+    (want * weight).sum().backward()
+    mine = {name: p.grad for name, p in ours.named_parameters()}
+    state = dict(theirs.named_parameters())
+    prefix = "model.layers.0."
+    pairs = {
+        "embedding": "model.embed_tokens.weight",
+        "norm_weight": "model.norm.weight",
+        "layers.0.o_weight": prefix + "self_attn.o_proj.weight",
+        "layers.0.down_weight": prefix + "mlp.down_proj.weight",
+        "layers.0.qkv_norm": prefix + "input_layernorm.weight",
+        "layers.2.down_weight": "model.layers.2.mlp.down_proj.weight",
+    }
+    for own, other in pairs.items():
+        close(mine[own], state[other].grad, own)
+    parts = ["qkv_proj"] if CASES[case][0] == "Phi3" else ["q_proj", "k_proj", "v_proj"]
+    qkv = torch.cat([state[f"{prefix}self_attn.{part}.weight"].grad for part in parts])
+    close(mine["layers.0.qkv_weight"], qkv, "qkv")
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_adapter_gradients_equal_pefts(tmp_path: Path, case: str) -> None:
+    import peft
+
+    theirs = make(tmp_path, case)
+    section = Lora(r=3, alpha=5, use_rslora=True)
+    ours = load(tmp_path)
+    ours.adapt(section, seed=3)
+    their = peft.get_peft_model(
+        theirs, peft.LoraConfig(r=3, lora_alpha=5, use_rslora=True, target_modules="all-linear", task_type="CAUSAL_LM")
+    ).double()
+    state = dict(their.named_parameters())
+    generator = torch.Generator().manual_seed(1)
+    for pair in ours.pairs:
+        pair.lora_B.data.normal_(std=0.2, generator=generator)
+        for factor in ("lora_A", "lora_B"):
+            state[f"base_model.model.{pair.name}.{factor}.default.weight"].data.copy_(getattr(pair, factor))
+    got, want = ours.logprobs(collate(examples())), reference(their, examples())
+    torch.testing.assert_close(got, want, atol=1e-6, rtol=1e-6)
+    got.sum().backward()
+    want.sum().backward()
+    assert len(ours.pairs) * 2 == sum(p.requires_grad for p in their.parameters())
+    for pair in ours.pairs:
+        for factor in ("lora_A", "lora_B"):
+            other = state[f"base_model.model.{pair.name}.{factor}.default.weight"].grad
+            close(getattr(pair, factor).grad, other, pair.name)
+    with ours.without_adapter(), their.disable_adapter():
+        torch.testing.assert_close(
+            ours.logprobs(collate(examples())), reference(their, examples()), atol=1e-6, rtol=1e-6
+        )
+
+
+def test_what_the_decoder_cannot_run_is_said() -> None:
+    with pytest.raises(Unsupported, match="GPT2LMHeadModel"):
+        shape_of(transformers.GPT2Config(architectures=["GPT2LMHeadModel"]))
+    with pytest.raises(Unsupported, match="dynamic"):
+        rope = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
+        shape_of(transformers.LlamaConfig(architectures=["LlamaForCausalLM"], rope_parameters=rope))
