@@ -48,7 +48,7 @@ def dropout(x_th: torch.Tensor, key_t: torch.Tensor, salt: int, p: float) -> tor
         return gpu.dropout(x_th, key_t, salt, p)
     columns = torch.arange(x_th.shape[1], device=x_th.device)
     bits = mix(mix(key_t ^ salt)[:, None] + columns * GOLDEN & MASK)
-    return x_th * ((bits >= threshold(p)).to(x_th.dtype) / (1 - p))
+    return torch.where(bits >= threshold(p), x_th * (1 / (1 - p)), 0)
 
 
 def threshold(p: float) -> int:
