@@ -7,7 +7,7 @@
     nf4.py        4-bit weights -> the compute type, into a reused buffer
     keyed.py      dropout whose mask depends on the sample and the position, not on the batch
     attention.py  causal attention over packed samples: varlen Flash, or rows padded for SDPA
-    linear.py     what the decoder is made of: matrix products with norm, gate and low-rank update, one autograd node each
+    linear.py     matrix products with norm, gate and low-rank update, one autograd node each
     gpu/          the same operations in Triton, used on CUDA
 
 The plain form defines what is computed, in any floating type; the Triton form computes the same at memory speed.

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
+
+from luthier.kernels.backend import wide
 
 Kind = Literal["flash", "padded"]
 
@@ -76,8 +78,7 @@ def attend(
     if where.gather is not None:
         k_tnd, v_tnd = k_tnd[where.gather], v_tnd[where.gather]
     if kind == "flash" and softcap is None:
-        result: torch.Tensor = _Flash.apply(q_tnd, k_tnd, v_tnd, where, scale, window)
-        return result
+        return cast(torch.Tensor, _Flash.apply(q_tnd, k_tnd, v_tnd, where, scale, window))  # type: ignore[no-untyped-call]
     return _padded(q_tnd, k_tnd, v_tnd, where, scale, window, softcap)
 
 
@@ -124,9 +125,9 @@ def _padded(
     pieces: list[torch.Tensor] = []
     q_parts, k_parts, v_parts = q_tnd.split(where.queries), k_tnd.split(where.keys), v_tnd.split(where.keys)
     for group in _alike(where):
-        rows = [_stack([parts[i] for i in group]) for parts in (q_parts, k_parts, v_parts)]
+        q, k, v = (_stack([parts[i] for i in group]) for parts in (q_parts, k_parts, v_parts))
         mask = _mask([where.queries[i] for i in group], [where.keys[i] for i in group], window, q_tnd.device)
-        out_bnld = _rows(*rows, mask, scale, softcap)
+        out_bnld = _rows(q, k, v, mask, scale, softcap)
         pieces += [out_bnld[row, :, : where.queries[i]].transpose(0, 1) for row, i in enumerate(group)]
     return torch.cat(pieces)
 
@@ -153,9 +154,7 @@ def _stack(parts: list[torch.Tensor]) -> torch.Tensor:
     return torch.nn.utils.rnn.pad_sequence(parts, batch_first=True).transpose(1, 2)
 
 
-def _mask(
-    queries: list[int], keys: list[int], window: int | None, device: torch.device
-) -> torch.Tensor | None:
+def _mask(queries: list[int], keys: list[int], window: int | None, device: torch.device) -> torch.Tensor | None:
     """[b, 1, most queries, most keys] of what may be seen; None where plain causality says it all."""
     if queries == keys and window is None:  # zeros at the end of shorter rows lie in the future of all that count
         return None
@@ -184,5 +183,5 @@ def _rows(
     scores = softcap * torch.tanh(q @ k.transpose(-1, -2) * (scale / softcap))
     if mask is None:
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
-    weights = scores.masked_fill(~mask, float("-inf")).softmax(-1, dtype=torch.float64 if q.dtype == torch.float64 else torch.float32)
+    weights = wide(scores).masked_fill(~mask, float("-inf")).softmax(-1)
     return weights.to(v.dtype) @ v

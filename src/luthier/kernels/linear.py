@@ -9,7 +9,7 @@ needed, in the forward and again in the backward pass, so it may lie in 4 bits o
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 
@@ -79,10 +79,10 @@ class Linear:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The product, and x for the residual path: its gradient then joins the norm's in one kernel."""
         weight = None if self.norm is None else self.norm.weight
-        out, passed = _Product.apply(
+        made = _Product.apply(  # type: ignore[no-untyped-call]
             self, x, key_t, residual, weight, self.bias, self.matrix.parameter, *self.masters
         )
-        return out, passed
+        return cast(tuple[torch.Tensor, torch.Tensor], made)
 
 
 class _Product(torch.autograd.Function):
@@ -143,7 +143,7 @@ class _Product(torch.autograd.Function):
 
 
 def _enter(op: Linear, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """x after the norm or the gate, and the norm's reciprocal root mean squares."""
+    """X after the norm or the gate, and the norm's reciprocal root mean squares."""
     if op.norm is not None:
         return rms_norm(x, op.norm.weight, op.norm.eps, op.norm.offset)
     if op.gate is not None:
@@ -168,10 +168,11 @@ def _leave(
     if op.gate is not None:
         if entered_grad is None:
             return None, gated(x, op.gate)
-        grad_x, entered = gated_backward(entered_grad, x, op.gate)
-    else:
-        grad_x, entered = entered_grad, x
-    return grad_x if passed_grad is None or grad_x is None else grad_x + passed_grad, entered
+        grad_x, gated_again = gated_backward(entered_grad, x, op.gate)
+        return grad_x if passed_grad is None else grad_x + passed_grad, gated_again
+    if entered_grad is None or passed_grad is None:
+        return entered_grad, x
+    return entered_grad + passed_grad, x
 
 
 def _multiply(
@@ -241,4 +242,3 @@ def _dropped(x: torch.Tensor, part: Part, key_t: torch.Tensor | None) -> torch.T
     if not part.p or key_t is None:  # no key: evaluation
         return x
     return dropout(x, key_t, part.salt, part.p)
-

@@ -7,7 +7,7 @@ the backward pass only scales rows: logits are made once, never kept, and no hos
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -21,8 +21,7 @@ def selected_logprob(
 
     ``chunk`` rows of logits exist at a time. ``softcap`` c replaces logits z by c tanh(z / c) (Gemma 2).
     """
-    result: torch.Tensor = _SelectedLogprob.apply(hidden_nh, head_vh, targets_n, chunk, softcap)
-    return result
+    return cast(torch.Tensor, _SelectedLogprob.apply(hidden_nh, head_vh, targets_n, chunk, softcap))  # type: ignore[no-untyped-call]
 
 
 def score(
@@ -51,7 +50,7 @@ def capped(logits_cv: torch.Tensor, softcap: float | None) -> torch.Tensor:
 
 
 def logprob_and_residual(logits_cv: torch.Tensor, targets_c: torch.Tensor) -> torch.Tensor:
-    """[c] log-probabilities; ``logits_cv`` is overwritten with onehot - softmax, the gradient of each with its logits."""
+    """[c] log-probabilities; ``logits_cv`` becomes onehot - softmax, the gradient of each with its logits."""
     if fused(logits_cv):
         from luthier.kernels.gpu import logprob as gpu
 
@@ -69,7 +68,12 @@ def logprob_and_residual(logits_cv: torch.Tensor, targets_c: torch.Tensor) -> to
 class _SelectedLogprob(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden_nh: torch.Tensor, head_vh: torch.Tensor, targets_n: torch.Tensor, chunk: int, softcap: float | None
+        ctx: Any,
+        hidden_nh: torch.Tensor,
+        head_vh: torch.Tensor,
+        targets_n: torch.Tensor,
+        chunk: int,
+        softcap: float | None,
     ) -> torch.Tensor:
         ctx.chunk, ctx.softcap = chunk, softcap
         whole = head_vh.requires_grad  # the head's gradient sums over rows, after they are scaled: made in backward

@@ -39,7 +39,9 @@ class Packed:
         def move(part: torch.Tensor | None) -> torch.Tensor | None:
             return None if part is None else part.to(device, non_blocking=non_blocking)
 
-        codes, table, scales = (part.to(device, non_blocking=non_blocking) for part in (self.codes, self.table, self.scales))
+        codes, table, scales = (
+            part.to(device, non_blocking=non_blocking) for part in (self.codes, self.table, self.scales)
+        )
         return Packed(
             codes, table, scales, self.shape, self.block, move(self.scale_table), move(self.scale_scales),
             self.scale_block, self.offset,
@@ -47,7 +49,7 @@ class Packed:
 
 
 def quantise(weight: torch.Tensor, *, kind: str, double: bool) -> Packed:
-    """Quantise a matrix where it lies, with bitsandbytes; ``kind`` is nf4 or fp4, ``double`` quantises the scales too."""
+    """Quantise a matrix where it lies, with bitsandbytes. ``kind``: nf4, fp4; ``double`` quantises the scales too."""
     import bitsandbytes.functional as bnb
 
     codes, state = bnb.quantize_4bit(weight.contiguous(), blocksize=64, compress_statistics=double, quant_type=kind)

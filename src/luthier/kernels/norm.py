@@ -7,7 +7,9 @@ import torch
 from luthier.kernels.backend import fused, wide
 
 
-def rms_norm(x_th: torch.Tensor, weight_h: torch.Tensor, eps: float, offset: float) -> tuple[torch.Tensor, torch.Tensor]:
+def rms_norm(
+    x_th: torch.Tensor, weight_h: torch.Tensor, eps: float, offset: float
+) -> tuple[torch.Tensor, torch.Tensor]:
     """[t, h] normalised rows and [t] reciprocal root mean squares (fp32).
 
     ``offset`` 0: rounded to x's type, then times the weight (Llama and most). ``offset`` 1: times 1 + weight before

@@ -1,5 +1,6 @@
 """Run as a program: `parity_cases.py cpu|cuda`. Compares every kernel with its plain form; exits 1 on a difference."""
 
+# ruff: noqa: B023 (each function is called before its variables change)
 from __future__ import annotations
 
 import sys
@@ -42,7 +43,11 @@ def flat(value: object) -> list[torch.Tensor]:
 
 for dtype in (torch.float32, NARROW):
     for rows, width in ((1, 8), (3, 48), (5, 100), (2, 4096)):
-        x, grad, weight = draw(rows, width, dtype=dtype), draw(rows, width, dtype=dtype, seed=1), draw(width, dtype=dtype)
+        x, grad, weight = (
+            draw(rows, width, dtype=dtype),
+            draw(rows, width, dtype=dtype, seed=1),
+            draw(width, dtype=dtype),
+        )
         for offset in (0.0, 1.0):
             both("rms_norm", lambda: norm.rms_norm(x, weight, 1e-5, offset), dtype)
             rstd = norm.rms_norm(x, weight, 1e-5, offset)[1]
@@ -86,7 +91,9 @@ for dtype in (torch.float32, NARROW):
         both("dequantise", lambda: nf4.dequantise(packed, out).clone(), dtype, exact=True)
         import bitsandbytes.functional as bnb
 
-        codes, state = bnb.quantize_4bit(draw(rows, width, dtype=dtype), blocksize=64, compress_statistics=double, quant_type="nf4")
+        codes, state = bnb.quantize_4bit(
+            draw(rows, width, dtype=dtype), blocksize=64, compress_statistics=double, quant_type="nf4"
+        )
         theirs = bnb.dequantize_4bit(codes, state)
         error = float((out.double() - theirs.double()).norm() / theirs.double().norm())
         if error > BOUNDS[dtype]:

@@ -68,9 +68,7 @@ def gated(gate_up: torch.Tensor, activation: str) -> torch.Tensor:
     return out
 
 
-def gated_backward(
-    grad: torch.Tensor, gate_up: torch.Tensor, activation: str
-) -> tuple[torch.Tensor, torch.Tensor]:
+def gated_backward(grad: torch.Tensor, gate_up: torch.Tensor, activation: str) -> tuple[torch.Tensor, torch.Tensor]:
     """See `luthier.kernels.glu.gated_backward`."""
     rows, width = grad.shape
     fused_grad, out = torch.empty_like(gate_up), torch.empty_like(grad)

@@ -52,7 +52,9 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, offset: float) -
     out = torch.empty(rows, width, dtype=x.dtype, device=x.device)
     rstd = torch.empty(rows, dtype=torch.float32, device=x.device)
     if rows:
-        _forward[(rows,)](x, weight, out, rstd, x.stride(0), width, eps, float(offset), GEMMA=offset != 0, **_launch(width))
+        _forward[(rows,)](
+            x, weight, out, rstd, x.stride(0), width, eps, float(offset), GEMMA=offset != 0, **_launch(width)
+        )
     return out, rstd
 
 

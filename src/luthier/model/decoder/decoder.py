@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -172,8 +172,6 @@ class Decoder(nn.Module):
     def without_adapter(self) -> Iterator[None]:
         """The base model alone, within a block."""
         before = [dict(layer.products) for layer in self.layers]
-        from dataclasses import replace
-
         for layer in self.layers:
             layer.products = {name: replace(op, update=None, masters=()) for name, op in layer.products.items()}
         try:
@@ -196,7 +194,12 @@ def modules(shape: Shape) -> dict[str, dict[str, slice]]:
             "self_attn.v_proj": slice(q + kv, q + 2 * kv),
         }
         gate_up = {"mlp.gate_proj": slice(0, f), "mlp.up_proj": slice(f, 2 * f)}
-    return {"qkv": qkv, "o": {"self_attn.o_proj": slice(0, h)}, "gate_up": gate_up, "down": {"mlp.down_proj": slice(0, h)}}
+    return {
+        "qkv": qkv,
+        "o": {"self_attn.o_proj": slice(0, h)},
+        "gate_up": gate_up,
+        "down": {"mlp.down_proj": slice(0, h)},
+    }
 
 
 def _names(number: int, rows: dict[str, dict[str, slice]]) -> list[str]:

@@ -33,9 +33,7 @@ class Pass:
 class Layer(nn.Module):
     """The weights of a layer as four products. Its parameters are what is trained in it, nothing else."""
 
-    def __init__(
-        self, number: int, shape: Shape, products: Mapping[str, Linear], norms: Mapping[str, Norm]
-    ) -> None:
+    def __init__(self, number: int, shape: Shape, products: Mapping[str, Linear], norms: Mapping[str, Norm]) -> None:
         """``products``: qkv, o, gate_up, down. ``norms``: those that stand alone, by what they follow or belong to."""
         super().__init__()
         self.shape, self.number = shape, number
@@ -88,7 +86,7 @@ class Layer(nn.Module):
         return self.joined("down", gate_up, x_th, key_t)
 
     def joined(self, product: str, value: torch.Tensor, x_th: torch.Tensor, key_t: torch.Tensor | None) -> torch.Tensor:
-        """x + the product of ``value``, with a norm between where the architecture has one."""
+        """X + the product of ``value``, with a norm between where the architecture has one."""
         if product in self.norms:
             return x_th + normed(self.products[product](value, key_t), self.norms[product])
         return self.products[product](value, key_t, residual=x_th)

@@ -108,7 +108,9 @@ class _Builder:
 
     def build(self, told: Callable[[int, int], None] | None) -> Decoder:
         shape, how = self.shape, self.how
-        embedding = self._vector("model.embed_tokens.weight", (shape.vocab, shape.hidden), on_host=how.embeddings == "host")
+        embedding = self._vector(
+            "model.embed_tokens.weight", (shape.vocab, shape.hidden), on_host=how.embeddings == "host"
+        )
         layers = []
         for number in range(shape.layers):
             layers.append(self._layer(number))

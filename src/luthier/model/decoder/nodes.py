@@ -1,4 +1,4 @@
-"""The decoder's remaining steps as nodes of the autograd graph: norms of their own, rotation, selecting, recomputing."""
+"""The decoder's remaining steps as autograd nodes: norms of their own, rotation, selecting, recomputing."""
 
 from __future__ import annotations
 
@@ -50,9 +50,7 @@ class _Rotated(torch.autograd.Function):
         return rotate_backward(q, k, v, *ctx.saved_tensors), None, None, None, None, None
 
 
-def rotated(
-    qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, heads: int, kv_heads: int, head_dim: int
-) -> Heads:
+def rotated(qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, heads: int, kv_heads: int, head_dim: int) -> Heads:
     """`kernels.rotary.rotate`, differentiable in the fused product."""
     out: Heads = _Rotated.apply(qkv, cos, sin, heads, kv_heads, head_dim)
     return out

@@ -1,4 +1,4 @@
-"""The shared decoder against transformers' own models, every first-class architecture, in fp64: values and gradients."""
+"""The shared decoder against transformers' own models in fp64, every architecture: values and gradients."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def reference(model: Any, rows: list[Example]) -> torch.Tensor:
 
 
 def close(got: torch.Tensor | None, want: torch.Tensor | None, name: str) -> None:
-    """Equal but for what transformers rounds: it computes norms, rotation and softmax in fp32 whatever the model's type."""
+    """Equal but for transformers' own rounding: norms, rotation and softmax are fp32 there whatever the type."""
     assert got is not None and want is not None
     error = float((got - want).norm() / want.norm())
     assert error < 2e-6, f"{name}: relative error {error:.1e}"
