@@ -33,11 +33,16 @@ class GenericModel:
         self._selects = "logits_to_keep" in names
         self._positions = "position_ids" in names
         self.noise = Neftune(core.get_input_embeddings(), neftune_alpha, seed) if neftune_alpha else None
+        self._core = core
         if checkpointing:
-            if hasattr(core, "activation_checkpointing_enable"):  # the name in newer transformers
-                core.activation_checkpointing_enable({"use_reentrant": False})
-            else:
-                core.gradient_checkpointing_enable({"use_reentrant": False})
+            self.recompute()
+
+    def recompute(self) -> None:
+        """From now on, compute activations again in the backward pass instead of keeping them."""
+        if hasattr(self._core, "activation_checkpointing_enable"):  # the name in newer transformers
+            self._core.activation_checkpointing_enable({"use_reentrant": False})
+        else:
+            self._core.gradient_checkpointing_enable({"use_reentrant": False})
 
     def logprobs(self, batch: Batch, positions: torch.Tensor | None = None) -> torch.Tensor:
         """[n] fp32: log p(ids[i] | what precedes it in its segment) for each ``positions[i]`` of the batch.

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from luthier.events import Sink, silent
-from luthier.types import Batch, Engine
+from luthier.types import Batch, Engine, Plan
 
 if TYPE_CHECKING:
     import torch
@@ -64,6 +64,10 @@ class Tunable(Protocol):
 
     def base_only(self) -> AbstractContextManager[Any]:
         """While it is open, the model is the base. Only where `has_base` holds."""
+        ...
+
+    def adopt(self, plan: Plan) -> None:
+        """Execute another plan from the next pass on: more recomputed layers, when memory has run out."""
         ...
 
     def save(self, folder: Path) -> Path:

@@ -17,7 +17,7 @@ from luthier.model.generic import GenericModel
 from luthier.model.tunable import Tokens
 from luthier.run.folder import ADAPTER, WEIGHTS
 from luthier.train.precision import Precision, autocast
-from luthier.types import Base
+from luthier.types import Base, Plan
 
 Tuned = Literal["adapter", "weights", "nothing"]  # what is tuned of a model
 
@@ -79,6 +79,11 @@ class Generic(GenericModel):
                 yield
 
         return HfEngine(self.model, tokenizer, batch_size=batch_size, sink=sink, context=context)
+
+    def adopt(self, plan: Plan) -> None:
+        """Recompute activations if the plan says so; passes are cut outside."""
+        if plan.checkpointing:
+            self.recompute()
 
     def save(self, folder: Path) -> Path:
         """The adapter in PEFT's format, or the whole model where all of it was trained."""

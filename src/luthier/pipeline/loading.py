@@ -44,7 +44,7 @@ def load(
     layout = Layout(**found)
     base = assets.resolve(settings.base_model, trust_remote_code=trust_remote_code, sink=sink)
     _same_base(base, lock, folder)
-    machine = machines.probe()
+    machine = machines.probe(settings.execution.device)
     precision = resolve_precision(declared_precision(settings), machine)
     model = open_tuned(settings, base, precision, planner.device_of(machine), folder, sink)
     table, splits = _training_data(settings, known, layout, lock, sink)
@@ -58,7 +58,7 @@ def untuned(settings: Config, *, trust_remote_code: bool = False, sink: events.S
     from luthier.train.precision import resolve_precision
 
     base = assets.resolve(settings.base_model, trust_remote_code=trust_remote_code, sink=sink)
-    machine = machines.probe()
+    machine = machines.probe(settings.execution.device)
     precision = resolve_precision(declared_precision(settings), machine)
     inputs = tuple(f.name for f in settings.input_features or ())
     target = settings.output_features[0].name if settings.output_features else None

@@ -86,7 +86,7 @@ def prepare(
         sink(events.Note(text=line))
     renderer = renderer_of(settings, layout, tokenizer, base, table.columns, table.name)
     prepared = tokenise(table, splits, renderer, sink=sink)
-    machine = machines.probe()
+    machine = machines.probe(settings.execution.device)
     plan = planner.make_plan(settings, base.spec, prepared.stats, machine)
     return Work(settings, base, tokenizer, table, layout, splits, renderer, prepared, machine, plan)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -18,10 +18,13 @@ from luthier.errors import ConfigError, Interrupted
 from luthier.pipeline.loading import load
 from luthier.pipeline.opening import declared_precision, open_for_tuning
 from luthier.pipeline.preparing import Work, prepare
+from luthier.plan.recorded import continued, leaner
 from luthier.run import Lock, RunFolder, atomic, hash_config, read_metrics, require_space
 from luthier.tuned import Tuned
+from luthier.types import Plan
 
 if TYPE_CHECKING:
+    from luthier.model.tunable import Tunable
     from luthier.train.precision import Precision
 
 # What a run's result may depend on; recorded in its lock.
@@ -77,13 +80,14 @@ def train(
             folder.close()
             tuned = load(folder.path, trust_remote_code=trust_remote_code, sink=sink)
             return _trained(folder, tuned, work)
+        work, forced = _with_recorded_plan(work, folder) if standing == "resume" else (work, "")
         _write_inputs(folder, work, dataset, encoding)
         for one in work.config.filled():
             shown = f"{one.key} = {one.value}" + (f" (Ludwig: {one.ludwig})" if one.ludwig != one.value else "")
             sink(events.Note(text=f"filled in: {shown}"))
         for line in work.audit.lines():
             sink(events.Note(text=line))
-        sink(events.Planned(plan=asdict(work.plan)))
+        sink(events.Planned(plan=asdict(work.plan), why=forced))
         tuned = _fit(work, folder, precision, sink)
         _report(folder, tuned, work)
         folder.finish()
@@ -141,8 +145,9 @@ def _fit(work: Work, folder: RunFolder, precision: Precision, sink: events.Sink)
         save_adapter=partial(model.save, folder.path),
         precision=precision,
         seed=settings.random_seed,
-        sink=events.fan_out(sink, *_trackers(settings, folder)),
+        sink=events.fan_out(sink, _PlanKeeper(folder), *_trackers(settings, folder)),
         loraplus_lr_ratio=getattr(settings.adapter, "loraplus_lr_ratio", None),
+        leaner=partial(_leaner, model, work.base.spec.layers),
         resume_hint=f"luthier train {folder.path / 'config.yaml'} --output {folder.path}",
     )
     with events.stage(sink, "train", f"{setup.steps} steps, {trained:,} of the weights, {precision}"):
@@ -150,6 +155,46 @@ def _fit(work: Work, folder: RunFolder, precision: Precision, sink: events.Sink)
     atomic.write_json(folder.path / "outcome.json", outcome.to_json())
     model.module.eval()
     return tuned
+
+
+def _with_recorded_plan(work: Work, folder: RunFolder) -> tuple[Work, str]:
+    """The work with the plan that the run goes on with, and why it is not the recorded one ("" when it is)."""
+    lock = folder.lock
+    if lock is None or not (folder.path / "plan.json").is_file():
+        return work, ""
+    plan, why = continued(
+        Plan.from_json(folder.read_json("plan.json")),
+        work.plan,
+        config=work.config,
+        spec=work.base.spec,
+        stats=work.prepared.stats,
+        machine=work.machine,
+        made_on=folder.planned_for("machine", lock.machine),
+        pins=folder.planned_for("execution", lock.config.get("execution") or {}),
+    )
+    if why:
+        pins = work.config.execution.model_dump(mode="json")
+        folder.append_plan(asdict(plan), why, machine=asdict(work.machine), execution=pins)
+    return replace(work, plan=plan), why
+
+
+@dataclass(frozen=True)
+class _PlanKeeper:
+    """A sink that appends a plan which training was forced to change to the run's record."""
+
+    folder: RunFolder
+
+    def __call__(self, event: events.Event) -> None:
+        if isinstance(event, events.Planned) and event.why:
+            self.folder.append_plan(event.plan, event.why)
+
+
+def _leaner(model: Tunable, layers: int, plan: Plan, longest: int) -> Plan | None:
+    """The next plan after memory ran out, put into effect."""
+    found = leaner(plan, longest, layers)
+    if found is not None:
+        model.adopt(found)
+    return found
 
 
 def _trackers(settings: Config, folder: RunFolder) -> list[Any]:

@@ -15,8 +15,8 @@ MIB = 2**20
 QUERY = "name,memory.total,memory.free,compute_cap"
 
 
-def probe() -> Machine:
-    """This machine as a run may use it."""
+def probe(device: str = "auto") -> Machine:
+    """This machine as a run may use it; without its GPUs where ``device`` (of `execution.device`) is cpu."""
     import psutil
 
     memory = psutil.virtual_memory()
@@ -28,7 +28,7 @@ def probe() -> Machine:
         cores=_cores(),
         memory=total,
         free_memory=max(free, 0),
-        gpus=_nvidia() or _mps(total, free),
+        gpus=() if device == "cpu" else _nvidia() or _mps(total, free),
         cpu=name,
         cpu_bf16=bool({"avx512_bf16", "amx_bf16", "bf16"} & flags),
         system=f"{platform.system()} {platform.machine()}",

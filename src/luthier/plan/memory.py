@@ -58,7 +58,7 @@ def memory(job: Job, plan: Plan, tokens: int) -> Memory:
     supervised = max(1, round(tokens * job.share))
     fixed = {
         "weights": _weights(job, plan),
-        "adapter": 0 if job.trained.full else 4 * count,
+        "adapter": 0 if job.trained.full else (4 + (c if c == 2 else 0)) * count,  # masters, and copies to compute with
         "gradients": 4 * count,
         "optimizer": 0 if plan.optimizer == "host" or job.paged else round(job.state * count),
         "buffers": _buffers(job, plan),
@@ -96,9 +96,9 @@ def _buffers(job: Job, plan: Plan) -> int:
     """What de-quantising and streaming write into, reused by every layer."""
     if plan.weights == "quantised":
         return job.compute * job.shape.largest
-    if plan.weights == "streamed":  # two layers on their way, one group de-quantised
+    if plan.weights == "streamed":  # one group in use, the next on its way, and where they are de-quantised to
         stored = quantised_bytes(job.bits, job.double, job.compute)
-        return round(2 * stored * job.shape.layer + (job.compute * job.shape.largest if job.bits else 0))
+        return round((2 * stored + job.compute) * job.shape.largest)
     return 0
 
 

@@ -15,7 +15,10 @@ FIRST_CLASS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """What there is. ``architectures``: those whose decoder is built; the rest: means that a plan may use."""
+    """What there is. ``architectures``: those whose decoder is built; the rest: means that a plan may use.
+
+    ``refusal``: why the decoder does not take this very model, where loading its config has shown that.
+    """
 
     architectures: frozenset[str] = FIRST_CLASS
     weights: frozenset[str] = frozenset({"resident", "quantised", "streamed"})
@@ -23,14 +26,18 @@ class Engine:
     embeddings_on_host: bool = True
     optimizer_on_host: bool = True
     share_prefix: bool = False
+    refusal: str | None = None
 
 
 WHOLE = Engine()  # all that the design has
-BUILT = Engine(architectures=frozenset())  # what model/ has today; a decoder that lands enters its architectures here
+# What the pipeline opens today: nothing yet; the decoder enters its architectures and means here when it is wired.
+BUILT = Engine(architectures=frozenset(), optimizer_on_host=False)
 
 
 def not_decoder(config: Any, spec: ModelSpec, engine: Engine) -> str | None:
     """Why this config runs on the generic path; None when the decoder takes it."""
+    if engine.refusal is not None:
+        return engine.refusal
     if spec.architecture not in engine.architectures:
         return f"{spec.architecture} runs through transformers"
     adapter, quantization = config.adapter, config.quantization
@@ -40,10 +47,8 @@ def not_decoder(config: Any, spec: ModelSpec, engine: Engine) -> str | None:
         for name, plain in (("use_dora", False), ("bias_type", "none"), ("modules_to_save", None)):
             if getattr(adapter, name, plain) not in (plain, ()):
                 return f"adapter.{name} runs through PEFT"
-    if quantization is not None and (quantization.bits != 4 or quantization.bnb_4bit_quant_type != "nf4"):
-        return "a base in other than 4-bit nf4 runs through bitsandbytes"
-    if getattr(config.model_parameters, "rope_scaling", None) is not None:
-        return "model_parameters.rope_scaling runs through transformers"
+    if quantization is not None and quantization.bits != 4:
+        return f"a base in {quantization.bits} bits runs through bitsandbytes"
     return None
 
 

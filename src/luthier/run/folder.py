@@ -183,9 +183,18 @@ class RunFolder:
             self._held.release()
             self._held = None
 
-    def append_plan(self, plan: Mapping[str, Any], why: str) -> None:
-        """Record a forced new plan in the lock: from here on the run repeats up to rounding, no longer bit for bit."""
-        self._update(replanned=[*self.record.get("replanned", []), {"at": _now(), "why": why, "plan": dict(plan)}])
+    def append_plan(self, plan: Mapping[str, Any], why: str, **made: Any) -> None:
+        """Record a forced new plan: from here on the run repeats up to rounding, no longer bit for bit.
+
+        ``made``: what else the plan follows from and differs from the lock: ``machine``, ``execution`` (JSON types).
+        """
+        entry = {"at": _now(), "why": why, "plan": dict(plan), **made}
+        self._update(replanned=[*self.record.get("replanned", []), entry])
+        self.write_plan(plan)
+
+    def planned_for(self, name: str, first: Any) -> Any:
+        """What the plan in force was made for (``machine``, ``execution``); ``first`` where it was never changed."""
+        return next((one[name] for one in reversed(self.record.get("replanned", [])) if name in one), first)
 
     def write_config(self, text: str) -> None:
         """Write config.yaml, the resolved config."""

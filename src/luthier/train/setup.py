@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.events import Sink, silent
 from luthier.objectives.terms import Objective
+from luthier.plan.recorded import leaner
 from luthier.train.comm import Comm, OneRank
 from luthier.train.precision import Precision
 from luthier.types import Batch, Plan, StepSource
@@ -33,6 +34,8 @@ class Setup:
     evaluate_train: the same over training rows (``trainer.evaluate_training_set``).
     save_adapter: called once at the end, with the best weights in place; returns what it wrote.
     after_update: called with the step after each update (AdaLoRA moves its ranks there).
+    leaner: given the plan that ran out of memory and the longest row of the step, the plan to go on with, already in
+        effect in the model; None when there is none.
     resume_hint: the command that continues the run, for the message of an interruption.
     """
 
@@ -54,6 +57,7 @@ class Setup:
     sink: Sink = silent
     comm: Comm = field(default_factory=OneRank)
     loraplus_lr_ratio: float | None = None
+    leaner: Callable[[Plan, int], Plan | None] = leaner
     resume_hint: str = "run the same command again with the same --output folder"
 
     @property

@@ -89,25 +89,25 @@ def train_step(setup: Setup, now: Training, rate_factor: float) -> StepResult:
 def _passes_that_fit(
     setup: Setup, now: Training, step: Sequence[Example], constants: Mapping[str, float]
 ) -> tuple[dict[str, torch.Tensor], int]:
-    """Run the passes; out of memory, halve them and begin the step again: the gradient stays the same."""
+    """Run the passes; out of memory, take a leaner plan and begin the step again: the gradient stays the same."""
     while True:
         passes = schedule([example.length for example in step], now.plan, setup.comm.world)[setup.comm.rank]
         try:
             return _run_passes(setup, now, [[step[i] for i in indices] for indices in passes], constants), len(passes)
         except torch.OutOfMemoryError as error:
             now.optimizer.zero_grad(set_to_none=True)
-            shortest = max(example.length for example in step)
-            smaller = max(shortest, now.plan.tokens_per_pass // 2)
-            if smaller >= now.plan.tokens_per_pass:
+            longest = max(step, key=lambda example: example.length)
+            leaner = setup.leaner(now.plan, longest.length)
+            if leaner is None:
                 raise TrainingError(
                     "training-no-memory",
                     f"out of memory in step {now.step + 1} with one sample a pass",
-                    where=f"row {max(step, key=lambda example: example.length).row}, {shortest} tokens",
+                    where=f"row {longest.row}, {longest.length} tokens",
                     received=str(error).split("\n")[0],
-                    fix="lower preprocessing.max_sequence_length, or set trainer.enable_gradient_checkpointing: true",
+                    fix="lower preprocessing.max_sequence_length; `luthier plan` shows what fits",
                 ) from error
         torch.cuda.empty_cache()
-        now.plan = replace(now.plan, tokens_per_pass=smaller)
+        now.plan = leaner
         setup.sink(Planned(plan=asdict(now.plan), why=f"out of memory in step {now.step + 1}"))
 
 

@@ -10,9 +10,11 @@ import torch
 
 from luthier.errors import ConfigError, Interrupted, RunError, TrainingError
 from luthier.events import Planned, Saved, Stepped, Warned
+from luthier.plan import recorded
 from luthier.run import atomic
 from luthier.train import checkpoint
 from luthier.train.loop import fit, trainable
+from luthier.types import Plan
 
 
 def weights(setup) -> dict[str, torch.Tensor]:
@@ -181,6 +183,32 @@ def test_out_of_memory_makes_smaller_passes_or_says_what_to_do(make_setup) -> No
     with pytest.raises(TrainingError) as caught:
         fit(make_setup(logprobs=never, checkpoints=setup.checkpoints / "b"))
     assert caught.value.code == "training-no-memory"
+
+
+def test_a_leaner_plan_than_small_passes_recomputes(make_setup) -> None:
+    """Once a pass holds one row, the plan in force is asked for recomputing; the weights come out the same."""
+    seen: list[Plan] = []
+
+    def leaner(plan: Plan, longest: int) -> Plan | None:
+        found = recorded.leaner(plan, longest, layers=2)
+        seen.append(found)
+        return found
+
+    setup = make_setup(trainer={"train_steps": 2}, evaluate=None)
+    logprobs = setup.logprobs
+
+    def tight(batch):
+        if not (seen and seen[-1].checkpointing):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return logprobs(batch)
+
+    fit(replace(setup, logprobs=tight, leaner=leaner))
+    assert seen[-1].recompute_layers == 2 and [plan.recompute_layers for plan in seen[:-1]] == [0] * (len(seen) - 1)
+    assert seen[-1].tokens_per_pass < setup.plan.tokens_per_pass
+    other = make_setup(trainer={"train_steps": 2}, evaluate=None, checkpoints=setup.checkpoints / "b")
+    fit(other)
+    for mine, theirs in zip(setup.model.parameters(), other.model.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
 
 
 def test_an_unknown_validation_metric_lists_what_there_is(make_setup) -> None:

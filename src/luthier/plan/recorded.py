@@ -1,0 +1,66 @@
+"""The plan of a run that goes on: the recorded one, unless the machine or the pins are no longer the same.
+
+A plan is part of its run. It is executed as recorded, so that a resumed run repeats a straight one; a new plan that is
+forced gives the same gradients up to rounding only, and is told and appended to the lock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from typing import Any
+
+from luthier.plan.planner import forecast
+from luthier.types import DataStats, Machine, ModelSpec, Plan
+
+SHRINK = 2  # tokens of a pass are divided by this when memory runs out
+
+
+def continued(
+    recorded: Plan,
+    new: Plan,
+    *,
+    config: Any,
+    spec: ModelSpec,
+    stats: DataStats,
+    machine: Machine,
+    made_on: Mapping[str, Any],
+    pins: Mapping[str, Any],
+) -> tuple[Plan, str]:
+    """The plan to go on with, and what forced another one than the ``recorded`` ("" when nothing did).
+
+    ``made_on``: the machine (JSON form) that the recorded plan was made for. ``pins``: the `execution:` section then.
+    """
+    now = config.execution.model_dump(mode="json")
+    changed = [key for key in now if key in pins and now[key] != pins[key]]
+    if changed:
+        return new, f"execution.{changed[0]} was {pins[changed[0]]} and is {now[changed[0]]}"
+    before, here = _hardware(made_on), _hardware(asdict(machine))
+    if before != here:
+        return new, f"another machine: {before} then, {here} now"
+    need = forecast(config, spec, stats, machine, recorded)
+    index = int(recorded.device.partition(":")[2] or 0)
+    free = machine.free_memory if recorded.device == "cpu" else machine.gpus[index].free
+    wanted = need.memory.host_total if recorded.device == "cpu" else need.memory.total
+    if wanted > free:
+        return new, f"the recorded plan needs {wanted / 2**30:.1f} GiB, and {free / 2**30:.1f} are free now"
+    return recorded, ""
+
+
+def leaner(plan: Plan, longest: int, layers: int = 0) -> Plan | None:
+    """The next plan after memory ran out in a step; None when nothing leaner is left.
+
+    Half the tokens a pass, down to the ``longest`` row of the step; then all ``layers`` recomputed (0: the model cannot
+    change that while it trains).
+    """
+    if plan.tokens_per_pass > longest:
+        return replace(plan, tokens_per_pass=max(longest, plan.tokens_per_pass // SHRINK))
+    return replace(plan, recompute_layers=layers) if plan.recompute_layers < layers else None
+
+
+def _hardware(machine: Mapping[str, Any]) -> str:
+    """What a plan depends on of a machine, in words: the accelerators and their memory, else the processor."""
+    gpus = machine.get("gpus") or ()
+    if gpus:
+        return ", ".join(f"{gpu['name']} {gpu['memory'] / 2**30:.0f} GiB" for gpu in gpus)
+    return f"{machine.get('cpu') or 'CPU'}, {machine.get('cores')} cores, {machine.get('memory', 0) / 2**30:.0f} GiB"
