@@ -91,9 +91,9 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class DataStats:
-    """What the planner needs to know of the training data. Lengths in tokens, one entry an example."""
+    """What the planner needs to know of the training data. Lengths in tokens, one an example; may be an array."""
 
-    lengths: tuple[int, ...]
+    lengths: Sequence[int]
     supervised_tokens: int
     data_hash: str
 

@@ -1,8 +1,9 @@
 """Chat templates, rendered as transformers renders them, in a sandbox and within bounds.
 
 A template comes from a model's files, so it is untrusted: Jinja's immutable sandbox keeps it from attributes and
-mutation, and sizes are limited (template, output, loop length). `DATE` makes `strftime_now` answer the same at training
-and at prediction, whenever those happen.
+mutation, and sizes are limited (template, output, loop length). Time and memory cannot be limited from within, so all
+of this runs in the child process of `template_worker`; call that. `DATE` makes `strftime_now` answer the same at
+training and at prediction, whenever those happen.
 """
 
 from __future__ import annotations

@@ -5,9 +5,10 @@ Row numbers count from 0, as in a DataFrame.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+import hashlib
+from array import array
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from luthier.assets.tokenizer import Tokenizer
@@ -50,6 +51,17 @@ class Audit:
     lengths: Mapping[str, int]  # of the training examples: min, p50, p90, p99, max tokens
     notes: Sequence[str] = ()
     samples: Sequence[Pieces] = field(default_factory=tuple)
+
+    def stored(self) -> dict[str, Any]:
+        """Everything as JSON types, for `restored`."""
+        return asdict(self)
+
+    @classmethod
+    def restored(cls, value: Mapping[str, Any]) -> Audit:
+        """What `stored` gave, read back."""
+        splits = {name: SplitCount(**count) for name, count in value["splits"].items()}
+        samples = tuple([(text, trained) for text, trained in one] for one in value["samples"])
+        return cls(**{**value, "splits": splits, "samples": samples, "notes": tuple(value["notes"])})
 
     @property
     def supervised_share(self) -> float:
@@ -103,30 +115,82 @@ class Audit:
         return [*out, *self.notes]
 
 
-def make_audit(
-    outcomes: Mapping[Split, Sequence[Outcome]], tokenizer: Tokenizer, *, rendering: str, notes: Sequence[str] = ()
-) -> Audit:
-    """Count the outcomes of every row, by split."""
-    everything = [outcome for split in SPLITS for outcome in outcomes.get(split, ())]
-    train = [example for outcome in outcomes.get("train", ()) for example in outcome.examples]
-    duplicates, leaked = _repeats(outcomes)
-    return Audit(
-        rows=len(everything),
-        rendering=rendering,
-        splits={split: _count(outcomes[split]) for split in SPLITS if outcomes.get(split)},
-        dropped=_by_cause((o.row, (o.dropped.reason,)) for o in everything if o.dropped is not None),
-        missing=_by_cause((o.row, o.missing) for o in everything),
-        control=sorted(o.row for o in everything if o.control),
-        cut=_by_cause((o.row, o.cut) for o in everything),
-        lost_turns=sum(o.lost_turns for o in everything),
-        answers=sum(o.answers for o in everything),
-        ended=sum(o.ended for o in everything),
-        duplicates=duplicates,
-        leaked=leaked,
-        lengths=percentiles([example.length for example in train]),
-        notes=tuple(notes),
-        samples=tuple(pieces(example, tokenizer) for example in train[:SAMPLES]),
-    )
+class AuditBuilder:
+    """Counts outcomes as they come, keeping a few numbers a row and no example."""
+
+    def __init__(self) -> None:
+        self._counts: dict[Split, list[int]] = {split: [0, 0, 0, 0] for split in SPLITS}
+        self._causes: dict[str, dict[str, array[int]]] = {"dropped": {}, "missing": {}, "cut": {}}
+        self._control = array("q")
+        self._seen = {split: (array("q"), array("Q")) for split in SPLITS}  # rows, and a hash of what they became
+        self._rows = self._lost = self._answers = self._ended = 0
+        self._lengths = array("i")
+        self._samples: list[Example] = []
+
+    def add(self, split: Split, outcome: Outcome) -> None:
+        """Count one row of ``split``."""
+        row = outcome.row
+        self._rows += 1
+        for kind, causes in (
+            ("dropped", (outcome.dropped.reason,) if outcome.dropped else ()),
+            ("missing", outcome.missing),
+            ("cut", outcome.cut),
+        ):
+            for cause in causes:
+                self._causes[kind].setdefault(cause, array("q")).append(row)
+        if outcome.control:
+            self._control.append(row)
+        self._lost += outcome.lost_turns
+        self._answers += outcome.answers
+        self._ended += outcome.ended
+        if outcome.examples:
+            self._add_examples(split, row, outcome.examples)
+
+    def _add_examples(self, split: Split, row: int, examples: Sequence[Example]) -> None:
+        digest = hashlib.blake2b(digest_size=8)
+        count = self._counts[split]
+        count[0] += 1
+        for example in examples:
+            count[1] += 1
+            count[2] += example.length
+            count[3] += example.supervised
+            digest.update(array("I", example.ids).tobytes() + b"|")
+            if split == "train":
+                self._lengths.append(example.length)
+        rows, digests = self._seen[split]
+        rows.append(row)
+        digests.append(int.from_bytes(digest.digest(), "little"))
+        if split == "train" and len(self._samples) < SAMPLES:
+            self._samples += examples[: SAMPLES - len(self._samples)]
+
+    @property
+    def supervised(self) -> int:
+        """Trained tokens of the training split so far."""
+        return self._counts["train"][3]
+
+    def finish(self, tokenizer: Tokenizer, *, rendering: str, notes: Sequence[str] = ()) -> Audit:
+        """The audit of everything that was added."""
+        duplicates, leaked = _repeats(self._seen)
+        return Audit(
+            rows=self._rows,
+            rendering=rendering,
+            splits={split: SplitCount(*count) for split, count in self._counts.items() if self._has(split)},
+            dropped=_by_size(self._causes["dropped"]),
+            missing=_by_size(self._causes["missing"]),
+            control=sorted(self._control),
+            cut=_by_size(self._causes["cut"]),
+            lost_turns=self._lost,
+            answers=self._answers,
+            ended=self._ended,
+            duplicates=duplicates,
+            leaked=leaked,
+            lengths=percentiles(self._lengths),
+            notes=tuple(notes),
+            samples=tuple(pieces(example, tokenizer) for example in self._samples),
+        )
+
+    def _has(self, split: Split) -> bool:
+        return self._counts[split][0] > 0 or (split == "train" and self._rows > 0)
 
 
 def pieces(example: Example, tokenizer: Tokenizer) -> Pieces:
@@ -151,37 +215,27 @@ def percentiles(lengths: Sequence[int]) -> dict[str, int]:
     return {name: ordered[round(share * last)] for name, share in marks.items()}
 
 
-def _count(outcomes: Sequence[Outcome]) -> SplitCount:
-    examples = [example for outcome in outcomes for example in outcome.examples]
-    rows = sum(1 for outcome in outcomes if outcome.examples)
-    return SplitCount(rows, len(examples), sum(e.length for e in examples), sum(e.supervised for e in examples))
-
-
-def _repeats(outcomes: Mapping[Split, Sequence[Outcome]]) -> tuple[list[int], list[int]]:
+def _repeats(seen: Mapping[Split, tuple[array[int], array[int]]]) -> tuple[list[int], list[int]]:
     """Rows equal to an earlier one of their split, and rows outside train that stand in train."""
-    seen: dict[Split, set[tuple[tuple[int, ...], ...]]] = {}
-    duplicates, leaked = [], []
-    for split in SPLITS:
-        mine = seen.setdefault(split, set())
-        for outcome in outcomes.get(split, ()):
-            if not outcome.examples:
-                continue
-            key = tuple(tuple(example.ids) for example in outcome.examples)
-            if key in mine:
-                duplicates.append(outcome.row)
-            mine.add(key)
-            if split != "train" and key in seen["train"]:
-                leaked.append(outcome.row)
+    import numpy as np
+
+    duplicates: list[int] = []
+    leaked: list[int] = []
+    train = np.frombuffer(seen["train"][1], dtype="u8") if seen["train"][1] else np.empty(0, "u8")
+    for split, (rows, digests) in seen.items():
+        if not digests:
+            continue
+        here, numbers = np.frombuffer(digests, dtype="u8"), np.frombuffer(rows, dtype="i8")
+        again = np.ones(len(here), dtype=bool)
+        again[np.unique(here, return_index=True)[1]] = False  # the first of each stays
+        duplicates += numbers[again].tolist()
+        if split != "train":
+            leaked += numbers[np.isin(here, train)].tolist()
     return sorted(duplicates), sorted(leaked)
 
 
-def _by_cause(found: Iterator[tuple[int, tuple[str, ...]]]) -> dict[str, list[int]]:
-    out: dict[str, list[int]] = {}
-    for row, causes in found:
-        for cause in causes:
-            out.setdefault(cause, []).append(row)
-    counts = Counter({cause: len(rows) for cause, rows in out.items()})
-    return {cause: sorted(out[cause]) for cause, _ in counts.most_common()}
+def _by_size(causes: Mapping[str, array[int]]) -> dict[str, list[int]]:
+    return {cause: sorted(rows) for cause, rows in sorted(causes.items(), key=lambda item: -len(item[1]))}
 
 
 def _fields(count: SplitCount) -> dict[str, int]:

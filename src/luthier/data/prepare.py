@@ -1,74 +1,211 @@
-"""Every row of a table to token ids, by split, with the audit: the last thing that needs no model."""
+"""Every row of a table to token ids, by split, with the audit: the last thing that needs no model.
+
+Rows are drafted (texts, chat templates in their worker process) while the rows before them are tokenised (the
+`tokenizers` library's threads). With a cache folder the result is written to disk under a hash of everything that it
+depends on, and memory does not grow with the rows; the same preparation is then there at once the next time.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import errno
+import functools
+import hashlib
+import json
+import os
+import shutil
+import time
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from importlib import metadata
 from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol
 
-from luthier.data.audit import Audit, make_audit
+from luthier.assets.cache import build_once
+from luthier.data.audit import Audit, AuditBuilder
 from luthier.data.render import Outcome, Renderer
+from luthier.data.store import ExampleStore, StoreWriter
 from luthier.data.table import Table
-from luthier.errors import DataError
-from luthier.events import Sink, progress, silent, stage
+from luthier.errors import DataError, RunError
+from luthier.events import Note, Sink, progress, silent, stage
 from luthier.types import SPLITS, DataStats, Example, Split
 
 CHUNK = 512  # rows encoded together: enough to keep the tokenizer's threads busy, few enough to report progress
+KEPT_DAYS = 30  # preparations that nobody asked for in that time are deleted from the cache
+SOURCES = ("data/render", "data/prepare.py", "data/store.py", "data/audit.py", "data/conversation.py", "assets")
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
     """Examples by split, and which rows of the table they came from (rows that were dropped are not among them)."""
 
-    examples: dict[Split, list[Example]]
-    rows: dict[Split, list[int]]
+    examples: dict[Split, Sequence[Example]]
+    rows: dict[Split, Sequence[int]]
     audit: Audit
     stats: DataStats  # of the training examples
 
 
-def prepare(table: Table, splits: Sequence[int | None], renderer: Renderer, *, sink: Sink = silent) -> Prepared:
+class Sides(Protocol):
+    """The side of each row: 0, 1 or 2 (train, validation, test), None for neither."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> int | None: ...
+
+
+def prepare(
+    table: Table, splits: Sides, renderer: Renderer, *, sink: Sink = silent, cache: Path | None = None
+) -> Prepared:
     """Render and tokenise the table. ``splits[i]`` is 0, 1 or 2 for row i (train, validation, test), None for neither.
+
+    ``cache``: the folder under which preparations are kept on disk; None keeps the examples in memory.
 
     Raises:
         DataError: ``data-no-supervision`` when no token of the training split would be trained, with rows and reasons;
             whatever rendering a row raises.
+        RunError: ``run-no-space`` when the cache's disk is full.
     """
     assert len(splits) == len(table), f"{len(splits)} splits for {len(table)} rows"
-    outcomes: dict[Split, list[Outcome]] = {split: [] for split in SPLITS}
-    with stage(sink, "tokenise", f"{len(table):,} rows"):
-        rows = ((i, table.row(i)) for i in progress(sink, "tokenise", range(len(table)), len(table), "rows"))
-        chosen = ((i, row) for i, row in rows if splits[i] is not None)
-        while chunk := list(islice(chosen, CHUNK)):
-            for outcome in renderer.outcomes(chunk):
-                number = splits[outcome.row]
-                assert number is not None and 0 <= number < len(SPLITS), number
-                outcomes[SPLITS[number]].append(outcome)
-    audit = make_audit(outcomes, renderer.tokenizer, rendering=renderer.describe, notes=table.notes)
-    examples = {split: [e for o in found for e in o.examples] for split, found in outcomes.items()}
-    supervised = sum(e.supervised for e in examples["train"])
-    if not supervised:
-        raise _nothing_learned(table, audit, outcomes["train"])
+    if cache is None:
+        return _in_memory(table, splits, renderer, sink)
+    folder = cache / "prepared" / _key(table, splits, renderer)
+    known = folder.is_dir()
+    try:
+        build_once(folder, lambda staging: _write(staging, table, splits, renderer, sink))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise RunError(
+            "run-no-space",
+            "the disk is full: the tokenised examples cannot be written",
+            where=str(cache),
+            fix="free some space, or set LUTHIER_CACHE to a folder on another disk",
+        ) from error
+    if known:
+        sink(Note(text="tokenised before: taken from the cache"))
+    os.utime(folder)
+    _forget_old(folder)
+    return _read(folder, table)
+
+
+def _in_memory(table: Table, splits: Sides, renderer: Renderer, sink: Sink) -> Prepared:
+    builder = AuditBuilder()
+    examples: dict[Split, list[Example]] = {split: [] for split in SPLITS}
+    rows: dict[Split, list[int]] = {split: [] for split in SPLITS}
+    for split, outcome in _outcomes(table, splits, renderer, sink):
+        builder.add(split, outcome)
+        examples[split] += outcome.examples
+        rows[split] += [outcome.row] if outcome.examples else []
+    audit = builder.finish(renderer.tokenizer, rendering=renderer.describe, notes=table.notes)
+    _require_supervision(table, splits, audit, builder.supervised)
+    lengths = array("i", [e.length for e in examples["train"]])
+    stats = DataStats(lengths, builder.supervised, table.content_hash)
+    return Prepared(dict(examples), dict(rows), audit, stats)
+
+
+def _write(folder: Path, table: Table, splits: Sides, renderer: Renderer, sink: Sink) -> None:
+    builder = AuditBuilder()
+    with ExitStack() as stack:
+        writers = {split: stack.enter_context(StoreWriter(folder, split)) for split in SPLITS}
+        for split, outcome in _outcomes(table, splits, renderer, sink):
+            builder.add(split, outcome)
+            for example in outcome.examples:
+                writers[split].append(example)
+        audit = builder.finish(renderer.tokenizer, rendering=renderer.describe)
+        _require_supervision(table, splits, audit, builder.supervised)
+    stored = {"audit": audit.stored(), "supervised": builder.supervised}
+    (folder / "prepared.json").write_text(json.dumps(stored, ensure_ascii=True), encoding="utf-8")
+
+
+def _read(folder: Path, table: Table) -> Prepared:
+    stored = json.loads((folder / "prepared.json").read_text(encoding="utf-8"))
+    stores = {split: ExampleStore(folder, split) for split in SPLITS}
+    audit = replace(Audit.restored(stored["audit"]), notes=table.notes)
     return Prepared(
-        examples,
-        {split: [o.row for o in found if o.examples] for split, found in outcomes.items()},
+        dict(stores),
+        {split: store.rows for split, store in stores.items()},
         audit,
-        DataStats(tuple(e.length for e in examples["train"]), supervised, table.content_hash),
+        DataStats(stores["train"].lengths, stored["supervised"], table.content_hash),
     )
 
 
-def _nothing_learned(table: Table, audit: Audit, train: Sequence[Outcome]) -> DataError:
-    mine = {o.row for o in train}
-    reasons = {reason: [row for row in rows if row in mine] for reason, rows in audit.dropped.items()}
+def _outcomes(table: Table, splits: Sides, renderer: Renderer, sink: Sink) -> Iterator[tuple[Split, Outcome]]:
+    """What becomes of each row, with its split, in the order of the table."""
+    with stage(sink, "tokenise", f"{len(table):,} rows"):
+        counted = progress(sink, "tokenise", range(len(table)), len(table), "rows")
+        rows = ((i, table.row(i)) for i in counted if splits[i] is not None)
+        for drafted in _ahead(iter(lambda: list(islice(rows, CHUNK)), []), renderer.draft):
+            for outcome in renderer.encode(drafted):
+                number = splits[outcome.row]
+                assert number is not None and 0 <= number < len(SPLITS), number
+                yield SPLITS[number], outcome
+
+
+def _ahead(chunks: Iterable[Any], work: Any) -> Iterator[Any]:
+    """``work`` of each chunk in order, the next one under way in a thread while the caller uses the last."""
+    with ThreadPoolExecutor(1, "draft") as pool:
+        waiting = None
+        for chunk in chunks:
+            begun = pool.submit(work, chunk)
+            if waiting is not None:
+                yield waiting.result()
+            waiting = begun
+        if waiting is not None:
+            yield waiting.result()
+
+
+def _key(table: Table, splits: Sides, renderer: Renderer) -> str:
+    """A hash of everything that the tokenised examples depend on."""
+    sides = bytes(255 if side is None else side for side in splits)  # type: ignore[attr-defined]
+    parts = (
+        table.content_hash,
+        hashlib.sha256(sides).hexdigest(),
+        renderer.fingerprint,
+        _code(),
+        metadata.version("tokenizers"),
+        metadata.version("jinja2"),
+    )
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:40]
+
+
+@functools.cache
+def _code() -> str:
+    """A hash of the code that makes examples of rows, so that no result of an older version is taken for this one's."""
+    root = Path(__file__).parents[1]
+    digest = hashlib.sha256()
+    for name in SOURCES:
+        path = root / name
+        for file in sorted(path.glob("*.py")) if path.is_dir() else [path]:
+            digest.update(file.name.encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()
+
+
+def _forget_old(current: Path) -> None:
+    """Delete preparations that were not used for a while."""
+    oldest = time.time() - KEPT_DAYS * 86400
+    for folder in current.parent.iterdir():
+        if folder.is_dir() and folder != current and folder.stat().st_mtime < oldest:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _require_supervision(table: Table, splits: Sides, audit: Audit, supervised: int) -> None:
+    """Raises DataError ``data-no-supervision`` where nothing would be learned."""
+    if supervised:
+        return
+    reasons = {reason: [row for row in rows if splits[row] == 0] for reason, rows in audit.dropped.items()}
     said = [
         f"{len(rows):,} dropped, {reason} (rows {', '.join(map(str, rows[:5]))}{', …' if len(rows) > 5 else ''})"
         for reason, rows in reasons.items()
         if rows
     ]
-    return DataError(
+    count = sum(1 for row in range(len(table)) if splits[row] == 0)
+    raise DataError(
         "data-no-supervision",
         "not one token of the training rows would be trained",
         where=table.name,
-        received=f"{len(train):,} training rows: " + ("; ".join(said) or "none"),
+        received=f"{count:,} training rows: " + ("; ".join(said) or "none"),
         allowed="at least one training row with an answer that fits the maximum length",
         fix="check which column is the target, fill in its empty values, or raise preprocessing.max_sequence_length",
     )

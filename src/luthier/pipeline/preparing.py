@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from luthier import assets, config, events
+from luthier.assets.cache import cache_root
 from luthier.assets.tokenizer import Tokenizer
 from luthier.config import Config
 from luthier.data import columns, sources, split
@@ -85,7 +86,7 @@ def prepare(
     for line in (*table.notes, *layout.explanation, *divided.notes):
         sink(events.Note(text=line))
     renderer = renderer_of(settings, layout, tokenizer, base, table.columns, table.name)
-    prepared = tokenise(table, splits, renderer, sink=sink)
+    prepared = tokenise(table, splits, renderer, sink=sink, cache=cache_root())
     machine = machines.probe(settings.execution.device)
     plan = planner.make_plan(settings, base.spec, prepared.stats, machine)
     return Work(settings, base, tokenizer, table, layout, splits, renderer, prepared, machine, plan)

@@ -96,7 +96,7 @@ def _steps(config: Any, stats: DataStats, batch: int, count: int) -> tuple[tuple
     while stats.lengths and len(out) < count:
         shuffle = config.trainer.should_shuffle
         indices = order(len(stats.lengths), epoch, config.random_seed, stats.data_hash, shuffle)
-        starts = range(0, len(indices), batch)
+        starts = range(0, len(indices), batch)[: count - len(out)]
         out += [tuple(stats.lengths[i] for i in indices[start : start + batch]) for start in starts]
         epoch += 1
     return tuple(out[:count])

@@ -34,7 +34,7 @@ def test_everything_is_counted() -> None:
     assert audit.missing == {"q": [1]}
     assert audit.control == [3] and audit.duplicates == [4] and audit.leaked == [5]
     assert (audit.answers, audit.ended) == (5, 5)
-    assert made.stats.lengths == tuple(e.length for e in made.examples["train"])
+    assert list(made.stats.lengths) == [e.length for e in made.examples["train"]]
     assert made.stats.supervised_tokens == 8 == audit.splits["train"].supervised
     assert json.loads(json.dumps(audit.to_json()))["dropped"]["no target"] == {"count": 1, "rows": [2]}
     text = "\n".join(audit.lines())

@@ -6,10 +6,11 @@ A row that is not a conversation becomes one: the inputs are the user's turn, th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-from luthier.assets.chat import check_template, render_chat
+from luthier.assets.chat import render_chat
+from luthier.assets.template_worker import Job, shared
 from luthier.assets.tokenizer import Tokenizer
 from luthier.data.render.draft import Draft, Settings
 from luthier.data.render.guard import Guard
@@ -24,59 +25,92 @@ DEFAULT_CHAT = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One conversation to be written."""
+
+    messages: Sequence[Message]
+    where: str
+    tools: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Guarded:
+    """A conversation as it goes into the template: control strings in it stand for themselves, nothing else."""
+
+    guard: Guard
+    turns: Sequence[dict[str, Any]]
+    tools: Any
+    where: str
+    wanted: Sequence[int] = ()  # the answers that are trained
+
+    def job(self, cuts: Sequence[tuple[int, bool]]) -> Job:
+        """What the template is asked to write."""
+        return Job(self.turns, cuts, self.tools, self.where)
+
+
 class ChatRenderer:
-    """Drafts of conversations under one template."""
+    """Drafts of conversations under one template, many in one call."""
 
     def __init__(self, template: str, tokenizer: Tokenizer, settings: Settings) -> None:
-        """Raises DataError ``data-template`` when the template is malformed."""
-        check_template(template)
         self.template, self.tokenizer, self.settings = template, tokenizer, settings
 
-    def prompt(self, messages: Sequence[Message], where: str, tools: Any = None) -> Draft:
-        """The draft of a prompt alone: the conversation so far, with the opening of the answer."""
-        messages = self._with_system(messages)
-        guard, plain, tools = self._guarded(messages, tools)
-        rendered = guard.restore(self._render(plain, tools, True, where))
-        return Draft(rendered, replace(rendered, text="", data=()), 0, True, bool(rendered.data), guard.control)
+    def check(self) -> None:
+        """Raise DataError ``data-template`` when the template is malformed."""
+        if self.template != DEFAULT_CHAT:
+            shared().check(self.template, "prompt.chat_template")
 
-    def drafts(self, messages: Sequence[Message], where: str, tools: Any = None) -> list[Draft]:
-        """One draft for each answer that is trained, in order; none when there is no answer."""
-        messages = self._with_system(messages)
-        wanted = self._supervised(messages)
-        if not wanted:
-            return []
-        guard, plain, tools = self._guarded(messages, tools)
+    def prompts(self, asked: Sequence[Asked]) -> list[Draft]:
+        """The drafts of prompts alone: each conversation so far, with the opening of the answer."""
+        ready = [self._guarded(one, ()) for one in asked]
         made = []
-        for turn, index in enumerate(wanted):
-            prompt = self._render(plain[:index], tools, True, where)
-            target = self._completion(prompt, plain[: index + 1], tools, guard.marker, where)
-            opening, answer = guard.restore(prompt), guard.restore(target)
-            made.append(Draft(opening, answer, turn, True, bool(opening.data or answer.data), guard.control))
+        for one, (text,) in zip(ready, self._render([one.job([(len(one.turns), True)]) for one in ready]), strict=True):
+            rendered = one.guard.restore(text)
+            empty = replace(rendered, text="", data=())
+            made.append(Draft(rendered, empty, 0, True, bool(rendered.data), one.guard.control))
         return made
 
-    def _completion(self, prompt: str, turns: Sequence[dict[str, Any]], tools: Any, marker: str, where: str) -> str:
-        """What follows the prompt once the last of ``turns`` has answered.
+    def drafts(self, asked: Sequence[Asked]) -> list[list[Draft]]:
+        """Of each conversation a draft for each answer that is trained, in order; none when there is no answer."""
+        ready = [self._guarded(one, self._supervised(one.messages)) for one in asked]
+        jobs = [one.job([cut for i in one.wanted for cut in ((i, True), (i + 1, False))]) for one in ready]
+        texts = self._render(jobs)
+        answers = self._answers(ready, texts)
+        out = []
+        for one, prompts, targets in zip(ready, texts, answers, strict=True):
+            made = []
+            for turn, (prompt, target) in enumerate(zip(prompts[::2], targets, strict=True)):
+                opening, answer = one.guard.restore(prompt), one.guard.restore(target)
+                made.append(Draft(opening, answer, turn, True, bool(opening.data or answer.data), one.guard.control))
+            out.append(made)
+        return out
+
+    def _answers(self, ready: Sequence[Guarded], texts: Sequence[Sequence[str]]) -> list[list[str]]:
+        """What follows each prompt once its turn has answered.
 
         Some templates write the opening of an answer, or earlier turns, otherwise once the answer is there. The answer
-        is then found by rendering again with ``marker`` in its place.
+        is then found by rendering again with a marker in its place.
         """
-        whole = self._render(turns, tools, False, where)
-        if whole.startswith(prompt):
-            return whole[len(prompt) :]
-        marked = self._render([*turns[:-1], {**turns[-1], "content": marker}], tools, False, where)
-        at = marked.find(marker)
-        if at < 0 or whole[:at] != marked[:at]:
-            raise DataError(
-                "data-chat",
-                "the chat template does not write the answer as the data holds it, so it cannot be supervised",
-                where=where,
-                received=turns[-1]["content"],
-                allowed="a template that writes the answer's text after its generation prompt",
-                fix="set prompt.chat_template to another template",
-            )
-        return whole[at:]
+        out = [
+            [w[len(p) :] if w.startswith(p) else "" for p, w in zip(t[::2], t[1::2], strict=True)] for t in texts
+        ]
+        odd = [
+            (n, k, one)
+            for n, (one, t) in enumerate(zip(ready, texts, strict=True))
+            for k in range(len(one.wanted))
+            if not t[2 * k + 1].startswith(t[2 * k])
+        ]
+        jobs = []
+        for _, k, one in odd:
+            last = one.wanted[k]
+            turns = [*one.turns[:last], {**one.turns[last], "content": one.guard.marker}]
+            jobs.append(Job(turns, [(last + 1, False)], one.tools, one.where))
+        for (n, k, one), (marked,) in zip(odd, self._render(jobs), strict=True):
+            out[n][k] = _after_marker(texts[n][2 * k + 1], marked, one, one.turns[one.wanted[k]])
+        return out
 
     def _supervised(self, messages: Sequence[Message]) -> list[int]:
+        messages = self._with_system(messages)
         answers = [
             i
             for i, m in enumerate(messages)
@@ -92,18 +126,45 @@ class ChatRenderer:
             return [Message("system", self.settings.system), *messages]
         return list(messages)
 
-    def _guarded(self, messages: Sequence[Message], tools: Any) -> tuple[Guard, list[dict[str, Any]], Any]:
-        plain = [m.to_dict() for m in messages]
-        guard = Guard(self.tokenizer, self.template + str(plain) + str(tools or ""))
-        return guard, [guard.protect(m) for m in plain], guard.protect(tools) if tools else None
+    def _guarded(self, asked: Asked, wanted: Sequence[int]) -> Guarded:
+        plain = [m.to_dict() for m in self._with_system(asked.messages)]
+        guard = Guard(self.tokenizer, self.template + str(plain) + str(asked.tools or ""))
+        tools = guard.protect(asked.tools) if asked.tools else None
+        return Guarded(guard, [guard.protect(m) for m in plain], tools, asked.where, wanted)
 
-    def _render(self, messages: Sequence[Mapping[str, Any]], tools: Any, generating: bool, where: str) -> str:
-        return render_chat(
-            self.template,
-            messages,
-            tools=tools,
-            add_generation_prompt=generating,
-            bos_token=self.tokenizer.bos_token,
-            eos_token=self.tokenizer.eos_token,
-            where=where,
+    def _render(self, jobs: Sequence[Job]) -> list[list[str]]:
+        """Luthier's own template here; any other is somebody else's program, and runs in the worker."""
+        variables = {"bos_token": self.tokenizer.bos_token, "eos_token": self.tokenizer.eos_token}
+        wanted = [job for job in jobs if job.cuts]
+        if self.template != DEFAULT_CHAT:
+            texts = iter(shared().render(self.template, wanted, variables) if wanted else ())
+        else:
+            texts = iter(
+                [
+                    render_chat(
+                        self.template,
+                        job.messages[:count],
+                        tools=job.tools,
+                        add_generation_prompt=opened,
+                        where=job.where,
+                        **variables,
+                    )
+                    for count, opened in job.cuts
+                ]
+                for job in wanted
+            )
+        return [next(texts) if job.cuts else [] for job in jobs]
+
+
+def _after_marker(whole: str, marked: str, one: Guarded, turn: Mapping[str, Any]) -> str:
+    at = marked.find(one.guard.marker)
+    if at < 0 or whole[:at] != marked[:at]:
+        raise DataError(
+            "data-chat",
+            "the chat template does not write the answer as the data holds it, so it cannot be supervised",
+            where=one.where,
+            received=turn["content"],
+            allowed="a template that writes the answer's text after its generation prompt",
+            fix="set prompt.chat_template to another template",
         )
+    return whole[at:]

@@ -15,12 +15,14 @@ from typing import Any
 from luthier.assets.tokenizer import Tokenizer
 from luthier.data.columns import Layout
 from luthier.data.conversation import conversation, tools_of
-from luthier.data.render.chat import DEFAULT_CHAT, ChatRenderer
+from luthier.data.render.chat import DEFAULT_CHAT, Asked, ChatRenderer
 from luthier.data.render.draft import Draft, Dropped, Outcome, PromptIds, Settings
 from luthier.data.render.plain import Context, PlainRenderer, sample
 from luthier.data.render.template import Rendered, is_missing, plain_text
 from luthier.errors import DataError
 from luthier.types import Example, Message
+
+Drafted = tuple[int, list[Draft], tuple[str, ...]]  # a row's number, what it is to learn, its columns without a value
 
 
 class Renderer:
@@ -54,6 +56,8 @@ class Renderer:
         template = self._chat_source()
         self._in_chat = template is not None
         self._chat = ChatRenderer(template or tokenizer.chat_template or DEFAULT_CHAT, tokenizer, self.settings)
+        if self._in_chat:
+            self._chat.check()
 
     @property
     def template_hash(self) -> str:
@@ -62,6 +66,13 @@ class Renderer:
         source = self._chat.template if self._in_chat else ""
         parts: list[Any] = [source, self._plain.source, s.task, s.system, s.train_on, s.max_length, s.truncation]
         parts += [self.layout.kind, list(self.layout.inputs), self.layout.target, list(self.tokenizer.bos_ids)]
+        return hashlib.sha256(json.dumps(parts, ensure_ascii=True).encode()).hexdigest()
+
+    @property
+    def fingerprint(self) -> str:
+        """Sha256 over everything that decides which ids a row becomes."""
+        parts = [self.template_hash, self.tokenizer.content_hash, self.layout.system, self.layout.tools, self.describe]
+        parts.append(repr((self.tokenizer.eos_ids, self.tokenizer.bos_ids)))
         return hashlib.sha256(json.dumps(parts, ensure_ascii=True).encode()).hexdigest()
 
     @property
@@ -81,7 +92,22 @@ class Renderer:
 
     def outcomes(self, rows: Iterable[tuple[int, Mapping[str, Any]]]) -> list[Outcome]:
         """What becomes of each (index, row), encoded together. Raises DataError naming the row."""
-        drafted = [(index, *self._drafts(row, self._where(index))) for index, row in rows]
+        return self.encode(self.draft(rows))
+
+    def draft(self, rows: Iterable[tuple[int, Mapping[str, Any]]]) -> list[Drafted]:
+        """The first half of `outcomes`: texts, not yet tokens. May run beside `encode` of other rows."""
+        rows = list(rows)
+        if not self._in_chat:
+            return [(index, *self._plain_drafts(row, self._where(index))) for index, row in rows]
+        asked = [self._asked_of(row, self._where(index)) for index, row in rows]
+        made = iter(self._chat.drafts([one for one, _ in asked if one is not None]))
+        return [
+            (index, next(made) if one is not None else [], missing)
+            for (index, _), (one, missing) in zip(rows, asked, strict=True)
+        ]
+
+    def encode(self, drafted: Sequence[Drafted]) -> list[Outcome]:
+        """The second half of `outcomes`."""
         flat = [draft for _, drafts, _ in drafted for draft in drafts]
         prompts, targets = self._encode_prompts(flat), self._encode_targets(flat)
         out, at = [], 0
@@ -99,14 +125,19 @@ class Renderer:
 
     def prompts(self, rows: Sequence[Mapping[str, Any]], first: int = 0) -> list[PromptIds]:
         """`prompt` for many rows, encoded together; ``first`` is the number of the first one, for messages."""
-        drafts = [self._question(row, self._where(first + i)) for i, row in enumerate(rows)]
+        places = [self._where(first + i) for i in range(len(rows))]
+        if self._in_chat:
+            drafts = self._chat.prompts([self._question(row, w) for row, w in zip(rows, places, strict=True)])
+        else:
+            asked = [self._plain.prompt(row, w) for row, w in zip(rows, places, strict=True)]
+            drafts = [self._guard(Draft(one, Rendered(""))) for one in asked]
         return [
             PromptIds(tuple(ids), d.prompt.text) for d, ids in zip(drafts, self._encode_prompts(drafts), strict=True)
         ]
 
     def chat_prompt(self, messages: Sequence[Message], tools: Any = None) -> PromptIds:
         """The ids of a conversation so far, ready for the next answer, as training wrote them."""
-        draft = self._chat.prompt(messages, "the conversation", tools)
+        draft = self._chat.prompts([Asked(messages, "the conversation", tools)])[0]
         return PromptIds(tuple(self._encode_prompts([draft])[0]), draft.prompt.text)
 
     def text_prompt(self, text: str) -> PromptIds:
@@ -130,39 +161,43 @@ class Renderer:
     def _where(self, index: int) -> str:
         return f"{self.name} row {index}"
 
-    def _messages(self, row: Mapping[str, Any], where: str) -> tuple[list[Message], Any]:
+    def _conversation(self, row: Mapping[str, Any], where: str) -> Asked:
         """The conversation of a row, and the tools it may call."""
-        return conversation(row, self.layout, where), tools_of(row, self.layout, where)
+        return Asked(conversation(row, self.layout, where), where, tools_of(row, self.layout, where))
 
-    def _drafts(self, row: Mapping[str, Any], where: str) -> tuple[list[Draft], tuple[str, ...]]:
-        """The drafts of a row (none when it has nothing to learn), and its prompt columns without a value."""
-        if self.layout.kind == "chat":
-            messages, tools = self._messages(row, where)
-            return self._chat.drafts(messages, where, tools), ()
-        answer = plain_text(None if self.layout.target is None else row.get(self.layout.target))
+    def _plain_drafts(self, row: Mapping[str, Any], where: str) -> tuple[list[Draft], tuple[str, ...]]:
+        """The draft of a row (none when it has nothing to learn), and its prompt columns without a value."""
+        answer = self._answer(row)
         if not answer.strip():
             return [], ()
-        asked = self._asked(row, where)
-        if self._in_chat:
-            turns = [*self._turns(row, asked), Message("assistant", answer)]
-            return self._chat.drafts(turns, where), asked.missing
+        asked = self._plain.prompt(row, where)
         return [self._guard(Draft(asked, Rendered(answer, ((0, len(answer)),))))], asked.missing
 
-    def _question(self, row: Mapping[str, Any], where: str) -> Draft:
-        """The draft of a row's prompt alone."""
+    def _asked_of(self, row: Mapping[str, Any], where: str) -> tuple[Asked | None, tuple[str, ...]]:
+        """The conversation that a row is, with its answer; None when it has nothing to learn."""
         if self.layout.kind == "chat":
-            messages, tools = self._messages(row, where)
-            if messages and messages[-1].role == "assistant":
-                messages = messages[:-1]
-            return self._chat.prompt(messages, where, tools)
+            return self._conversation(row, where), ()
+        answer = self._answer(row)
+        if not answer.strip():
+            return None, ()
         asked = self._asked(row, where)
-        if self._in_chat:
-            return self._chat.prompt(self._turns(row, asked), where)
-        return self._guard(Draft(asked, Rendered("")))
+        return Asked([*self._turns(row, asked), Message("assistant", answer)], where), asked.missing
+
+    def _answer(self, row: Mapping[str, Any]) -> str:
+        return plain_text(None if self.layout.target is None else row.get(self.layout.target))
+
+    def _question(self, row: Mapping[str, Any], where: str) -> Asked:
+        """The conversation of a row up to the answer that is asked for."""
+        if self.layout.kind != "chat":
+            return Asked(self._turns(row, self._asked(row, where)), where)
+        asked = self._conversation(row, where)
+        if asked.messages and asked.messages[-1].role == "assistant":
+            return replace(asked, messages=asked.messages[:-1])
+        return asked
 
     def _asked(self, row: Mapping[str, Any], where: str) -> Rendered:
         """What the inputs of a row ask, before any chat template."""
-        if not self._in_chat or self.settings.template is not None:
+        if self.settings.template is not None:
             return self._plain.prompt(row, where)
         inputs = self.layout.inputs
         missing = tuple(name for name in inputs if is_missing(row.get(name)))
