@@ -70,7 +70,11 @@ def build_once(folder: Path, make: Callable[[Path], None]) -> Path:
         staging = folder.with_name(f"{folder.name}.partial")
         shutil.rmtree(staging, ignore_errors=True)  # left by a process that was killed; we hold the lock
         staging.mkdir()
-        make(staging)
+        try:
+            make(staging)
+        except BaseException:
+            shutil.rmtree(staging, ignore_errors=True)
+            raise
         staging.rename(folder)
         return folder
     finally:
