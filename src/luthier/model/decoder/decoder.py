@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -14,6 +14,7 @@ from luthier.kernels import attention
 from luthier.kernels.linear import Norm
 from luthier.kernels.logprob import score, selected_logprob
 from luthier.model.decoder import lora
+from luthier.model.decoder.graphs import Graphs
 from luthier.model.decoder.layer import Layer, Pass
 from luthier.model.decoder.nodes import normed, recomputed
 from luthier.model.decoder.shape import Rotary, Shape
@@ -28,6 +29,7 @@ class Execution:
     recompute_layers: int = 0  # the first so many layers keep only their input
     offload: bool = False  # and keep it on the host
     loss_chunk: int = 1024  # supervised tokens whose logits exist at a time
+    graphs: bool = False  # replay all layers but the last as CUDA graphs (no recomputation, Flash, frozen embedding)
 
 
 class Decoder(nn.Module):
@@ -51,6 +53,8 @@ class Decoder(nn.Module):
         self.embedding, self.norm, self.head = embedding, norm, head
         self.execution = Execution()
         self._copies: lora.Copies | None = None
+        self._graphs: Graphs | None = None
+        self._warm = False
         self._inverse = {
             kind: torch.tensor(kind.inverse, dtype=torch.float32, device=self.device) for kind in set(shape.rotary)
         }
@@ -117,14 +121,37 @@ class Decoder(nn.Module):
 
     def run(self, x_th: torch.Tensor, now: Pass) -> torch.Tensor:
         """All layers, the first of them recomputed in the backward pass as the plan says."""
+        if self._graphable(x_th, now):
+            return cast(torch.Tensor, self.layers[-1](self._graphs_for()(x_th, now), now))
+        return self._layers(self.layers, x_th, now)
+
+    def _layers(self, layers: Iterable[nn.Module], x_th: torch.Tensor, now: Pass) -> torch.Tensor:
         again = self.execution.recompute_layers if torch.is_grad_enabled() else 0
         anchor = next(self.parameters(), None)
-        for layer in self.layers:
+        for layer in layers:
             if layer.number < again and anchor is not None:
                 x_th = recomputed(lambda x, layer=layer: layer(x, now), x_th, anchor, offload=self.execution.offload)
             else:
                 x_th = layer(x_th, now)
         return x_th
+
+    def _graphable(self, x_th: torch.Tensor, now: Pass) -> bool:
+        """Whether this pass runs as a graph. The first one never does: it brings every kernel into memory."""
+        if (
+            not (self.execution.graphs and torch.is_grad_enabled())
+            or x_th.requires_grad
+            or now.spans.gather is not None
+        ):
+            return False
+        first, self._warm = not self._warm, True
+        return not first
+
+    def _graphs_for(self) -> Graphs:
+        if self._graphs is None:
+            layers = list(self.layers)[:-1]
+            parameters = [parameter for layer in layers for parameter in layer.parameters()]
+            self._graphs = Graphs(lambda x, now: self._layers(layers, x, now), parameters, self.device)
+        return self._graphs
 
     def turns(self, positions_t: torch.Tensor) -> dict[Rotary, tuple[torch.Tensor, torch.Tensor]]:
         """Cosine and sine [t, half] of each kind of rotary positions, fp32 (fp64 for an fp64 model)."""
@@ -166,7 +193,7 @@ class Decoder(nn.Module):
                     pairs.append((lora.Pair(name, chosen[name], place.stop - place.start, start), place))
                 if pairs:
                     layer.adapt(product, pairs, self.dtype)
-        self._copies = None
+        self._copies, self._graphs = None, None
 
     @contextmanager
     def without_adapter(self) -> Iterator[None]:

@@ -1,0 +1,142 @@
+"""All layers but the last as CUDA graphs, one for each rounded length: a pass then costs the host almost nothing.
+
+The kernels of a pass depend on its shapes alone, so a pass of 1,990 tokens runs the graph of 2,048 with 58 tokens of
+padding, which are a sample of their own that nobody looks at. The last layer and the loss depend on which tokens are
+supervised; they stay outside. All graphs share one memory pool: a pass runs forwards and backwards before the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+
+from luthier.kernels.attention import Spans
+from luthier.model.decoder.layer import Pass
+
+if TYPE_CHECKING:
+    from luthier.model.decoder.shape import Rotary
+
+STEP = 128  # lengths are rounded up to multiples: what a matrix product rounds them up to itself
+
+Run = Callable[[torch.Tensor, Pass], torch.Tensor]
+Key = tuple[int, int, int, bool]
+
+
+@dataclass
+class _Captured:
+    """A graph pair and the tensors that it reads and writes."""
+
+    now: Pass
+    entered: torch.Tensor
+    left: torch.Tensor
+    left_grad: torch.Tensor
+    forward: torch.cuda.CUDAGraph
+    backward: torch.cuda.CUDAGraph
+
+
+class Graphs:
+    """The graphs of one model, made as lengths are met."""
+
+    def __init__(self, run: Run, parameters: Sequence[torch.Tensor], device: torch.device) -> None:
+        """``run`` takes [t, h] and a pass to [t, h]; ``parameters`` are those it trains (fp32)."""
+        self.run, self.parameters, self.device = run, list(parameters), device
+        self._found: dict[Key, _Captured] = {}
+        self._pool: Any = None
+        total = sum(parameter.numel() for parameter in self.parameters)
+        self._flat = torch.zeros(total, dtype=self.parameters[0].dtype, device=device)
+        views = self._flat.split([parameter.numel() for parameter in self.parameters])
+        self._grads = [view.view_as(p) for view, p in zip(views, self.parameters, strict=True)]
+
+    def __call__(self, x_th: torch.Tensor, now: Pass) -> torch.Tensor:
+        """run(x, now), by the graph of its length. The gradients of the parameters are added in the backward pass."""
+        captured = self._for(x_th, now)
+        out = cast(torch.Tensor, _Replayed.apply(self, captured, x_th, now, self.parameters[0]))  # type: ignore[no-untyped-call]
+        return out[: len(x_th)]
+
+    def put(self, captured: _Captured, x_th: torch.Tensor, now: Pass) -> None:
+        """Lay a pass into the tensors that its graph reads."""
+        tokens, own = len(x_th), captured.now
+        captured.entered[:tokens].copy_(x_th)
+        captured.entered[tokens:].zero_()
+        for kind, (cos, sin) in now.turns.items():
+            own.turns[kind][0][:tokens].copy_(cos)
+            own.turns[kind][1][:tokens].copy_(sin)
+        own.spans.starts_q.copy_(_starts(now.spans, len(own.spans.starts_q), len(captured.entered)))
+        if own.key_t is not None and now.key_t is not None:
+            own.key_t[:tokens].copy_(now.key_t)
+
+    def collect(self) -> None:
+        """Make the gradients that the graphs add to those of the parameters; zero them where a step begins."""
+        if self.parameters[0].grad is None:
+            self._flat.zero_()
+        for parameter, grad in zip(self.parameters, self._grads, strict=True):
+            parameter.grad = grad
+
+    def _for(self, x_th: torch.Tensor, now: Pass) -> _Captured:
+        padded = -(-(len(x_th) + 1) // STEP) * STEP  # at least one token of padding: its sample is never empty
+        samples = 1 << len(now.spans.queries).bit_length()
+        longest = max(STEP, 1 << (now.spans.longest - 1).bit_length())
+        key = (padded, samples, longest, now.key_t is not None)
+        if key not in self._found:
+            self._found[key] = self._capture(key, x_th, now)
+        return self._found[key]
+
+    def _capture(self, key: Key, x_th: torch.Tensor, now: Pass) -> _Captured:
+        padded, samples, longest, _ = key
+        with torch.no_grad():
+            own = self._room(padded, samples, longest, now)
+            entered = x_th.new_zeros(padded, x_th.shape[1])
+        entered.requires_grad_(x_th.requires_grad)
+        torch.cuda.synchronize(self.device)
+        forward, backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+        with torch.enable_grad(), torch.cuda.graph(forward, pool=self._pool, capture_error_mode="thread_local"):
+            left = self.run(entered, own)
+        self._pool = self._pool or forward.pool()
+        left_grad = torch.zeros_like(left)
+        with torch.cuda.graph(backward, pool=self._pool, capture_error_mode="thread_local"):
+            grads = torch.autograd.grad(left, self.parameters, left_grad)
+            torch._foreach_add_(self._grads, grads)
+        return _Captured(own, entered, left.detach(), left_grad, forward, backward)
+
+    def _room(self, padded: int, samples: int, longest: int, now: Pass) -> Pass:
+        """A pass of the rounded size, whose tensors the graph reads."""
+        turns: dict[Rotary, tuple[torch.Tensor, torch.Tensor]] = {
+            kind: (cos.new_ones(padded, cos.shape[1]), sin.new_zeros(padded, sin.shape[1]))
+            for kind, (cos, sin) in now.turns.items()
+        }
+        starts = torch.zeros(samples + 1, dtype=torch.int32, device=self.device)
+        spans = Spans((longest,) * samples, (longest,) * samples, starts, starts)
+        key_t = None if now.key_t is None else now.key_t.new_zeros(padded)
+        return replace(now, spans=spans, turns=turns, keep=None, key_t=key_t)
+
+
+def _starts(spans: Spans, entries: int, padded: int) -> torch.Tensor:
+    """Running sums with the padding cut into samples no longer than the longest, and empty ones at the end."""
+    sums = [0]
+    for length in spans.queries:
+        sums.append(sums[-1] + length)
+    assert padded - sums[-1] <= STEP and len(sums) < entries
+    sums += [padded] * (entries - len(sums))
+    return torch.tensor(sums, dtype=torch.int32)
+
+
+class _Replayed(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, graphs: Graphs, captured: _Captured, x_th: torch.Tensor, now: Pass, anchor: torch.Tensor
+    ) -> torch.Tensor:
+        ctx.graphs, ctx.captured = graphs, captured
+        graphs.put(captured, x_th, now)
+        captured.forward.replay()
+        return captured.left.view_as(captured.left)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        graphs, captured = ctx.graphs, ctx.captured
+        captured.left_grad.copy_(grads[0])
+        graphs.collect()
+        captured.backward.replay()
+        return None, None, None, None, None
