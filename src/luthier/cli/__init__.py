@@ -8,7 +8,7 @@ from types import FrameType
 
 import typer
 
-from luthier.cli import chat, check, convert, doctor, evaluate, init, predict, runs, schema, train
+from luthier.cli import chat, check, convert, doctor, evaluate, init, plan, predict, runs, schema, train
 from luthier.cli.common import report_failure
 from luthier.errors import LuthierError
 
@@ -22,7 +22,7 @@ app = typer.Typer(
     epilog="Start with: luthier init my_data.csv. A failure prints a code; docs/errors explains each. "
     "Put --debug after luthier to see a traceback.",
 )
-for module in (init, check, train, evaluate, predict, chat, runs, schema, doctor, convert):
+for module in (init, check, plan, train, evaluate, predict, chat, runs, schema, doctor, convert):
     app.command(module.NAME)(module.command)
 
 

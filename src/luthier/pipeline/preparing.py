@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -21,6 +21,20 @@ from luthier.errors import ConfigError, Fault
 from luthier.plan import machine as machines
 from luthier.plan import planner
 from luthier.types import Base, Machine, Plan
+
+
+@dataclass(frozen=True)
+class Examined:
+    """A config beside its data: what is what in the table, and its rows as tokens. Knows nothing of a machine."""
+
+    config: Config
+    base: Base
+    tokenizer: Tokenizer
+    table: Table
+    layout: Layout
+    splits: Sequence[int]
+    renderer: Renderer
+    prepared: Prepared
 
 
 @dataclass(frozen=True)
@@ -65,6 +79,31 @@ def prepare(
     sink: events.Sink = events.silent,
 ) -> Work:
     """Read, detect, split, render, tokenise, audit and plan. Raises ConfigError, DataError or AssetError."""
+
+    def base_of(name: str) -> Base:
+        return assets.resolve(name, trust_remote_code=trust_remote_code, sink=sink)
+
+    seen = examine(settings, dataset, base_of, encoding=encoding, sink=sink)
+    machine = machines.probe(settings.execution.device)
+    plan = planner.make_plan(seen.config, seen.base.spec, seen.prepared.stats, machine)
+    return Work(
+        seen.config, seen.base, seen.tokenizer, seen.table, seen.layout, seen.splits, seen.renderer, seen.prepared,
+        machine, plan,
+    )  # fmt: skip
+
+
+def examine(
+    settings: Config,
+    dataset: Any,
+    base_of: Callable[[str], Base],
+    *,
+    encoding: str | None = None,
+    sink: events.Sink = events.silent,
+) -> Examined:
+    """Everything but the machine and the plan. ``base_of``: from the config's base_model to its files.
+
+    Raises ConfigError, DataError, and what ``base_of`` raises.
+    """
     _refuse_unbuilt(settings)
     given = settings.preprocessing
     table = sources.read(dataset, encoding=encoding or given.encoding, sheet=given.sheet, sink=sink)
@@ -79,7 +118,7 @@ def prepare(
     settings = config.with_features(
         settings, layout.inputs, layout.target or "output", "category" if layout.classes else "text"
     )
-    base = assets.resolve(settings.base_model, trust_remote_code=trust_remote_code, sink=sink)
+    base = base_of(settings.base_model)
     tokenizer = Tokenizer.load(base.path)
     divided = divide(settings, table, layout)
     splits = divided.rows
@@ -87,9 +126,7 @@ def prepare(
         sink(events.Note(text=line))
     renderer = renderer_of(settings, layout, tokenizer, base, table.columns, table.name)
     prepared = tokenise(table, splits, renderer, sink=sink, cache=cache_root())
-    machine = machines.probe(settings.execution.device)
-    plan = planner.make_plan(settings, base.spec, prepared.stats, machine)
-    return Work(settings, base, tokenizer, table, layout, splits, renderer, prepared, machine, plan)
+    return Examined(settings, base, tokenizer, table, layout, splits, renderer, prepared)
 
 
 def check(settings: Config, dataset: Any, *, encoding: str | None = None, sink: events.Sink = events.silent) -> Work:

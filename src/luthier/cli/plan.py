@@ -1,0 +1,107 @@
+"""`luthier plan`: will it fit, how long will it take, what will it cost; before anything is loaded."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from luthier.cli import common
+from luthier.errors import ConfigError
+
+if TYPE_CHECKING:
+    from luthier.pipeline.planning import Estimate
+    from luthier.types import Machine
+
+NAME = "plan"
+NO_MEMORY = 6  # the exit code of a run that does not fit, as of TrainingError
+
+GpuOption = Annotated[str | None, typer.Option("--gpu", help="Plan for a GPU by name, such as T4, 4090, A100, H200.")]
+MemoryOption = Annotated[
+    str | None, typer.Option("--memory", help="Plan for this much free GPU memory, such as 15GiB.")
+]
+CpuOption = Annotated[bool, typer.Option("--cpu", help="Plan for this machine's CPU.")]
+PriceOption = Annotated[str | None, typer.Option("--price", help="What the machine costs, such as 0.35/h.")]
+BudgetOption = Annotated[
+    str | None, typer.Option("--budget", help="How many rows and epochs can be afforded in this time, such as 30m.")
+]
+SweepOption = Annotated[bool, typer.Option("--sweep", help="Compare all GPUs that are known.")]
+
+
+def command(
+    config: common.ConfigArgument = None,
+    config_option: common.ConfigOption = None,
+    dataset: common.Dataset = None,
+    gpu: GpuOption = None,
+    memory: MemoryOption = None,
+    cpu: CpuOption = False,
+    price: PriceOption = None,
+    budget: BudgetOption = None,
+    sweep: SweepOption = False,
+    sets: common.Set = None,
+    encoding: common.Encoding = None,
+    trust_remote_code: common.RemoteCode = False,
+    as_json: common.Json = False,
+) -> None:
+    """Say what training CONFIG will take: memory, time, plan; here or on another machine. Loads no weights."""
+    path = common.one_of(config, config_option, "CONFIG", "--config")
+    settings = common.load_config(path, sets)
+    data = None if dataset is None and settings.dataset is None else common.dataset_of(settings, dataset, path)
+    from luthier.pipeline import planning
+    from luthier.plan import estimate
+
+    hourly = None if price is None else estimate.price_of(price)
+    seconds = None if budget is None else estimate.seconds_of(budget)
+    machine, measured = _machine(settings, gpu, memory, cpu)
+    with common.session(as_json) as sink:
+        need = planning.need_of(settings, data, encoding=encoding, trust_remote_code=trust_remote_code, sink=sink)
+    found = planning.estimate_of(need, machine, measured=measured)
+    cards = planning.sweep(need) if sweep else []
+    bought = None if seconds is None else estimate.affordable(found.planned, need.validation_tokens, seconds)
+    if as_json:
+        common.emit(_json(found, hourly, bought, cards))
+    else:
+        from luthier.cli import plan_view
+
+        plan_view.show(found, hourly, bought, cards)
+    if not found.planned.fits and not sweep:
+        raise typer.Exit(NO_MEMORY)
+
+
+def _machine(
+    settings: Any, gpu: str | None, memory: str | None, cpu: bool
+) -> tuple[Machine, tuple[float, float] | None]:
+    """The machine to plan for. Raises ConfigError for a GPU that is not known and for options that contradict."""
+    from luthier.config import size_bytes
+    from luthier.pipeline import planning
+    from luthier.plan import machine as machines
+    from luthier.plan.cards import UNKNOWN, card_named, imagined
+    from luthier.plan.measure import cpu_rates
+
+    if cpu and (gpu or memory):
+        raise ConfigError("config-conflict", "--cpu contradicts --gpu and --memory", where="--cpu", fix="keep one")
+    if cpu:
+        return machines.probe("cpu"), cpu_rates()
+    if gpu is None and memory is None:
+        return planning.here(settings)
+    try:
+        size = None if memory is None else size_bytes(memory)
+    except ValueError as error:
+        raise ConfigError(
+            "config-bad-value", str(error), where="--memory", received=memory, allowed="a size such as 15GiB"
+        ) from None
+    return imagined(card_named(gpu) if gpu else UNKNOWN, size), None
+
+
+def _json(found: Estimate, hourly: float | None, bought: Any, cards: list[Estimate]) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    out = found.to_json()
+    if hourly is not None:
+        span = found.times.total
+        out["cost"] = {"low": span.low / 3600 * hourly, "high": span.high / 3600 * hourly}
+    if bought is not None:
+        out["affordable"] = asdict(bought)
+    if cards:
+        out["sweep"] = [{"gpu": one.machine.gpus[0].name, **one.to_json()} for one in cards]
+    return out

@@ -1,0 +1,117 @@
+"""How `luthier plan` shows an estimate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.text import Text
+
+from luthier import console
+from luthier.pipeline.planning import Estimate
+from luthier.plan.estimate import Affordable, Span, duration, gib, ranged
+
+CHOICES = ("device", "model", "tokens_per_pass", "attention", "recompute_layers", "offload_checkpoints", "weights",
+           "embeddings", "optimizer", "loss_chunk", "share_prefix")  # fmt: skip
+
+
+def show(found: Estimate, hourly: float | None, bought: Affordable | None, cards: Sequence[Estimate]) -> None:
+    """The verdict first, then memory, time and the plan; what was assumed at the end."""
+    out = Console(highlight=False)
+    out.print(_verdict(found), soft_wrap=True)
+    for one in found.remedies:
+        out.print(Text(f"  would fit with  {one.change}   ({one.cost})"), soft_wrap=True)
+    out.print(console.table("Memory", ["item", "size"], _memory(found)))
+    out.print(console.table("Time", ["what", "how long"], _time(found, hourly)))
+    out.print(console.table("Plan", ["choice", "value", "why"], _plan(found)))
+    if bought is not None:
+        out.print(Text(_bought(bought)), soft_wrap=True)
+    if cards:
+        out.print(console.table("GPUs", ["GPU", "fits", "peak", "plan", "step", "all of it", *_cost_head(hourly)],
+                                [_card(one, hourly) for one in cards]))  # fmt: skip
+        out.print("* not calibrated: Luthier was not timed on it, so a time is a range")
+    for note in (*found.need.notes, *_notes(found)):
+        out.print(Text(f"note: {note}"), soft_wrap=True)
+
+
+def _verdict(found: Estimate) -> Text:
+    need, room = found.planned.memory, found.planned.room
+    name = found.planned.rates.name
+    on_cpu = found.planned.plan.device == "cpu"
+    wanted, there = (need.host_total, room.host) if on_cpu else (need.total, room.device)
+    if found.planned.fits:
+        return Text.assemble(("fits", "bold green"), f" on {name}: {gib(wanted)} of {gib(there)} that may be used")
+    short = "" if on_cpu or need.total > room.device else f"; the host needs {gib(need.host_total)} of {gib(room.host)}"
+    return Text.assemble(
+        ("does not fit", "bold red"), f" on {name}: the leanest plan needs {gib(wanted)} of {gib(there)}{short}"
+    )
+
+
+def _memory(found: Estimate) -> list[list[str]]:
+    need, room = found.planned.memory, found.planned.room
+    rows = [[name, gib(size)] for name, size in need.device.items() if size]
+    rows.append(["peak (what torch counts)", gib(need.peak)])
+    if need.context:
+        rows.append(["CUDA beside it", gib(need.context)])
+        rows.append(["on the GPU in all", f"{gib(need.total)} of {gib(room.device)}"])
+    rows += [[f"host: {name}", gib(size)] for name, size in need.host.items()]
+    return [*rows, ["on the host in all", f"{gib(need.host_total)} of {gib(room.host)}"]]
+
+
+def _time(found: Estimate, hourly: float | None) -> list[list[str]]:
+    told, job, sure = found.times, found.planned.job, found.times.calibrated
+    passes = found.planned.speed.passes
+    rows = [
+        ["rows", f"{job.rows:,}, longest {job.longest:,} tokens, {job.tokens:,} tokens in all"],
+        ["a step", f"{ranged(told.step, sure)}   {job.batch} rows in {passes:.1f} passes"],
+        ["speed", f"about {told.tokens_per_second:,.0f} tokens/s"],
+        ["an epoch", f"{ranged(told.epoch, sure)}   {job.steps_per_epoch:,} steps"],
+        ["start", ranged(told.start, sure)],
+        ["evaluations", f"{ranged(told.evaluation, sure)}   {job.evaluations} of them"],
+        ["in all", f"{ranged(told.total, sure)}   {job.total_steps:,} steps"],
+    ]
+    if hourly is not None:
+        rows.append(["cost", _cost(told.total, sure, hourly)])
+    base = found.need.base
+    rows.append(["download", gib(base.download) if base.download else f"nothing: {base.source}"])
+    return [*rows, ["disk", gib(found.disk)]]
+
+
+def _plan(found: Estimate) -> list[list[str]]:
+    plan = found.planned.plan
+    return [[name, str(getattr(plan, name)), plan.reasons[name]] for name in CHOICES if name in plan.reasons]
+
+
+def _bought(bought: Affordable) -> str:
+    return (
+        f"in {duration(bought.budget)}: {bought.rows:,} rows at these epochs, "
+        f"or {bought.epochs:g} epochs of these rows; "
+        f"assumed: {bought.mean:.0f} tokens a row, the longest {bought.longest:,}, "
+        f"{bought.tokens_per_second:,.0f} tokens/s"
+    )
+
+
+def _card(one: Estimate, hourly: float | None) -> list[str]:
+    plan, told, sure = one.planned.plan, one.times, one.times.calibrated
+    name = one.machine.gpus[0].name + ("" if sure else " *")
+    row = [name, "yes" if one.planned.fits else "no", gib(one.planned.memory.total)]
+    if not one.planned.fits:
+        return [*row, "", "", "", *([""] if hourly is not None else [])]
+    again = f", {plan.recompute_layers} layers recomputed" if plan.recompute_layers else ""
+    what = f"{plan.weights}, {plan.tokens_per_pass:,} tokens a pass{again}"
+    cost = [] if hourly is None else [_cost(told.total, sure, hourly)]
+    return [*row, what, ranged(told.step, sure), ranged(told.total, sure), *cost]
+
+
+def _cost_head(hourly: float | None) -> list[str]:
+    return [] if hourly is None else [f"at {hourly:g}/h"]
+
+
+def _cost(span: Span, sure: bool, hourly: float) -> str:
+    low, high = span.low / 3600 * hourly, span.high / 3600 * hourly
+    return f"{span.seconds / 3600 * hourly:.2f}" if sure else f"{low:.2f} to {high:.2f}"
+
+
+def _notes(found: Estimate) -> list[str]:
+    rates = found.planned.rates
+    return [] if rates.calibrated else [f"{rates.name} is not calibrated ({rates.source}): times are a range"]

@@ -1,0 +1,148 @@
+"""`luthier plan`: a config, its data and a machine, real or imagined, become an estimate. No weights, no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from luthier import events
+from luthier.assets.sketch import Sketch, sketch
+from luthier.config import Config
+from luthier.data import columns, sources
+from luthier.pipeline.preparing import examine
+from luthier.plan import estimate, planner
+from luthier.plan import machine as machines
+from luthier.plan.cards import CARDS, imagined
+from luthier.plan.estimate import Times
+from luthier.plan.measure import cpu_rates
+from luthier.plan.planner import Planned
+from luthier.plan.remedies import Remedy, remedies
+from luthier.plan.support import BUILT
+from luthier.types import Base, DataStats, Machine
+
+ASSUMED_ROWS, ASSUMED_TOKENS = 1000, 256  # where no dataset is named
+CHARACTERS = 3.5  # of Latin text in a token; other scripts have about one a token
+
+
+@dataclass(frozen=True)
+class Need:
+    """What is known of a training apart from the machine."""
+
+    config: Config
+    base: Sketch
+    stats: DataStats
+    validation_tokens: int
+    notes: tuple[str, ...]  # what was assumed
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A need on a machine."""
+
+    need: Need
+    machine: Machine
+    planned: Planned
+    times: Times
+    remedies: tuple[Remedy, ...]
+
+    @property
+    def disk(self) -> int:
+        """Bytes that the run folder will take."""
+        return estimate.disk_bytes(self.planned, self.need.config.trainer.keep_last)
+
+    def to_json(self) -> dict[str, Any]:
+        """The estimate as JSON types."""
+        out = estimate.to_json(self.planned, self.times)
+        return out | {
+            "base": {"name": self.need.base.name, "source": self.need.base.source},
+            "download": self.need.base.download,
+            "disk": self.disk,
+            "notes": list(self.need.notes),
+            "remedies": [{"change": one.change, "cost": one.cost} for one in self.remedies],
+        }
+
+
+def need_of(
+    settings: Config,
+    dataset: Any | None,
+    *,
+    encoding: str | None = None,
+    trust_remote_code: bool = False,
+    sink: events.Sink = events.silent,
+) -> Need:
+    """Read the headers of the base and the lengths of the data. Raises ConfigError, DataError, AssetError."""
+    base = sketch(settings.base_model, trust_remote_code=trust_remote_code)
+    if dataset is None:
+        note = f"no dataset: {ASSUMED_ROWS:,} rows of {ASSUMED_TOKENS} tokens are assumed; name yours with --dataset"
+        stats = DataStats((ASSUMED_TOKENS,) * ASSUMED_ROWS, ASSUMED_ROWS * ASSUMED_TOKENS // 2, "")
+        return Need(settings, base, stats, stats.tokens // 10, (note,))
+    if base.folder is None:
+        return _guessed(settings, base, dataset, encoding, sink)
+    here = Base(base.name, base.folder, base.source, "", base.spec)
+    seen = examine(settings, dataset, lambda name: here, encoding=encoding, sink=sink)
+    validation = sum(example.length for example in seen.prepared.examples["validation"])
+    return Need(seen.config, base, seen.prepared.stats, validation, ())
+
+
+def estimate_of(need: Need, machine: Machine, *, measured: tuple[float, float] | None = None) -> Estimate:
+    """The plan of ``need`` on ``machine``, or the leanest one with what would make it fit."""
+    found = planner.best(need.config, need.base.spec, need.stats, machine, measured=measured)
+    told = estimate.times(found, need.validation_tokens)
+    changes: tuple[Remedy, ...] = ()
+    if not found.fits:
+        changes = tuple(remedies(need.config, need.base.spec, need.stats, machine, BUILT))
+    return Estimate(need, machine, found, told, changes)
+
+
+def here(settings: Config) -> tuple[Machine, tuple[float, float] | None]:
+    """This machine, and the rates of its CPU where that is what would train."""
+    machine = machines.probe(settings.execution.device)
+    return machine, None if machine.gpus else cpu_rates()
+
+
+def sweep(need: Need) -> list[Estimate]:
+    """The estimate on each card of the table, without the search for remedies."""
+    free = replace(need, config=_unbound(need.config))
+    out = []
+    for card in CARDS:
+        machine = imagined(card)
+        found = planner.best(free.config, need.base.spec, need.stats, machine)
+        out.append(Estimate(free, machine, found, estimate.times(found, need.validation_tokens), ()))
+    return out
+
+
+def _unbound(settings: Config) -> Config:
+    """Without the limits and the device that belong to one machine."""
+    execution = settings.execution.model_copy(
+        update={"memory_limit": None, "host_memory_limit": None, "device": "auto", "attention": "auto"}
+    )
+    return settings.model_copy(update={"execution": execution})
+
+
+def _guessed(settings: Config, base: Sketch, dataset: Any, encoding: str | None, sink: events.Sink) -> Need:
+    """Lengths from the characters of the rows, where the tokenizer is not here."""
+    given = settings.preprocessing
+    table = sources.read(dataset, encoding=encoding or given.encoding, sheet=given.sheet, sink=sink)
+    target = settings.output_features[0].name if settings.output_features else None
+    inputs = [feature.name for feature in settings.input_features] if settings.input_features else None
+    layout = columns.detect(table, inputs=inputs, target=target)
+    frame = _tokens(settings.prompt.template or "") + 8
+    prompts = [frame + sum(_tokens(table.row(i).get(name)) for name in layout.inputs) for i in range(len(table))]
+    answers = [_tokens(table.row(i).get(layout.target)) + 1 if layout.target else 0 for i in range(len(table))]
+    limit = given.max_sequence_length or base.spec.context
+    lengths = [min(prompt + answer, limit) for prompt, answer in zip(prompts, answers, strict=True)]
+    share = (sum(answers) or sum(lengths)) / max(sum(prompts) + sum(answers), 1)
+    train = round(given.split.probabilities[0] * len(lengths))
+    stats = DataStats(tuple(lengths[:train]), max(1, round(share * sum(lengths[:train]))), table.content_hash)
+    validation = round(given.split.probabilities[1] * sum(lengths))
+    return Need(settings, base, stats, validation, ("the tokenizer is not here: lengths are guessed from the text",))
+
+
+def _tokens(value: Any) -> int:
+    text = "" if value is None else str(value)
+    plain = sum(character.isascii() for character in text)
+    return round(plain / CHARACTERS + (len(text) - plain))
+
+
+__all__: Sequence[str] = ["Estimate", "Need", "estimate_of", "here", "need_of", "sweep"]

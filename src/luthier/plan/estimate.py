@@ -1,0 +1,189 @@
+"""What a plan means for a person: does it fit, how long, what does it cost, how much can be afforded. Pure numbers."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from luthier.errors import ConfigError
+from luthier.plan.memory import GIB
+from luthier.plan.planner import Planned
+from luthier.plan.speed import CPU_SECONDS, HOST_SECONDS, RANGE
+
+STARTUP = {"cuda": 15.0, "cpu": 6.0, "mps": 8.0}  # seconds: imports, device, adapter
+READ = 1.0e9  # bytes a second that weights are read and placed with
+KERNELS_A_TOKEN = 12  # kernels a layer starts for one generated token
+CHECKPOINT = 12  # bytes a trained weight takes in a checkpoint: fp32 weight and two moments
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A prediction in seconds with the range that is claimed for it."""
+
+    seconds: float
+    low: float
+    high: float
+
+    def __mul__(self, times: float) -> Span:
+        return Span(self.seconds * times, self.low * times, self.high * times)
+
+    def plus(self, other: Span) -> Span:
+        """Both, one after the other."""
+        return Span(self.seconds + other.seconds, self.low + other.low, self.high + other.high)
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """Where the time of a run goes."""
+
+    step: Span
+    epoch: Span
+    start: Span
+    evaluation: Span  # all of them
+    total: Span
+    tokens_per_second: float
+    calibrated: bool
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Affordable:
+    """What fits in a time. ``rows``: training rows at the config's epochs; ``epochs``: of the rows that there are."""
+
+    budget: float
+    rows: int
+    epochs: float
+    longest: int
+    mean: float
+    tokens_per_second: float  # what was assumed, the slow end of the range
+
+
+def times(planned: Planned, validation_tokens: int) -> Times:
+    """Step, epoch and total. ``validation_tokens``: of the validation rows, all together."""
+    job, plan, rates = planned.job, planned.plan, planned.rates
+    low, high = RANGE[rates.calibrated]
+
+    def span(seconds: float) -> Span:
+        return Span(seconds, low * seconds, high * seconds)
+
+    step = span(planned.speed.seconds)
+    per_token = planned.speed.seconds / max(planned.speed.tokens, 1)
+    forward = validation_tokens * per_token / 3
+    evaluation = span(job.evaluations * (forward + _answers(planned)))
+    kind = plan.device.split(":")[0]
+    start = span(STARTUP[kind] + 2 * job.shape.spec.parameters / READ)
+    total = (step * job.total_steps).plus(evaluation).plus(start)
+    return Times(
+        step,
+        step * job.steps_per_epoch,
+        start,
+        evaluation,
+        total,
+        planned.speed.tokens / planned.speed.seconds,
+        rates.calibrated,
+        rates.source,
+    )
+
+
+def _answers(planned: Planned) -> float:
+    """Seconds of generating the answers of one evaluation: each token reads all weights once for the whole batch."""
+    job, rates, plan = planned.job, planned.rates, planned.plan
+    if not job.answers:
+        return 0.0
+    mean = job.share * job.tokens / max(job.rows, 1)
+    tokens = min(job.answer, 1.2 * mean + 8)
+    weights = planned.memory.device["weights"] / rates.bandwidth
+    host = CPU_SECONDS if plan.device == "cpu" else HOST_SECONDS[plan.model]
+    products = 2.0 * job.shape.spec.parameters * job.answers / rates.matmul
+    return tokens * (weights + products + job.shape.spec.layers * KERNELS_A_TOKEN * host)
+
+
+def disk_bytes(planned: Planned, keep_last: int) -> int:
+    """What the run folder will take: checkpoints that are kept, one more while it is written, and the result."""
+    return planned.job.trained.weights * (CHECKPOINT * (keep_last + 2) + 4)
+
+
+def affordable(planned: Planned, validation_tokens: int, budget: float) -> Affordable:
+    """The largest number of rows, and of epochs, that fits in ``budget`` seconds at the slow end of the range."""
+    job, told = planned.job, times(planned, validation_tokens)
+    epochs = job.total_steps / job.steps_per_epoch
+    left = max(0.0, budget - told.start.high - told.evaluation.high)
+    steps = int(left / told.step.high)
+    return Affordable(
+        budget,
+        rows=int(steps / epochs) * job.batch,
+        epochs=round(steps / job.steps_per_epoch, 1),
+        longest=job.longest,
+        mean=job.tokens / max(job.rows, 1),
+        tokens_per_second=told.tokens_per_second * told.step.seconds / told.step.high,
+    )
+
+
+def to_json(planned: Planned, told: Times) -> dict[str, Any]:
+    """The plan and its forecast as JSON types; sizes in bytes, times in seconds."""
+    job, memory = planned.job, planned.memory
+    return {
+        "fits": planned.fits,
+        "plan": asdict(planned.plan),
+        "precision": job.precision,
+        "memory": {
+            "device": dict(memory.device),
+            "peak": memory.peak,
+            "context": memory.context,
+            "total": memory.total,
+            "room": planned.room.device,
+            "host": dict(memory.host),
+            "host_total": memory.host_total,
+            "host_room": planned.room.host,
+        },
+        "time": asdict(told) | {"parts": dict(planned.speed.parts)},
+        "passes_per_step": planned.speed.passes,
+        "tokens_per_step": planned.speed.tokens,
+        "steps": job.total_steps,
+        "steps_per_epoch": job.steps_per_epoch,
+        "rows": job.rows,
+        "longest": job.longest,
+        "trained_weights": job.trained.weights,
+    }
+
+
+def seconds_of(text: str) -> float:
+    """Seconds of a duration such as ``30m``, ``2h``, ``1h30m`` or ``90s``. Raises ConfigError config-bad-value."""
+    units = {"h": 3600.0, "m": 60.0, "s": 1.0}
+    parts = re.findall(r"(\d+(?:\.\d+)?)\s*([hms])", text.lower())
+    if not parts or re.sub(r"(\d+(?:\.\d+)?)\s*([hms])|\s", "", text.lower()):
+        allowed = "30m, 2h, 1h30m, 90s"
+        raise ConfigError(
+            "config-bad-value", f"{text!r} is no duration", where="--budget", received=text, allowed=allowed
+        )
+    return sum(float(number) * units[unit] for number, unit in parts)
+
+
+def price_of(text: str) -> float:
+    """The price of an hour from ``0.35/h`` or ``0.35``. Raises ConfigError config-bad-value."""
+    found = re.fullmatch(r"\s*[$€£]?\s*(\d+(?:\.\d+)?)\s*(?:/\s*h(?:our)?)?\s*", text)
+    if found is None:
+        raise ConfigError(
+            "config-bad-value", f"{text!r} is no price of an hour", where="--price", received=text, allowed="0.35/h"
+        )
+    return float(found[1])
+
+
+def gib(size: float) -> str:
+    """A size in words."""
+    return f"{size / GIB:.2f} GiB" if size < 10 * GIB else f"{size / GIB:.1f} GiB"
+
+
+def duration(seconds: float) -> str:
+    """A time in words."""
+    if seconds < 1:
+        return f"{1000 * seconds:.0f} ms"
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def ranged(span: Span, calibrated: bool) -> str:
+    """A point for what was calibrated, a range for what was not."""
+    return duration(span.seconds) if calibrated else f"{duration(span.low)} to {duration(span.high)}"

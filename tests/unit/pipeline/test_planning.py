@@ -1,0 +1,170 @@
+"""`luthier plan`: seconds, no weights, no torch; other machines, budgets, sweeps; what it says when nothing fits."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from luthier import pipeline
+from luthier.assets import sketch as sketches
+from luthier.assets.shapes import known_shape
+from luthier.cli import app
+from luthier.config import load
+from luthier.errors import AssetError, ConfigError
+from luthier.pipeline import planning
+from luthier.plan.cards import card_named, imagined
+from luthier.plan.estimate import duration, price_of, seconds_of
+
+LLAMA = "meta-llama/Llama-2-7b-hf"
+
+
+def write(tmp_path: Path, **sections: object) -> Path:
+    path = tmp_path / "config.yaml"
+    path.write_text(json.dumps({"base_model": LLAMA, "quantization": {"bits": 4}} | sections))
+    return path
+
+
+def table(tmp_path: Path, rows: int = 40) -> Path:
+    path = tmp_path / "data.jsonl"
+    lines = [json.dumps({"instruction": "add " + "one " * (i % 9), "output": str(i) * 3}) for i in range(rows)]
+    path.write_text("\n".join(lines))
+    return path
+
+
+def run(*arguments: object) -> tuple[int, Any]:
+    done = CliRunner().invoke(app, ["plan", *map(str, arguments), "--json"])
+    if isinstance(done.exception, Exception) and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return done.exit_code, json.loads(done.stdout)
+
+
+def test_a_model_that_is_not_here_is_planned_for_a_card_that_is_not_here(tmp_path: Path) -> None:
+    code, said = run(write(tmp_path), "--gpu", "T4", "--price", "0.35/h", "--budget", "30m")
+    assert code == 0 and said["fits"] and said["plan"]["reasons"]["model"]
+    memory = said["memory"]
+    assert {"weights", "adapter", "gradients", "optimizer", "activations", "loss", "evaluation", "generation"} <= set(
+        memory["device"]
+    )
+    assert memory["total"] == memory["peak"] + memory["context"] <= memory["room"] < 15 * 2**30
+    assert memory["host_total"] <= memory["host_room"] < 12 * 2**30  # a free notebook has that much
+    assert said["time"]["calibrated"] is False and said["time"]["total"]["low"] < said["time"]["total"]["high"]
+    assert said["cost"]["high"] == pytest.approx(said["time"]["total"]["high"] / 3600 * 0.35)
+    assert said["download"] == 2 * known_shape(LLAMA).parameters  # type: ignore[union-attr]
+    assert said["affordable"]["rows"] > 0 and said["affordable"]["longest"] == 256
+    assert any("no dataset" in note for note in said["notes"])
+
+
+def test_a_budget_buys_what_it_says(tmp_path: Path) -> None:
+    """The rows that fit in half an hour take at most half an hour, and one step more does not."""
+    from luthier.plan.estimate import affordable
+
+    settings = load(write(tmp_path, trainer={"batch_size": 16, "epochs": 3, "eval_generation_rows": 0}))
+    need = planning.need_of(settings, None)
+    found = planning.estimate_of(need, imagined(card_named("L4")))
+    bought = affordable(found.planned, need.validation_tokens, 1800)
+    step, fixed = found.times.step.high, found.times.start.high + found.times.evaluation.high
+    spent = fixed + 3 * (bought.rows / 16) * step
+    assert spent <= 1800 < fixed + 3 * (bought.rows / 16 + 1) * step + 3 * step
+
+
+def test_the_data_is_measured_with_the_models_tokenizer(tiny_llama: Path, tmp_path: Path) -> None:
+    settings = load(write(tmp_path, base_model=str(tiny_llama), quantization=None))
+    need = planning.need_of(settings, str(table(tmp_path)))
+    work = pipeline.prepare(settings, str(table(tmp_path)))
+    assert need.stats == work.prepared.stats and need.notes == () and need.base.download == 0
+
+
+def test_without_a_tokenizer_lengths_are_guessed_and_said_to_be(tmp_path: Path) -> None:
+    code, said = run(write(tmp_path), "--dataset", table(tmp_path), "--gpu", "A100")
+    assert code == 0 and said["rows"] == 32 and "guessed" in said["notes"][0]
+
+
+def test_this_machines_cpu_is_measured(tiny_llama: Path, tmp_path: Path) -> None:
+    path = write(tmp_path, base_model=str(tiny_llama), quantization=None)
+    code, said = run(path, "--dataset", table(tmp_path), "--cpu")
+    assert code == 0 and said["plan"]["device"] == "cpu" and said["time"]["source"] == "probe of this CPU"
+
+
+def test_what_cannot_fit_ends_with_the_code_of_no_memory_and_says_what_would(tmp_path: Path) -> None:
+    path = write(tmp_path, adapter=None, quantization=None)
+    code, said = run(path, "--gpu", "T4")
+    assert code == 6 and not said["fits"] and said["memory"]["total"] > said["memory"]["room"]
+    assert any("bits: 4" in remedy["change"] for remedy in said["remedies"])
+
+
+def test_the_sweep_has_every_card(tmp_path: Path) -> None:
+    _, said = run(write(tmp_path), "--memory", "15GiB", "--sweep")
+    names = [one["gpu"] for one in said["sweep"]]
+    assert {"T4", "L4", "A100", "H200"} <= set(names)
+    slow, fast = (next(one for one in said["sweep"] if one["gpu"] == name) for name in ("T4", "H200"))
+    assert fast["time"]["step"]["seconds"] < slow["time"]["step"]["seconds"]
+
+
+def test_people_see_the_verdict_first(tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["plan", str(write(tmp_path)), "--gpu", "4090", "--sweep", "--price", "1"])
+    assert done.exit_code == 0 and done.stdout.startswith("fits on RTX 4090")
+    assert "not calibrated" in done.stdout and "recompute_layers" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--gpu", "T44"), "did you mean 'T4'"),
+        (("--memory", "much"), "15GiB"),
+        (("--cpu", "--gpu", "T4"), "contradicts"),
+        (("--budget", "soon"), "no duration"),
+        (("--price", "cheap"), "no price"),
+        (("--gpu", "T4", "--set", "execution.attention=flash"), "compute capability|flash|pads"),
+    ],
+)
+def test_bad_options_are_explained(tmp_path: Path, options: tuple[str, ...], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        run(write(tmp_path), *options)
+
+
+def test_a_model_nobody_knows_is_not_found(tmp_path: Path) -> None:
+    with pytest.raises(AssetError, match="list of known shapes") as caught:
+        run(write(tmp_path, base_model="nobody/nothing"), "--gpu", "T4")
+    assert caught.value.code == "asset-not-found"
+
+
+def test_the_hubs_metadata_serves_when_the_hub_can_be_reached(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    small = tmp_path / "small"
+    small.mkdir()
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (small / name).write_bytes((tiny_llama / name).read_bytes())
+    metadata = SimpleNamespace(parameter_count={"BF16": 30_000, "F32": 10})
+    monkeypatch.setattr(huggingface_hub, "get_safetensors_metadata", lambda repository: metadata)
+    monkeypatch.setattr(sketches, "_snapshot", lambda repository, online: small if online else None)
+    found = sketches.sketch("owner/model")
+    assert (found.spec.parameters, found.spec.layers, found.spec.dtype) == (30_010, 2, "bfloat16")
+    assert found.folder == small and found.download == 60_040
+
+
+def test_durations_and_prices() -> None:
+    assert seconds_of("1h30m") == 5400 and seconds_of("90s") == 90 and seconds_of("0.5h") == 1800
+    assert price_of("0.35/h") == price_of("$0.35") == 0.35
+    assert [duration(s) for s in (0.05, 10, 600, 36000)] == ["50 ms", "10.0 s", "10 min", "10.0 h"]
+
+
+def test_planning_loads_no_torch(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    code = (
+        "import sys; from luthier.cli import app\n"
+        f"try: app(['plan', {str(path)!r}, '--gpu', 'T4', '--sweep', '--json'])\n"
+        "except SystemExit as end: assert not end.code, end.code\n"
+        "print([m for m in ('torch', 'transformers') if m in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and done.stderr.strip().endswith("[]"), done.stderr
