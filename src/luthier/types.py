@@ -100,12 +100,12 @@ class DataStats:
     @property
     def tokens(self) -> int:
         """All tokens of one epoch."""
-        return sum(map(int, self.lengths))  # an array's own numbers are narrow
+        return sum(self.lengths)
 
     @property
     def longest(self) -> int:
         """The longest example."""
-        return int(max(self.lengths, default=0))
+        return max(self.lengths, default=0)
 
 
 class StepSource(Protocol):
