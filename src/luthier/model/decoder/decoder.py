@@ -148,9 +148,7 @@ class Decoder(nn.Module):
 
     def _graphs_for(self) -> Graphs:
         if self._graphs is None:
-            layers = list(self.layers)[:-1]
-            parameters = [parameter for layer in layers for parameter in layer.parameters()]
-            self._graphs = Graphs(lambda x, now: self._layers(layers, x, now), parameters, self.device)
+            self._graphs = Graphs(cast(list[Layer], list(self.layers)[:-1]), self.device)
         return self._graphs
 
     def turns(self, positions_t: torch.Tensor) -> dict[Rotary, tuple[torch.Tensor, torch.Tensor]]:

@@ -7,21 +7,21 @@ supervised; they stay outside. All graphs share one memory pool: a pass runs for
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
 from luthier.kernels.attention import Spans
-from luthier.model.decoder.layer import Pass
+from luthier.model.decoder.layer import Layer, Pass
 
 if TYPE_CHECKING:
     from luthier.model.decoder.shape import Rotary
 
 STEP = 128  # lengths are rounded up to multiples: what a matrix product rounds them up to itself
 
-Run = Callable[[torch.Tensor, Pass], torch.Tensor]
 Key = tuple[int, int, int, bool]
 
 
@@ -40,9 +40,10 @@ class _Captured:
 class Graphs:
     """The graphs of one model, made as lengths are met."""
 
-    def __init__(self, run: Run, parameters: Sequence[torch.Tensor], device: torch.device) -> None:
-        """``run`` takes [t, h] and a pass to [t, h]; ``parameters`` are those it trains (fp32)."""
-        self.run, self.parameters, self.device = run, list(parameters), device
+    def __init__(self, layers: Sequence[Layer], device: torch.device) -> None:
+        """``layers``: those that become graphs; what they train are adapters alone (fp32)."""
+        self.layers, self.device = list(layers), device
+        self.parameters = [parameter for layer in self.layers for parameter in layer.parameters()]
         self._found: dict[Key, _Captured] = {}
         self._pool: Any = None
         total = sum(parameter.numel() for parameter in self.parameters)
@@ -93,13 +94,32 @@ class Graphs:
         torch.cuda.synchronize(self.device)
         forward, backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         with torch.enable_grad(), torch.cuda.graph(forward, pool=self._pool, capture_error_mode="thread_local"):
-            left = self.run(entered, own)
+            with self._stand_ins() as parameters:
+                left = entered
+                for layer in self.layers:
+                    left = layer(left, own)
         self._pool = self._pool or forward.pool()
         left_grad = torch.zeros_like(left)
         with torch.cuda.graph(backward, pool=self._pool, capture_error_mode="thread_local"):
-            grads = torch.autograd.grad(left, self.parameters, left_grad)
+            grads = torch.autograd.grad(left, parameters, left_grad)
             torch._foreach_add_(self._grads, grads)
         return _Captured(own, entered, left.detach(), left_grad, forward, backward)
+
+    @contextmanager
+    def _stand_ins(self) -> Iterator[list[torch.Tensor]]:
+        """Leaves of the graph in place of the parameters, whose own belong to another stream already."""
+        stand_ins = {id(p): p.detach().requires_grad_(True) for p in self.parameters}
+        before = [layer.products for layer in self.layers]
+        for layer in self.layers:
+            layer.products = {
+                name: replace(op, masters=tuple(stand_ins[id(master)] for master in op.masters))
+                for name, op in layer.products.items()
+            }
+        try:
+            yield list(stand_ins.values())
+        finally:
+            for layer, products in zip(self.layers, before, strict=True):
+                layer.products = products
 
     def _room(self, padded: int, samples: int, longest: int, now: Pass) -> Pass:
         """A pass of the rounded size, whose tensors the graph reads."""
