@@ -293,7 +293,8 @@ def _joined(train: Dataset, validation: Dataset, test: Dataset) -> pd.DataFrame:
             frame = part.copy() if isinstance(part, pd.DataFrame) else read(part).rows.to_pandas()
             frame["split"] = number
             frames.append(frame)
-    return pd.concat(frames, ignore_index=True)
+    joined: pd.DataFrame = pd.concat(frames, ignore_index=True)
+    return joined
 
 
 def _next(root: Path, name: str) -> Path:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any
 
 from rich.console import Console
@@ -60,7 +61,7 @@ class PlainLog:
     def __init__(self, write: Callable[[str], None], every: float = 10.0) -> None:
         self._write, self._every = write, every
         self._last = time.monotonic()
-        self._began: dict[str, float] = {}
+        self._began: dict[str, tuple[float, float]] = {}  # stage -> when it was first heard of, how far it was then
 
     def __call__(self, event: events.Event) -> None:
         """Write what the event says, if it is worth a line."""
@@ -70,8 +71,8 @@ class PlainLog:
             self._write(line)
 
     def _stage(self, event: events.Stage) -> str | None:
+        self._began.pop(event.name, None)
         if not event.done:
-            self._began[event.name] = time.monotonic()
             return f"{event.name}: {event.detail}" if event.detail else f"{event.name} …"
         return f"{event.name}: done in {event.seconds:.1f}s" if (event.seconds or 0) > 1 else None
 
@@ -83,24 +84,26 @@ class PlainLog:
         return True
 
     def _left(self, name: str, done: float, total: float | None) -> str:
-        began = self._began.get(name)
-        if not total or not done or began is None:
+        """The time left at the pace since the stage was first heard of, which after a resume is not its beginning."""
+        began, before = self._began.setdefault(name, (time.monotonic(), done))
+        if not total or done <= before:
             return ""
-        return f", {_duration((time.monotonic() - began) * (total - done) / done)} left"
+        return f", {_duration((time.monotonic() - began) * (total - done) / (done - before))} left"
 
     def _progress(self, event: events.Progress) -> str | None:
-        if not self._due():
+        left = self._left(event.stage, event.completed, event.total)
+        if event.stage == "train" or not self._due():  # training tells of itself by its steps
             return None
         total = f"/{event.total:,.0f}" if event.total else ""
-        left = self._left(event.stage, event.completed, event.total)
         return f"{event.stage}: {event.completed:,.0f}{total} {event.unit}{left}"
 
     def _stepped(self, event: events.Stepped) -> str | None:
-        if event.split == "train" and event.step not in (1, event.total_steps) and not self._due():
+        if event.split != "train":
+            return describe_step(event)
+        left = self._left("train", event.step, event.total_steps)
+        if event.step not in (1, event.total_steps) and not self._due():
             return None
-        return describe_step(event) + (
-            self._left("train", event.step, event.total_steps) if event.split == "train" else ""
-        )
+        return describe_step(event) + left
 
     _handlers: dict[type, Callable[[Any, Any], str | None]] = {  # noqa: RUF012 - a constant table
         events.Stage: _stage,
@@ -164,12 +167,13 @@ def sink(*, quiet: bool = False) -> Iterator[events.Sink]:
     console = Console(stderr=True)
     if quiet:
         yield events.silent
-    elif console.is_terminal or console.is_jupyter:
+    elif console.is_terminal or (console.is_jupyter and find_spec("ipywidgets") is not None):
         live = LiveLog(console)
         with live.progress:
             yield live
     else:
-        yield PlainLog(lambda line: console.print(Text(line), soft_wrap=True))
+        plain = Console(stderr=True, force_jupyter=False)  # a notebook without widgets has text alone
+        yield PlainLog(lambda line: plain.print(Text(line), soft_wrap=True))
 
 
 def show_error(error: LuthierError, console: Console | None = None) -> None:
@@ -221,8 +225,14 @@ def show_comparison(comparison: Mapping[str, Any], samples: int) -> None:
     for flip in comparison["flips"]:
         out.print(f"against {flip['against']}: {len(flip['gained'])} rows gained, {len(flip['lost'])} lost")
     for sample in comparison["samples"][:samples]:
-        shown = [["reference", sample["reference"]], *([name, sample["answers"][name]] for name in names)]
+        shown = [["reference", sample["reference"]], *([name, _shortened(sample["answers"][name])] for name in names)]
         out.print(table(_last_line(sample["prompt"] or f"row {sample['row']}"), ["who", "answer"], shown))
+
+
+def _shortened(answer: str, lines: int = 4, limit: int = 300) -> str:
+    """An answer's beginning; one that rambles would push what it is compared with off the screen."""
+    kept = "\n".join(answer.splitlines()[:lines])[:limit]
+    return kept if kept == answer.rstrip("\n") else f"{kept} … ({len(answer):,} characters)"
 
 
 def _last_line(prompt: str, limit: int = 300) -> str:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from luthier import events
-from luthier.assets.catalogue import Proposal, propose
+from luthier.assets.catalogue import Proposal, known, propose
+from luthier.config import load
 from luthier.data.columns import Layout, detect
 from luthier.data.language import language_of
 from luthier.data.sources import read
@@ -16,7 +17,9 @@ from luthier.data.table import Table
 from luthier.plan.machine import probe
 from luthier.run import atomic
 
-CHARACTERS_PER_TOKEN = 3.5  # a rule of thumb for a first look; `luthier check` counts real tokens
+# Rules of thumb for a first look; `luthier check` counts real tokens.
+CHARACTERS_PER_TOKEN = 3.5
+DENSE = {"ja": 1.2, "zh": 1.2, "ko": 1.2, "th": 1.5}  # scripts whose characters are nearly tokens each
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,19 @@ class Started:
 
     def to_json(self) -> dict[str, Any]:
         """The result as JSON types."""
-        bases = [{"name": p.candidate.name, "licence": p.candidate.licence, "reason": p.reason} for p in self.proposals]
+        bases = [
+            {
+                "name": p.candidate.name,
+                "parameters": p.candidate.parameters,
+                "licence": p.candidate.licence,
+                "gated": p.candidate.gated,
+                "terms": p.candidate.terms,
+                "bits": p.bits,
+                "fits": p.fits,
+                "reason": p.reason,
+            }
+            for p in self.proposals
+        ]
         return {"config": str(self.path), "found": list(self.lines), "bases": bases}
 
 
@@ -42,6 +57,7 @@ def write_config(
     target: str | None = None,
     base: str | None = None,
     encoding: str | None = None,
+    sets: Sequence[str] = (),
     sink: events.Sink = events.silent,
 ) -> Started:
     """Read ``data``, detect its layout, propose bases and write a config to ``output``."""
@@ -50,22 +66,55 @@ def write_config(
     text_columns = [*layout.inputs, *([layout.target] if layout.target else [])]
     language = language_of(table, text_columns)
     task = "classification" if layout.classes else layout.kind
-    proposals = propose(language, len(table), _longest_tokens(table, text_columns), task, probe())
+    density = DENSE.get(language, CHARACTERS_PER_TOKEN)
+    longest = int(_longest(table, text_columns) / density) + 1
+    proposals = propose(language, len(table), longest, task, probe())
     chosen = base or proposals[0].candidate.name
-    dataset = Path(data)
-    shown = str(dataset.resolve()) if dataset.exists() and dataset.parent.resolve() != output.parent.resolve() else data
-    if dataset.exists() and dataset.parent.resolve() == output.parent.resolve():
-        shown = dataset.name
-    text = _compose(chosen, shown, layout, proposals, encoding)
+    answer = int(_longest(table, [layout.target] if layout.target else []) / density)
+    made = _compose(chosen, _shown(data, output), layout, proposals, encoding, answer)
+    text = _with_overrides(made, sets) if sets else made
     atomic.write_text(output, text)
-    lines = (*table.notes, *layout.explanation, f"{len(table):,} rows, language: {language}")
-    return Started(output, text, lines, tuple(proposals))
+    lines = [*table.notes, *layout.explanation, f"{len(table):,} rows, language: {language or 'not recognised'}"]
+    entry = known(chosen)
+    if entry is not None and entry.terms:
+        lines.append(f"{chosen}: {entry.terms}")
+    return Started(output, text, tuple(lines), tuple(proposals))
 
 
-def _longest_tokens(table: Table, columns: Sequence[str], sample: int = 2000) -> int:
+def _shown(data: str, output: Path) -> str:
+    """The dataset as the config names it: relative when it lies beside the config, else where it is."""
+    dataset = Path(data)
+    if not dataset.exists():
+        return data
+    return dataset.name if dataset.parent.resolve() == output.parent.resolve() else str(dataset.resolve())
+
+
+def _longest(table: Table, columns: Sequence[str], sample: int = 2000) -> int:
+    """Characters of the longest of the first rows, over these columns."""
     rows = (table.row(i) for i in range(min(len(table), sample)))
-    longest = max((sum(len(str(row.get(c) or "")) for c in columns) for row in rows), default=0)
-    return int(longest / CHARACTERS_PER_TOKEN) + 1
+    return max((sum(len(str(row.get(c) or "")) for c in columns) for row in rows), default=0)
+
+
+def _with_overrides(text: str, sets: Sequence[str]) -> str:
+    """The config with keys set as ``--set`` says, comments kept. Raises ConfigError as a faulty override does."""
+    from io import StringIO
+
+    import ruamel.yaml
+
+    yaml = ruamel.yaml.YAML()
+    yaml.width = 10_000
+    tree = yaml.load(text)
+    load(tree, sets)
+    for one in sets:
+        path, _, value = one.partition("=")
+        *parents, last = [int(part) if part.isdigit() else part for part in path.strip().split(".")]
+        node = tree
+        for part in parents:
+            node = node.setdefault(part, {}) if isinstance(node, dict) else node[part]
+        node[last] = ruamel.yaml.YAML(typ="safe", pure=True).load(value)
+    out = StringIO()
+    yaml.dump(tree, out)
+    return out.getvalue()
 
 
 def _quote(text: str) -> str:
@@ -75,9 +124,14 @@ def _quote(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-def _compose(base: str, dataset: str, layout: Layout, proposals: Sequence[Proposal], encoding: str | None) -> str:
+def _compose(
+    base: str, dataset: str, layout: Layout, proposals: Sequence[Proposal], encoding: str | None, answer: int
+) -> str:
+    """The file; ``answer`` is the estimated length of the longest answer in tokens."""
+    bits = next((p.bits for p in proposals if p.candidate.name == base), None)
+    room = max(32, -(-int(answer * 1.5) // 32) * 32)
     others = "\n".join(f"#   {p.candidate.name}: {p.reason}" for p in proposals)
-    guess = "   # a guess: say it with --input and --target" if layout.is_guess else ""
+    guess = " (a guess: say it with --input and --target)" if layout.is_guess else ""
     out = [
         "# Written by `luthier init`. Every key: docs/reference/config.md, or `luthier schema` for your editor.",
         "# Base models that fit this data and this machine, first choice first:",
@@ -92,7 +146,7 @@ def _compose(base: str, dataset: str, layout: Layout, proposals: Sequence[Propos
         out.append("input_features:")
         out += [f"  - {{name: {_quote(name)}, type: text}}" for name in layout.inputs]
         out += ["output_features:", f"  - {{name: {_quote(layout.target)}, type: {kind}}}"]
-        body = "\n".join(f"    ### {name}:\n    {{{name}}}\n" for name in layout.inputs)
+        body = "".join(f"    ### {name}:\n    {{{name}}}\n\n" for name in layout.inputs)
         out += ["prompt:", "  # Plain {column} fields; what is around them is yours to write.", "  template: |"]
         out += [body + f"    ### {layout.target}:"]
     if encoding:
@@ -101,8 +155,11 @@ def _compose(base: str, dataset: str, layout: Layout, proposals: Sequence[Propos
         "",
         "adapter:",
         "  type: lora          # null trains all weights",
-        "# quantization:",
-        "#   bits: 4           # when the base does not fit otherwise",
+        *(
+            ["quantization:", f"  bits: {bits}             # this base does not fit into memory here otherwise"]
+            if bits
+            else ["# quantization:", "#   bits: 4           # when the base does not fit otherwise"]
+        ),
         "",
         "trainer:",
         "  type: finetune",
@@ -111,7 +168,7 @@ def _compose(base: str, dataset: str, layout: Layout, proposals: Sequence[Propos
         "  learning_rate: 2e-4",
         "",
         "generation:",
-        "  max_new_tokens: 256",
+        f"  max_new_tokens: {room}    # the longest answer of the table and half as much again",
         "",
     ]
     return "\n".join(out)

@@ -1,6 +1,7 @@
 """A small catalogue of base models, and which of them fit a table and a machine. Nothing is looked up or loaded.
 
-Sizes and licences are those on the models' cards when the list was made; a card is what counts.
+Sizes, licences and gates are those of the models' cards when the list was made; a card is what counts. Where it was
+not certain whether a repository is gated, it is entered as gated: the advice then costs a click, not a failed run.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from dataclasses import dataclass
 from luthier.types import Machine
 
 GIB = 2**30
+APACHE = "Apache-2.0"
+PERMISSIVE = (APACHE, "MIT")
 MANY = "many"  # a language entry: trained on dozens of languages
 SPARE = 0.8  # share of free memory that is counted on
 
@@ -32,6 +35,14 @@ class Candidate:
         return language in self.languages or (MANY in self.languages and language != "")
 
     @property
+    def terms(self) -> str | None:
+        """What has to be done before this model may be used, None for a permissive licence without a gate."""
+        page = f"https://huggingface.co/{self.name}"
+        if self.gated:
+            return f"GATED: accept the licence ({self.licence}) at {page} and run `hf auth login` first"
+        return None if self.licence in PERMISSIVE else f"LICENCE-BOUND ({self.licence}): read its terms at {page}"
+
+    @property
     def training_bytes(self) -> float:
         """Memory to train LoRA on 16-bit weights: weights, adapter and its optimizer, activations of a pass."""
         return self.parameters * 1e9 * 2.4 + 1.0 * GIB
@@ -52,7 +63,6 @@ class Proposal:
     fits: bool = True
 
 
-APACHE = "Apache-2.0"
 CATALOGUE: tuple[Candidate, ...] = (
     Candidate("smollm2", 0.135, ("en",), 8192, APACHE, False, 0.09, "comes with Luthier's demo, no hub needed"),
     Candidate("HuggingFaceTB/SmolLM2-360M-Instruct", 0.362, ("en",), 8192, APACHE, False, 0.72),
@@ -67,9 +77,10 @@ CATALOGUE: tuple[Candidate, ...] = (
     Candidate("meta-llama/Llama-3.1-8B-Instruct", 8.03, ("en", "de", "fr", "it", "pt", "hi", "es", "th"), 131072,
               "Llama 3.1 Community", True, 16.1),
     Candidate("google/gemma-3-1b-it", 1.0, ("en",), 32768, "Gemma terms", True, 2.0),
-    Candidate("mistralai/Mistral-7B-Instruct-v0.3", 7.25, ("en", "fr"), 32768, APACHE, False, 14.5),
-    Candidate("microsoft/Phi-4-mini-instruct", 3.84, ("en", "zh", "ja", "de", "fr", "es", "it", "pt"), 131072,
-              "MIT", False, 7.7),
+    Candidate("mistralai/Mistral-7B-Instruct-v0.3", 7.25, ("en", "fr"), 32768, APACHE, True, 14.5),
+    Candidate("microsoft/Phi-4-mini-instruct", 3.84, (
+              "en", "ar", "zh", "cs", "da", "nl", "fi", "fr", "de", "he", "hu", "it", "ja", "ko", "no", "pl", "pt",
+              "ru", "es", "sv", "th", "tr", "uk"), 131072, "MIT", False, 7.7),
     Candidate("llm-jp/llm-jp-3-1.8b-instruct", 1.87, ("ja", "en"), 4096, APACHE, False, 3.7),
     Candidate("llm-jp/llm-jp-3-3.7b-instruct", 3.78, ("ja", "en"), 4096, APACHE, False, 7.6),
     Candidate("tokyotech-llm/Llama-3.1-Swallow-8B-Instruct-v0.3", 8.03, ("ja", "en"), 8192,
@@ -93,6 +104,11 @@ def propose(
     return order[: max(count, 3)]
 
 
+def known(name: str) -> Candidate | None:
+    """The catalogue's entry for a base model's name, if it has one."""
+    return next((candidate for candidate in CATALOGUE if candidate.name == name), None)
+
+
 def _memory(machine: Machine) -> float:
     return SPARE * max((gpu.free for gpu in machine.gpus), default=machine.free_memory)
 
@@ -106,10 +122,8 @@ def _judge(candidate: Candidate, language: str, longest: int, machine: Machine) 
         f"context {candidate.context:,}" + ("" if longest <= candidate.context else ": too short for this data")
     )
     said.append(f"{candidate.download:.2g} GB to download")
-    said.append(f"licence {candidate.licence}")
-    if candidate.gated:
-        page = f"https://huggingface.co/{candidate.name}"
-        said.append(f"GATED: accept the licence at {page} and run `hf auth login` first")
+    if candidate.terms:
+        said.append(candidate.terms)
     if not fits:
         said.append(f"needs about {candidate.quantised_bytes / GIB:.0f} GiB in 4 bits: more than is free here")
     elif bits:

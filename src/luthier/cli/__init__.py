@@ -8,6 +8,7 @@ from types import FrameType
 
 import typer
 
+from luthier import __version__
 from luthier.cli import chat, check, convert, doctor, evaluate, init, plan, predict, runs, schema, train
 from luthier.cli.common import report_failure
 from luthier.errors import LuthierError
@@ -23,13 +24,21 @@ app = typer.Typer(
     "Put --debug after luthier to see a traceback.",
 )
 for module in (init, check, plan, train, evaluate, predict, chat, runs, schema, doctor, convert):
-    app.command(module.NAME)(module.command)
+    examples = "\n\n".join(f"  {example}" for example in module.EXAMPLES)
+    app.command(module.NAME, epilog=f"For example:\n\n{examples}")(module.command)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"luthier {__version__}")
+        raise typer.Exit
 
 
 @app.callback()
 def options(
     context: typer.Context,
     debug: bool = typer.Option(False, "--debug", help="Show tracebacks of failures."),
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Show the version."),
 ) -> None:
     """Options that come before the command."""
     context.obj = {"debug": debug}

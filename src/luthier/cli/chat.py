@@ -10,6 +10,7 @@ import typer
 from luthier.cli import common
 
 NAME = "chat"
+EXAMPLES = ("luthier chat my-run",)
 
 
 def command(
@@ -28,6 +29,8 @@ def command(
         tuned = pipeline.load(path, overrides=sets or [], trust_remote_code=trust_remote_code, sink=sink)
     conversation = tuned.chat(system=system)
     interactive = sys.stdin.isatty()
+    if interactive and conversation.column is not None:
+        typer.echo(f"This model learned from a template: a message fills {{{conversation.column}}}, by itself.")
     if interactive:
         typer.echo("Type a message. /reset forgets the history, /base asks the base model, /quit ends.")
     while True:

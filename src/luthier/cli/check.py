@@ -9,6 +9,7 @@ import typer
 from luthier.cli import common
 
 NAME = "check"
+EXAMPLES = ("luthier check config.yaml --rows 5",)
 
 
 def command(

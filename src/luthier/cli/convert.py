@@ -10,6 +10,7 @@ import typer
 from luthier.cli import common
 
 NAME = "convert"
+EXAMPLES = ("luthier convert ./old-model",)
 
 
 def command(

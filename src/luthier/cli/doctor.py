@@ -7,6 +7,7 @@ import typer
 from luthier.cli import common
 
 NAME = "doctor"
+EXAMPLES = ("luthier doctor",)
 
 
 def command(as_json: common.Json = False) -> None:
@@ -24,6 +25,6 @@ def command(as_json: common.Json = False) -> None:
     out = Console()
     out.print(console.table("This machine", ["what", "found"], report.machine_rows()))
     out.print(console.table("Packages", ["package", "version", "what it is for"], report.package_rows()))
-    out.print(console.table("Supported where", ["platform", "train", "4/8 bit", "tested"], doctor.SUPPORT))
+    out.print(console.table("Supported where", ["platform", "trains in", "4/8 bit", "tested"], report.support_rows()))
     for line in report.advice:
         typer.echo(line)

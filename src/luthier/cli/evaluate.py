@@ -9,6 +9,7 @@ import typer
 from luthier.cli import common
 
 NAME = "evaluate"
+EXAMPLES = ("luthier evaluate my-run --rows 50",)
 
 
 def command(
@@ -36,4 +37,5 @@ def command(
     from luthier import console
 
     console.show_comparison(comparison.to_json(), samples)
-    typer.echo(f"\nfull report: {tuned.folder / 'report.html'}")
+    if tuned.folder is not None:
+        typer.echo(f"\nfull report: {tuned.folder / 'report.html'}")

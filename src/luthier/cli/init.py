@@ -11,6 +11,7 @@ from luthier.cli import common
 from luthier.errors import RunError
 
 NAME = "init"
+EXAMPLES = ("luthier init tickets.csv --input subject,body --target queue",)
 
 
 def command(
@@ -19,6 +20,7 @@ def command(
     inputs: Annotated[str | None, typer.Option("--input", help="Columns of the prompt: subject,body")] = None,
     target: Annotated[str | None, typer.Option("--target", help="The column to learn: queue")] = None,
     base: Annotated[str | None, typer.Option("--base", help="The base model; default: the first proposal.")] = None,
+    sets: common.Set = None,
     encoding: common.Encoding = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
     as_json: common.Json = False,
@@ -41,6 +43,7 @@ def command(
             target=target,
             base=base,
             encoding=encoding,
+            sets=sets or (),
             sink=sink,
         )
     if as_json:
@@ -55,4 +58,4 @@ def command(
         out.print(line, markup=False, highlight=False)
     rows = [[p.candidate.name, p.candidate.licence, p.reason] for p in made.proposals]
     out.print(console.table("Base models, first choice first", ["base_model", "licence", "why"], rows))
-    out.print(f"\nwrote {output}. Next: luthier check {output}, then luthier train {output}", highlight=False)
+    typer.echo(f"\nwrote {output}. Next: luthier check {output}, then luthier train {output}")

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from luthier.types import Machine
 
 NAME = "plan"
+EXAMPLES = ("luthier plan config.yaml", "luthier plan config.yaml --gpu T4 --budget 30m")
 NO_MEMORY = 6  # the exit code of a run that does not fit, as of TrainingError
 
 GpuOption = Annotated[str | None, typer.Option("--gpu", help="Plan for a GPU by name, such as T4, 4090, A100, H200.")]

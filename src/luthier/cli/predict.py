@@ -10,6 +10,7 @@ import typer
 from luthier.cli import common
 
 NAME = "predict"
+EXAMPLES = ("luthier predict my-run --dataset new.csv --output answers.csv",)
 
 
 def command(
@@ -19,7 +20,11 @@ def command(
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "--output_directory", "-od", "-o", help="Answers go here: .csv, .jsonl or .parquet; else shown."
+            "--output",
+            "--output_directory",
+            "-od",
+            "-o",
+            help="Answers go here: a .csv, .jsonl or .parquet file, or a folder; else shown.",
         ),
     ] = None,
     base: Annotated[bool, typer.Option("--base", help="Ask the base model, without what was tuned.")] = False,
@@ -33,11 +38,16 @@ def command(
     if dataset is None:
         raise typer.BadParameter("--dataset names the table to answer")
     from luthier import pipeline
+    from luthier.tuned.answered import answers_file
 
+    written = None
+    if output is not None:
+        answers_file(output)  # a name that cannot be written is refused before the work, not after it
     with common.session(as_json) as sink:
         tuned = pipeline.load(path, overrides=sets or [], trust_remote_code=trust_remote_code, sink=sink)
         answered = tuned.predict(dataset, encoding=encoding, use_base=base, sink=sink)
-    written = answered.write(output) if output is not None else None
+    if output is not None:
+        written = answered.write(output)
     if as_json:
         common.emit({"output": written, "rows": len(answered), "answers": answered.records() if not written else None})
     elif written:

@@ -10,6 +10,7 @@ import typer
 from luthier.cli import common
 
 NAME = "runs"
+EXAMPLES = ("luthier runs", "luthier runs my-run other-run")
 
 
 def command(
@@ -21,9 +22,14 @@ def command(
     """List runs with their state and results; two or more RUNs are compared, differing keys shown."""
     from luthier.run import summary
 
-    found = summary.summarise(folders or [Path("runs")])
+    here = Path("runs")
+    found = summary.summarise(folders or ([here] if here.is_dir() else []))
     if as_json:
         common.emit({"runs": [run.to_json() for run in found], "differences": summary.differences(found)})
+        return
+    if not found:
+        places = ", ".join(str(folder) for folder in folders or [here])
+        typer.echo(f"no runs in {places} yet: `luthier train CONFIG` makes one there, or name another folder")
         return
     from rich.console import Console
 

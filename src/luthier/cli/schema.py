@@ -10,6 +10,7 @@ import typer
 from luthier.cli import common
 
 NAME = "schema"
+EXAMPLES = ("luthier schema --output config.schema.json",)
 
 
 def command(

@@ -9,6 +9,10 @@ import typer
 from luthier.cli import common
 
 NAME = "train"
+EXAMPLES = (
+    "luthier train config.yaml --output my-run",
+    "luthier train config.yaml --set trainer.epochs=1 --set trainer.learning_rate=1e-4",
+)
 
 
 def command(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from luthier.assets.network import trust_own_bundle
 from luthier.errors import AssetError, RunError
 from luthier.events import Sink, silent, stage
 
@@ -55,6 +56,7 @@ def upload(
             allowed=WEIGHTS,
             fix="name the run's adapter folder or a merged model",
         )
+    trust_own_bundle()
     api = HfApi(token=token)
     try:
         with stage(sink, "upload", repo_id):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from luthier.assets.network import trust_own_bundle
 from luthier.errors import AssetError
 from luthier.registry import Registry
 from luthier.run.atomic import write_json
@@ -257,6 +258,7 @@ def _continue_from(model: PreTrainedModel, source: str) -> PeftModel:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+        trust_own_bundle()
         try:
             folder = Path(snapshot_download(source, allow_patterns=["*.json", "*.safetensors"]))
         except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:

@@ -56,7 +56,12 @@ def read(path: Path) -> RunSummary:
     try:
         record = json.loads((path / "run.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise RunError("run-not-a-run", "this folder holds no readable run.json", where=str(path)) from error
+        raise RunError(
+            "run-not-a-run",
+            "this folder holds no readable run.json",
+            where=str(path),
+            fix="name a folder that `luthier train` made, or one that holds such folders",
+        ) from error
     lock = record.get("lock") or {}
     config = lock.get("config") or {}
     metrics = path / "metrics.jsonl"

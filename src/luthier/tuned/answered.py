@@ -15,6 +15,8 @@ from luthier.types import Completion
 if TYPE_CHECKING:
     import pandas as pd
 
+FORMATS = (".csv", ".jsonl", ".parquet")
+
 
 @dataclass(frozen=True)
 class Answered:
@@ -70,23 +72,35 @@ class Answered:
         )
 
     def write(self, path: Path) -> str:
-        """Write the records as .csv, .jsonl or .parquet, by the ending. Raises DataError for another ending."""
+        """Write the records to `answers_file` of ``path``; returns its name. Raises DataError as that does."""
         import pandas as pd
 
+        path = answers_file(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         records = self.records()
         if path.suffix == ".csv":
             pd.DataFrame(records).to_csv(path, index=False)
         elif path.suffix == ".parquet":
             pd.DataFrame(records).to_parquet(path, index=False)
-        elif path.suffix == ".jsonl":
-            atomic.write_text(path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records))
         else:
-            raise DataError(
-                "data-unreadable",
-                "answers cannot be written in this format",
-                where=str(path),
-                received=path.suffix,
-                allowed=[".csv", ".jsonl", ".parquet"],
-            )
+            atomic.write_text(path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records))
         return str(path)
+
+
+def answers_file(path: Path) -> Path:
+    """The file for the answers, by its ending; a folder, or a name without an ending, gets a predictions.csv.
+
+    Raises DataError for another ending, so that it can be asked before the work is done.
+    """
+    if path.is_dir() or not path.suffix:
+        return path / "predictions.csv"
+    if path.suffix not in FORMATS:
+        raise DataError(
+            "data-unreadable",
+            "answers cannot be written in this format",
+            where=str(path),
+            received=path.suffix,
+            allowed=FORMATS,
+            fix=f"name it {path.with_suffix('.csv').name}",
+        )
+    return path

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from luthier.errors import ConfigError
 from luthier.infer.sampling import resolve
 from luthier.types import Message
 
@@ -13,10 +14,23 @@ if TYPE_CHECKING:
 
 
 class Conversation:
-    """Turns with one model; the history is rendered by the same code as training's."""
+    """Turns with one model, each written as training wrote its rows.
+
+    A model that learned conversations is given the turns so far. One that learned from a plain template is asked the
+    way it was taught: the message fills the template's first column (``column``), and no earlier turn is shown.
+    """
 
     def __init__(self, tuned: Tuned, system: str | None) -> None:
         self._tuned, self._system = tuned, system
+        inputs = tuned.layout.inputs
+        self.column = inputs[0] if inputs and not tuned.renderer.is_chat else None
+        if self.column is not None and system is not None:
+            raise ConfigError(
+                "config-conflict",
+                "a system prompt was given, and this model was trained with a plain template, which has none",
+                received=system,
+                fix="leave it out; a system prompt belongs to a run trained on chat",
+            )
         self.reset()
 
     def reset(self) -> None:
@@ -27,7 +41,10 @@ class Conversation:
         """Add a user turn and stream the answer, which joins the history once it has been read to its end."""
         tuned = self._tuned
         self.messages.append(Message("user", text))
-        ids = tuned.renderer.chat_prompt(self.messages).ids
+        if self.column is None:
+            ids = tuned.renderer.chat_prompt(self.messages).ids
+        else:
+            ids = tuned.renderer.prompt({self.column: text}).ids
         sampling = resolve(tuned.config.generation, generation, seed=tuned.config.random_seed)
         pieces = []
         for piece in tuned.stream_ids(ids, sampling, use_base=use_base):

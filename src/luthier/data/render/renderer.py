@@ -76,6 +76,11 @@ class Renderer:
         return hashlib.sha256(json.dumps(parts, ensure_ascii=True).encode()).hexdigest()
 
     @property
+    def is_chat(self) -> bool:
+        """Whether rows are written as a conversation, so that earlier turns can stand before a question."""
+        return self._in_chat
+
+    @property
     def describe(self) -> str:
         """One line on how rows are written, for people."""
         if self._in_chat:

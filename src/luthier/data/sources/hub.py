@@ -9,6 +9,7 @@ import re
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from luthier.assets.network import trust_own_bundle
 from luthier.data.sources import memory, splits
 from luthier.data.sources.formats import FORMATS, Options
 from luthier.data.table import Table
@@ -28,6 +29,7 @@ def read_hub(text: str, options: Options) -> Table:
     """The dataset of that id with its own splits. Raises DataError data-unreadable, DependencyError."""
     match = ID.fullmatch(text)
     assert match is not None, "call is_id first"
+    trust_own_bundle()
     name, config, revision = match["id"], match["config"], match["revision"]
     files: dict[str, list[str]] = {}
     if revision is None:

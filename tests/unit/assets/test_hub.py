@@ -1,0 +1,169 @@
+"""A base fetched from a hub: a server of this test on 127.0.0.1, each client in a fresh process with its environment.
+
+The hub's client reads HF_ENDPOINT, HF_HUB_OFFLINE and the proxy when it is imported, hence the processes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import ssl
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+COMMIT = "a" * 40
+CLIENT = """
+import json, sys
+from luthier import events
+from luthier.assets import resolve
+from luthier.errors import AssetError
+seen = []
+try:
+    base = resolve(sys.argv[1], sink=seen.append)
+    result = {"source": base.source, "layers": base.spec.layers}
+except AssetError as error:
+    result = {"code": error.code, "text": str(error)}
+result["progress"] = [[e.completed, e.total] for e in seen if isinstance(e, events.Progress) and e.stage == "fetch"]
+result["notes"] = [e.text for e in seen if isinstance(e, events.Note)]
+print(json.dumps(result))
+"""
+
+
+@dataclass
+class Hub:
+    """Serves one folder as the repository owner/model; owner/gated is gated, anything else is not there."""
+
+    folder: Path
+    url: str = ""
+    asked: list[str] = field(default_factory=list)
+
+    def handler(self) -> type[BaseHTTPRequestHandler]:
+        hub = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def log_message(self, *arguments: object) -> None:
+                pass
+
+            def reply(self, code: int, body: bytes, **headers: str) -> None:
+                self.send_response(code)
+                for name, value in {"Content-Length": str(len(body)), **headers}.items():
+                    self.send_header(name.replace("_", "-"), value)
+                self.end_headers()
+                if self.command == "GET":
+                    self.wfile.write(body)
+
+            def do_GET(self) -> None:
+                hub.asked.append(self.path)
+                path = urlsplit(self.path).path
+                names = sorted(file.name for file in hub.folder.iterdir())
+                if "owner/gated" in path or "meta-llama" in path:
+                    self.reply(403, b"gated", X_Error_Code="GatedRepo")
+                elif "owner/model" not in path:
+                    self.reply(404, b"none", X_Error_Code="RepoNotFound")
+                elif "/tree/" in path:
+                    sizes = {name: (hub.folder / name).stat().st_size for name in names}
+                    tree = [{"type": "file", "path": n, "size": sizes[n], "oid": "b" * 40} for n in names]
+                    self.reply(200, json.dumps(tree).encode(), Content_Type="application/json")
+                elif path.startswith("/api/"):
+                    info = {"id": "owner/model", "sha": COMMIT, "siblings": [{"rfilename": n} for n in names]}
+                    self.reply(200, json.dumps(info).encode(), Content_Type="application/json")
+                else:
+                    name = path.rsplit("/", 1)[1]
+                    content = (hub.folder / name).read_bytes()
+                    self.reply(200, content, ETag=f'"{name}"', X_Repo_Commit=COMMIT)
+
+            do_HEAD = do_GET
+
+        return Handler
+
+
+@pytest.fixture
+def hub(tiny_llama: Path) -> Iterator[Hub]:
+    made = Hub(tiny_llama)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), made.handler())
+    made.url = f"http://127.0.0.1:{server.server_address[1]}"
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield made
+    server.shutdown()
+    server.server_close()
+
+
+def fetch(name: str, home: Path, **variables: str) -> dict[str, object]:
+    """What a fresh process gets for a base's name."""
+    gone = ("HF_", "HTTP", "http", "NO_PROXY", "no_proxy", "ALL_PROXY", "SSL_", "REQUESTS_", "CURL_")
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(gone)}
+    env = {**kept, "HF_HOME": str(home / "hf"), "LUTHIER_CACHE": str(home / "luthier"), **variables}
+    done = subprocess.run([sys.executable, "-c", CLIENT, name], env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)  # type: ignore[no-any-return]
+
+
+def test_a_mirror_is_asked_and_its_files_are_kept(hub: Hub, tmp_path: Path) -> None:
+    got = fetch("owner/model", tmp_path, HF_ENDPOINT=hub.url)
+    assert got["source"] == f"hub owner/model@{COMMIT[:12]}" and got["layers"] == 2
+    completed, total = got["progress"][-1]  # type: ignore[index]
+    assert 0 < completed <= total
+    assert not any("pytorch_model.bin" in path for path in hub.asked)
+    hub.asked.clear()
+    again = fetch("owner/model", tmp_path, HF_ENDPOINT=hub.url, HF_HUB_OFFLINE="1")
+    assert again["layers"] == 2 and hub.asked == []
+
+
+def test_offline_is_obeyed_and_said(hub: Hub, tmp_path: Path) -> None:
+    got = fetch("owner/model", tmp_path, HF_ENDPOINT=hub.url, HF_HUB_OFFLINE="1")
+    assert got["code"] == "asset-not-found" and "HF_HUB_OFFLINE" in str(got["text"]) and hub.asked == []
+
+
+def test_a_proxy_is_asked(hub: Hub, tmp_path: Path) -> None:
+    got = fetch("owner/model", tmp_path, HF_ENDPOINT="http://hub.invalid", HTTP_PROXY=hub.url)
+    assert got["layers"] == 2 and all(path.startswith("http://hub.invalid/") for path in hub.asked)
+
+
+def test_gated_and_missing_are_explained(hub: Hub, tmp_path: Path) -> None:
+    got = fetch("owner/gated", tmp_path, HF_ENDPOINT=hub.url)
+    assert got["code"] == "asset-gated" and "hf auth login" in str(got["text"])
+    got = fetch("owner/other", tmp_path, HF_ENDPOINT=hub.url)
+    assert got["code"] == "asset-not-found" and "does not have it" in str(got["text"])
+
+
+def test_a_gated_model_of_the_catalogue_is_said_before_it_is_fetched(hub: Hub, tmp_path: Path) -> None:
+    got = fetch("meta-llama/Llama-3.1-8B-Instruct", tmp_path, HF_ENDPOINT=hub.url)
+    assert got["code"] == "asset-gated" and "GATED" in got["notes"][0]  # type: ignore[index]
+
+
+def test_a_mirror_that_is_down_is_no_traceback(tmp_path: Path) -> None:
+    got = fetch("owner/model", tmp_path, HF_ENDPOINT="http://127.0.0.1:9", HF_HUB_DOWNLOAD_TIMEOUT="1")
+    assert got["code"] == "asset-not-found" and "check the connection" in str(got["text"])
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificate")
+@pytest.mark.parametrize("variable", ["SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"])
+def test_a_ca_bundle_is_trusted(variable: str, hub: Hub, tiny_llama: Path, tmp_path: Path) -> None:
+    certificate, key = tmp_path / "ca.pem", tmp_path / "key.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2",
+         "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", certificate],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub(tiny_llama).handler())
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        url = f"https://127.0.0.1:{server.server_address[1]}"
+        refused = fetch("owner/model", tmp_path / "without", HF_ENDPOINT=url)
+        assert refused["code"] == "asset-not-found"
+        assert fetch("owner/model", tmp_path / "with", HF_ENDPOINT=url, **{variable: str(certificate)})["layers"] == 2
+    finally:
+        server.shutdown()
+        server.server_close()

@@ -1,0 +1,249 @@
+"""Every command: its options, its JSON, its help, and what a person or a machine gets when something is wrong."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+
+from luthier import cli
+from luthier.cli import app
+
+COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+CONFIGURABLE = ("init", "check", "plan", "train", "evaluate", "predict", "chat")  # those that read a config
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def luthier(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
+    """Run a command in an empty folder of its own: exit code, stdout, stderr."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+
+    def run(*arguments: str, stdin: str = "") -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["luthier", *arguments])
+        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as end:
+            code = int(end.code or 0)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with rows.csv, config.yaml and a finished run `made`, one short epoch of the tiny model."""
+    folder = tmp_path_factory.mktemp("work")
+    lines = ["question,answer", *(f"say {i},yes {i}" for i in range(20))]
+    (folder / "rows.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    config = {
+        "base_model": str(tiny_llama),
+        "dataset": "rows.csv",
+        "prompt": {"template": "{question}\n"},
+        "trainer": {"epochs": 1, "batch_size": 8, "precision": "fp32"},
+        "generation": {"max_new_tokens": 4},
+    }
+    (folder / "config.yaml").write_text(json.dumps(config), encoding="utf-8")
+    from luthier import config as configs
+    from luthier import pipeline
+
+    pipeline.train(configs.load(folder / "config.yaml"), folder / "rows.csv", output=folder / "made")
+    return folder
+
+
+# ------------------------------------------------------------------------------------------------ options and help
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_every_command_has_json_help_and_examples_that_parse(name: str, luthier: Run) -> None:
+    command = COMMANDS[name]
+    options = {option for parameter in command.params for option in parameter.opts}
+    assert "--json" in options
+    assert all(parameter.help for parameter in command.params if parameter.name != "help"), "an option without a word"
+    code, out, _ = luthier(name, "--help")
+    assert code == 0 and "For example:" in out
+    module = getattr(cli, name)
+    for example in module.EXAMPLES:
+        program, called, *arguments = example.split()
+        assert (program, called) == ("luthier", name)
+        command.make_context(name, list(arguments))  # parses, or raises a usage error
+
+
+@pytest.mark.parametrize("name", CONFIGURABLE)
+def test_every_command_with_a_config_takes_overrides(name: str) -> None:
+    assert "--set" in {option for parameter in COMMANDS[name].params for option in parameter.opts}
+
+
+@pytest.mark.parametrize(
+    ("name", "spellings"),
+    [
+        ("train", ["--config", "-c", "--output_directory", "-od", "--dataset"]),
+        ("check", ["--config", "-c", "--dataset"]),
+        ("predict", ["--model_path", "-m", "--output_directory", "-od", "--dataset"]),
+        ("evaluate", ["--model_path", "-m", "--dataset"]),
+        ("chat", ["--model_path", "-m"]),
+    ],
+)
+def test_ludwigs_spellings(name: str, spellings: list[str]) -> None:
+    assert set(spellings) <= {option for parameter in COMMANDS[name].params for option in parameter.opts}
+
+
+def test_the_version(luthier: Run) -> None:
+    from luthier import __version__
+
+    assert luthier("--version")[:2] == (0, f"luthier {__version__}\n")
+
+
+# ------------------------------------------------------------------------------------------------ with a trained run
+
+
+def test_ludwigs_spelling_of_train_is_the_same_run(trained: Path, luthier: Run) -> None:
+    made = str(trained / "made")
+    code, out, _ = luthier("train", "-c", str(trained / "config.yaml"), "-od", made, "--json")
+    assert code == 0 and json.loads(out)["run"] == made  # finished already, and the same lock
+    code, out, err = luthier("train", "-c", str(trained / "config.yaml"), "-od", made)
+    assert code == 0 and "is finished: nothing to do" in err and "luthier evaluate" in out
+
+
+def test_another_config_is_refused_with_the_difference(trained: Path, luthier: Run) -> None:
+    arguments = ("train", str(trained / "config.yaml"), "--output", str(trained / "made"), "--set", "trainer.epochs=9")
+    code, _, err = luthier(*arguments)
+    assert code == 5 and "run-other-lock" in err and "config.trainer.epochs: 1 → 9" in err
+
+
+def test_predict_prints_or_writes(trained: Path, luthier: Run, tmp_path: Path) -> None:
+    made, rows = str(trained / "made"), str(trained / "rows.csv")
+    code, out, _ = luthier("predict", made, "--dataset", rows)
+    assert code == 0 and len(out.splitlines()) >= 20 and out.startswith("[0] ")
+    for output in ("a.csv", "b.jsonl", "c.parquet", "d"):
+        file = "d/predictions.csv" if output == "d" else output
+        code, out, _ = luthier("predict", "-m", made, "--dataset", rows, "-od", output, "--json")
+        assert code == 0 and json.loads(out) == {"output": file, "rows": 20, "answers": None}
+        assert (tmp_path / file).stat().st_size
+
+
+def test_a_name_that_cannot_be_written_is_refused_before_the_work(luthier: Run) -> None:
+    code, _, err = luthier("predict", "no-run-at-all", "--dataset", "x.csv", "--output", "answers.txt")
+    assert code == 3 and "answers cannot be written" in err and "answers.csv" in err
+
+
+def test_evaluate_shows_the_contestants(trained: Path, luthier: Run) -> None:
+    code, out, _ = luthier("evaluate", str(trained / "made"), "--rows", "2", "--shots", "1")
+    assert code == 0 and "base, 1-shot" in out and "exact_match" in out and "report.html" in out
+
+
+def test_chat_asks_the_way_the_model_was_taught(trained: Path, luthier: Run) -> None:
+    from luthier import pipeline
+
+    tuned = pipeline.load(trained / "made")
+    tables = tuned.predict({"question": ["say 3", "say 4"]}).texts
+    code, out, _ = luthier("chat", str(trained / "made"), "--json", stdin="say 3\nsay 4\n/quit\n")
+    # The template's prompt, and no earlier turn before it.
+    assert code == 0 and [one["answer"] for one in _objects(out)] == tables
+    code, _, err = luthier("chat", str(trained / "made"), "--system", "Be brief.", stdin="")
+    assert code == 2 and "config-conflict" in err
+
+
+def _objects(text: str) -> list[Any]:
+    """JSON objects that stand one after the other."""
+    out, rest = [], text.strip()
+    while rest:
+        value, end = json.JSONDecoder().raw_decode(rest)
+        out.append(value)
+        rest = rest[end:].lstrip()
+    return out
+
+
+def test_runs_lists_and_compares(trained: Path, luthier: Run, tmp_path: Path) -> None:
+    code, out, _ = luthier("runs")
+    assert code == 0 and out.startswith("no runs in runs yet: `luthier train CONFIG` makes one there")
+    code, out, _ = luthier("runs", str(trained))
+    assert code == 0 and "made" in out and "finished" in out
+    made = str(trained / "made")
+    other = str(tmp_path / "other")
+    overrides = ("--set", "adapter.type=lora", "--set", "adapter.r=4")
+    assert luthier("train", str(trained / "config.yaml"), "--output", other, *overrides)[0] == 0
+    code, out, _ = luthier("runs", made, other, "--json")
+    assert code == 0 and json.loads(out)["differences"]["adapter.r"] == ["16", "4"]
+    assert "adapter.r" in luthier("runs", made, other)[1]
+    code, _, err = luthier("runs", "nowhere")
+    assert code == 5 and "run-not-a-run" in err and "luthier train" in err
+
+
+def test_check_shows_rows_and_what_is_trained(trained: Path, luthier: Run) -> None:
+    code, out, _ = luthier("check", str(trained / "config.yaml"), "--rows", "1")
+    assert code == 0 and "green is trained" in out and "say" in out
+
+
+# ------------------------------------------------------------------------------------------- without a trained run
+
+
+def test_schema_and_doctor(luthier: Run, tmp_path: Path) -> None:
+    code, out, _ = luthier("schema")
+    assert code == 0 and "base_model" in json.loads(out)["properties"]
+    assert luthier("schema", "-o", "s.json")[0] == 0 and json.loads((tmp_path / "s.json").read_text("utf-8"))
+    code, out, _ = luthier("doctor", "--json")
+    assert code == 0 and {"machine", "packages", "support"} <= set(json.loads(out))
+    assert "Supported where" in luthier("doctor")[1]
+
+
+def test_wrong_usage_and_wrong_names_say_what_is_right(luthier: Run, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("base_model: smollm2\n", encoding="utf-8")
+    code, _, err = luthier("trian")
+    assert code == 2 and "train" in err
+    code, _, err = luthier("train", "config.yml")
+    assert code == 2 and "config.yaml" in err
+    code, _, err = luthier("train", "config.yaml")
+    assert code == 2 and "--dataset FILE" in err
+    code, _, err = luthier("chat")
+    assert code == 2 and "--model_path" in err
+    code, out, _ = luthier("train", "config.yaml", "--dataset", "x.csv", "--set", "trainer.epoch=1", "--json")
+    failure = json.loads(out)
+    assert code == failure["exit_code"] == 2 and "epochs" in failure["error"][0]["fix"]
+
+
+def test_debug_shows_the_traceback_and_nothing_else_does(luthier: Run) -> None:
+    from luthier.errors import ConfigError
+
+    assert "Traceback" not in luthier("check", "none.yaml")[2]
+    with pytest.raises(ConfigError):
+        luthier("--debug", "check", "none.yaml")
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "said"),
+    [(KeyboardInterrupt(), 130, "interrupted"), (MemoryError(), 6, "training-no-memory"), (BrokenPipeError(), 141, "")],
+)
+def test_other_ends_have_their_codes(
+    raised: BaseException, code: int, said: str, luthier: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise raised
+
+    monkeypatch.setattr(cli, "app", fail)
+    got, _, err = luthier("anything")
+    assert got == code and said in err
+
+
+def test_convert_makes_safetensors(tiny_llama: Path, luthier: Run, tmp_path: Path) -> None:
+    import shutil
+
+    import torch
+    from safetensors.torch import load_file
+
+    shutil.copytree(tiny_llama, tmp_path / "old")
+    torch.save(load_file(tmp_path / "old" / "model.safetensors"), tmp_path / "old" / "pytorch_model.bin")
+    (tmp_path / "old" / "model.safetensors").unlink()
+    code, out, _ = luthier("convert", "old", "--json")
+    assert code == 0 and (Path(json.loads(out)["folder"]) / "model.safetensors").is_file()
