@@ -116,8 +116,9 @@ def test_commands_in_the_docs_parse() -> None:
 
 def test_the_site_builds_strictly(tmp_path: Path) -> None:
     pages = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")}
-    nav = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").split("nav:")[1]
-    assert [page for page in sorted(pages) if page not in nav] == []
+    named = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").split("nav:")[1]
+    named += (ROOT / "docs" / "decisions" / "index.md").read_text(encoding="utf-8")  # the nav leads there
+    assert [page for page in sorted(pages) if page.removeprefix("decisions/") not in named] == []
     done = tool("mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site"))
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "site" / "index.html").exists()
