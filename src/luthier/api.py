@@ -22,6 +22,7 @@ from luthier import config as config_module
 from luthier import console, pipeline
 from luthier.config import Config
 from luthier.errors import ConfigError, RunError
+from luthier.run import RunFolder
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -225,7 +226,12 @@ class LudwigModel:
         """Answer every row (of ``split``, when it is not "full"). Returns the predictions and the directory."""
         with console.sink(quiet=self._model.quiet) as sink:
             answered = self._model._ready().predict(
-                dataset, generation=generation_config, split=split, batch_size=batch_size, sink=sink
+                dataset,
+                generation=generation_config,
+                split=split,
+                batch_size=batch_size,
+                probabilities=True,
+                sink=sink,
             )
         frame = answered.ludwig_frame()
         if not skip_save_predictions:
@@ -237,7 +243,7 @@ class LudwigModel:
     ) -> tuple[dict[str, dict[str, float]], pd.DataFrame, str]:
         """Metrics of the tuned model's answers to ``dataset``, the predictions, and the directory."""
         with console.sink(quiet=self._model.quiet) as sink:
-            answered = self._model._ready().predict(dataset, split=split, sink=sink)
+            answered = self._model._ready().predict(dataset, split=split, probabilities=True, sink=sink)
             return {answered.output: answered.scores()}, answered.ludwig_frame(), output_directory
 
     def experiment(self, dataset: Dataset, **options: Any) -> tuple[Any, ...]:
@@ -278,7 +284,10 @@ class LudwigModel:
         """Upload a run's adapter and card to the hub; returns its address. Needs a token in the environment."""
         from luthier.export import hub
 
-        return hub.upload(Path(model_path), repo_id, private=private, commit_message=commit_message)
+        path = Path(model_path)
+        if (path / "run.json").is_file():
+            path = RunFolder.load(path).model_path or path
+        return hub.upload(path, repo_id, private=private, commit_message=commit_message)
 
 
 def _joined(train: Dataset, validation: Dataset, test: Dataset) -> pd.DataFrame:

@@ -140,7 +140,9 @@ def test_ludwigs_interface_has_ludwigs_shapes(
     assert rows == {"train": 50, "validation": 5, "test": 5}
     assert Path(directory) == Path("results/run-0")
     answers, _ = model.predict(frame)
-    assert list(answers.columns) == ["output_predictions", "output_response", "output_probability"]
+    wanted = ["predictions", "response", "probability", "probabilities"]
+    assert list(answers.columns) == [f"output_{name}" for name in wanted]
+    assert all(0 < one < 1 for one in answers["output_probability"])
     assert all(isinstance(one, list) and len(one) == 1 for one in answers["output_response"])
     scores, _, _ = LudwigModel.load(directory).evaluate(frame, split="test")
     assert 0 <= scores["output"]["exact_match"] <= 1

@@ -28,6 +28,9 @@ def command(
         ),
     ] = None,
     base: Annotated[bool, typer.Option("--base", help="Ask the base model, without what was tuned.")] = False,
+    probabilities: Annotated[
+        bool, typer.Option("--probabilities", help="Also say how probable the model finds each answer.")
+    ] = False,
     sets: common.Set = None,
     encoding: common.Encoding = None,
     trust_remote_code: common.RemoteCode = False,
@@ -45,7 +48,7 @@ def command(
         answers_file(output)  # a name that cannot be written is refused before the work, not after it
     with common.session(as_json) as sink:
         tuned = pipeline.load(path, overrides=sets or [], trust_remote_code=trust_remote_code, sink=sink)
-        answered = tuned.predict(dataset, encoding=encoding, use_base=base, sink=sink)
+        answered = tuned.predict(dataset, encoding=encoding, use_base=base, probabilities=probabilities, sink=sink)
     if output is not None:
         written = answered.write(output)
     if as_json:

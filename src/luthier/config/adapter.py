@@ -87,6 +87,12 @@ class AdaLora(Lora):
     orth_reg_weight: Float = key(0.5, "Weight of the orthogonality penalty.", ge=0)
     total_step: Int | None = key(None, "All training steps; empty: counted.", ge=1)
 
+    @model_validator(mode="after")
+    def _shrinks(self) -> AdaLora:
+        if self.target_r >= self.init_r:
+            raise ValueError("target_r is not below init_r: there would be no rank to take away")
+        return self
+
 
 class Ia3(BaseAdapter):
     """Learned scales on keys, values and the feed-forward layer."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
+
+from pydantic import model_validator
 
 from luthier.config.section import Int, Section, key
 
@@ -10,8 +13,19 @@ from luthier.config.section import Int, Section, key
 class Match(Section):
     """When an answer counts as a class."""
 
-    type: Literal["contains", "regex"] = key("contains", "How the value is looked for in the answer.")
+    type: Literal["contains", "equals", "regex"] = key(
+        "contains", "How the value is looked for in the answer: anywhere in it, as the whole of it, or as a pattern."
+    )
     value: str = key(..., "The text or the regular expression.", min_length=1)
+
+    @model_validator(mode="after")
+    def _pattern(self) -> Match:
+        if self.type == "regex":
+            try:
+                re.compile(self.value)
+            except re.error as error:
+                raise ValueError(f"the value is no regular expression: {error}") from error
+        return self
 
 
 class Decoder(Section):
@@ -20,8 +34,10 @@ class Decoder(Section):
     type: Literal["text_extractor", "category_extractor"] = key(
         "text_extractor", "text_extractor keeps the answer; category_extractor reads a class from it."
     )
-    match: dict[str, Match] = key({}, "For each class, what an answer has to hold.")
-    fallback_label: str | None = key(None, "The class of an answer that holds none.")
+    match: dict[str, Match] = key(
+        {}, "For each class, what an answer has to hold; the first class that fits counts. Empty: the class itself."
+    )
+    fallback_label: str | None = key(None, "The class of an answer that holds none; empty: the most probable one.")
 
 
 class FeaturePreprocessing(Section):
@@ -40,3 +56,15 @@ class Feature(Section):
     column: str | None = key(None, "The column, where it is not called as the feature is.")
     preprocessing: FeaturePreprocessing = key(FeaturePreprocessing, "How the column is read.")
     decoder: Decoder | None = key(None, "How the answer is read; empty: what suits the type.")
+
+    @model_validator(mode="after")
+    def _reads_its_type(self) -> Feature:
+        if self.type == "text" and self.decoder is not None and self.decoder.type == "category_extractor":
+            raise ValueError("a category_extractor reads classes: set the feature's type to category")
+        return self
+
+    @property
+    def fallback_label(self) -> str | None:
+        """The class of an answer that names none, wherever it was declared."""
+        own = self.decoder.fallback_label if self.decoder is not None else None
+        return own if own is not None else self.preprocessing.fallback_label

@@ -10,13 +10,15 @@ from luthier.errors import DataError
 from luthier.types import Example
 
 
-def order(count: int, epoch: int, seed: int, data_hash: str, shuffle: bool = True) -> Sequence[int]:
+def order(
+    count: int, epoch: int, seed: int, data_hash: str, shuffle: bool = True, *, purpose: str = "order"
+) -> Sequence[int]:
     """Indices of ``count`` examples in the order of ``epoch``, 8 bytes each; the planner asks for the steps to come."""
     if not shuffle:
         return range(count)
     import numpy as np
 
-    digest = hashlib.sha256(f"order\0{seed}\0{epoch}\0{data_hash}".encode()).digest()
+    digest = hashlib.sha256(f"{purpose}\0{seed}\0{epoch}\0{data_hash}".encode()).digest()
     keys = np.random.Philox(key=int.from_bytes(digest[:16], "little")).random_raw(count)
     return array("q", np.argsort(keys, kind="stable").astype("i8").tobytes())
 
@@ -25,11 +27,19 @@ class TableSource:
     """A `StepSource` over fixed examples. The order of an epoch depends on (seed, epoch, data_hash) and nothing else.
 
     The last step of an epoch is short when the examples do not divide by the effective batch; no example is seen twice
-    in an epoch and none is left out.
+    in an epoch and none is left out. With ``classes`` (one an example) every class fills as much of an epoch as the
+    largest one: the examples of smaller ones come round again, each as often as the others, or once more.
     """
 
     def __init__(
-        self, examples: Sequence[Example], effective_batch: int, seed: int, data_hash: str, shuffle: bool = True
+        self,
+        examples: Sequence[Example],
+        effective_batch: int,
+        seed: int,
+        data_hash: str,
+        shuffle: bool = True,
+        *,
+        classes: Sequence[str] | None = None,
     ) -> None:
         """Raises DataError ``data-no-supervision`` when there are no examples."""
         assert effective_batch >= 1, effective_batch
@@ -37,13 +47,35 @@ class TableSource:
             raise DataError("data-no-supervision", "there are no examples to train on", fix="see the audit of the data")
         self._examples, self._batch = examples, effective_batch
         self._seed, self._hash, self._shuffle = seed, data_hash, shuffle
-        self.steps_per_epoch = -(-len(examples) // effective_batch)
+        self._members: list[list[int]] = []  # of each class, where they are balanced
+        if classes is not None:
+            assert len(classes) == len(examples), f"{len(classes)} classes for {len(examples)} examples"
+            members: dict[str, list[int]] = {}
+            for index, name in enumerate(classes):
+                members.setdefault(name, []).append(index)
+            self._members = list(members.values())
+        self.epoch_length = len(self._members) * max(map(len, self._members), default=0) or len(examples)
+        self.steps_per_epoch = -(-self.epoch_length // effective_batch)
         self._epoch = self._step = 0
         self._order = self.order(0)
 
     def order(self, epoch: int) -> Sequence[int]:
         """Example indices in the order of ``epoch``."""
-        return order(len(self._examples), epoch, self._seed, self._hash, self._shuffle)
+        known = (epoch, self._seed, self._hash, self._shuffle)
+        taken = order(len(self._examples), *known)
+        if not self._members:
+            return taken
+        drawn = self._drawn(taken)
+        if not self._shuffle:
+            return sorted(drawn)
+        return [drawn[i] for i in order(len(drawn), *known, purpose="balance")]
+
+    def _drawn(self, taken: Sequence[int]) -> list[int]:
+        """Each class as often as the largest: whole rounds of its examples, then the first of them in ``taken``."""
+        place = {index: at for at, index in enumerate(taken)}
+        most = max(map(len, self._members))
+        rounds = (sorted(members, key=place.__getitem__) for members in self._members)
+        return [again[i % len(again)] for again in rounds for i in range(most)]
 
     def next_step(self) -> list[Example]:
         """The next effective batch, in its order; the epochs go on forever."""

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -36,7 +36,7 @@ def merged(
     folder: Path | str,
     *,
     tokenizer_from: Path | str,
-    dtype: Literal["fp32", "bf16", "fp16"] | None = None,
+    dtype: str | None = None,
     sink: Sink = silent,
 ) -> Path:
     """Write the model with its adapter merged in; the model given stays as it was.
@@ -48,7 +48,7 @@ def merged(
         model: a PEFT model, or a plain transformers model (after full fine-tuning).
         folder: where to write; absent or empty.
         tokenizer_from: the base model's folder, whose tokenizer and generation files are copied.
-        dtype: of the written weights; None keeps the model's own.
+        dtype: of the written weights (fp32, bf16 or fp16); None keeps the model's own.
         sink: told when the work begins and ends.
 
     Raises:

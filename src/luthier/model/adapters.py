@@ -122,16 +122,24 @@ def peft_config(section: Any) -> PeftConfig:
     return config
 
 
-def add_adapter(model: PreTrainedModel, adapter_config: Any, seed: int, *, total_steps: int | None = None) -> PeftModel:
+def add_adapter(
+    model: PreTrainedModel,
+    adapter_config: Any,
+    seed: int,
+    *,
+    total_steps: int | None = None,
+    expect_base_hash: str | None = None,
+) -> PeftModel:
     """``model`` with a new adapter, trainable in fp32; the same seed gives the same weights.
 
-    With ``pretrained_adapter_weights`` that adapter is loaded instead, to go on from. AdaLoRA needs to know
-    ``total_steps``. Raises AssetError asset-unsupported when the adapter does not fit the model.
+    With ``pretrained_adapter_weights`` that adapter is loaded instead, to go on from, if it belongs to the base of
+    ``expect_base_hash`` or does not say. AdaLoRA needs to know ``total_steps``.
+    Raises AssetError: asset-unsupported when the adapter does not fit the model, asset-wrong-base.
     """
     import peft
 
     if adapter_config.pretrained_adapter_weights:
-        return _continue_from(model, adapter_config.pretrained_adapter_weights)
+        return _continue_from(model, adapter_config, expect_base_hash)
     device = next(model.parameters()).device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), _without_remarks():
         torch.manual_seed(seed)
@@ -160,7 +168,7 @@ def peft_config_with_steps(section: Any, total_steps: int | None) -> PeftConfig:
 def save_adapter(model: PeftModel, folder: Path, base: Base) -> None:
     """The adapter in PEFT's format, with sorted lists, and ``luthier.json`` that names its base and its hash."""
     folder.mkdir(parents=True, exist_ok=True)
-    with warnings.catch_warnings():
+    with _all_ranks(model), warnings.catch_warnings():
         warnings.filterwarnings(
             "ignore", message="Could not find a config file"
         )  # PEFT asks the hub for the vocabulary
@@ -238,6 +246,26 @@ def save_weights(model: PreTrainedModel, folder: Path, base: Base) -> None:
 
 
 @contextlib.contextmanager
+def _all_ranks(model: PeftModel) -> Iterator[None]:
+    """AdaLoRA's silent ranks are written too, as the zeros they are.
+
+    PEFT would cut out those that are silent now: not those of the weights, when an earlier checkpoint was the best.
+    """
+    patterns = {name: config.rank_pattern for name, config in model.peft_config.items() if _is_adalora(config)}
+    for name in patterns:
+        model.peft_config[name].rank_pattern = None
+    try:
+        yield
+    finally:
+        for name, pattern in patterns.items():
+            model.peft_config[name].rank_pattern = pattern
+
+
+def _is_adalora(config: Any) -> bool:
+    return bool(config.peft_type == "ADALORA")
+
+
+@contextlib.contextmanager
 def _without_remarks() -> Iterator[None]:
     """PEFT remarks on its own use of transformers, on missing compilers and on paths; none is the user's doing."""
     with warnings.catch_warnings():
@@ -252,7 +280,8 @@ def _ready(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def _continue_from(model: PreTrainedModel, source: str) -> PeftModel:
+def _continue_from(model: PreTrainedModel, section: Any, expect_base_hash: str | None) -> PeftModel:
+    source = section.pretrained_adapter_weights
     folder = Path(source).expanduser()
     if not folder.is_dir():
         from huggingface_hub import snapshot_download
@@ -268,7 +297,25 @@ def _continue_from(model: PreTrainedModel, source: str) -> PeftModel:
                 where="adapter.pretrained_adapter_weights",
                 received=source,
             ) from error
-    return load_adapter(model, folder, trainable=True)
+    _same_kind(folder, section.type)
+    return load_adapter(model, folder, expect_base_hash=expect_base_hash, trainable=True)
+
+
+def _same_kind(folder: Path, declared: str) -> None:
+    """The adapter to go on from is of the declared type."""
+    path = folder / "adapter_config.json"
+    if not path.is_file():
+        return  # told by `load_adapter`
+    found = str(json.loads(path.read_text(encoding="utf-8")).get("peft_type", "")).lower()
+    if found != declared:
+        raise AssetError(
+            "asset-unsupported",
+            "the adapter to go on from is of another type than the config says",
+            where=str(folder),
+            received=found,
+            allowed=declared,
+            fix=f"set adapter.type: {found}",
+        )
 
 
 def _check_base(folder: Path, expected: str | None) -> None:

@@ -5,6 +5,7 @@ Names: ``n`` supervised targets, ``b`` rows (segments), ``l`` the longest row, `
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 
 import torch
@@ -24,7 +25,7 @@ class GenericModel:
         """Wrap a transformers or PEFT model.
 
         ``checkpointing`` recomputes activations in the backward pass. ``neftune_alpha`` scales uniform noise on the
-        embeddings while the model is in training mode (Jain et al. 2023), drawn from ``seed``.
+        embeddings while the model is in training mode (Jain et al. 2023), drawn from ``seed``, the step and the sample.
         """
         self.model = model
         get_base = getattr(model, "get_base_model", None)
@@ -78,24 +79,41 @@ class GenericModel:
         if self._selects:
             kept, columns = torch.unique(columns, return_inverse=True)  # the union of columns over the rows
             inputs["logits_to_keep"] = kept
+        if self.noise is not None:
+            self.noise.expect(batch)
         logits = self.model(**inputs).logits
         return logits[rows, columns], ids[positions]
 
 
 class Neftune:
-    """Uniform noise on the embeddings, of magnitude alpha / sqrt(tokens × hidden), in training mode only."""
+    """Uniform noise on the embeddings, of magnitude alpha / sqrt(tokens × hidden), in training mode only.
+
+    Drawn anew for each (seed, step, sample, position) and scaled by the sample's own tokens, so that neither a resume
+    nor the padding beside a sample changes what it gets. On the CPU, so that all devices draw the same.
+    """
 
     def __init__(self, embedding: nn.Module, alpha: float, seed: int) -> None:
-        self.alpha = alpha
-        self.generator = torch.Generator().manual_seed(seed)  # on the CPU, so that all devices draw the same
+        self.alpha, self.seed = alpha, seed
+        self.lengths: tuple[int, ...] = ()
+        self.draws: list[int] = []
         self.handle = embedding.register_forward_hook(self._add)
+
+    def expect(self, batch: Batch) -> None:
+        """The next forward pass has these segments as its rows."""
+        self.lengths = batch.lengths
+        starts = (batch.positions == 0).nonzero().squeeze(-1)
+        self.draws = list(range(len(batch.lengths))) if batch.key is None else batch.key[starts].tolist()
 
     def _add(self, module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
         if not module.training:
             return output
-        noise = torch.rand(output.shape, generator=self.generator) * 2 - 1
-        scale = self.alpha / (output.shape[-2] * output.shape[-1]) ** 0.5
-        return output + (noise * scale).to(output.device, output.dtype)
+        noise_bld = torch.zeros(output.shape)
+        for row, (length, draw) in enumerate(zip(self.lengths, self.draws, strict=True)):
+            digest = hashlib.blake2b(f"neftune:{self.seed}:{draw}".encode(), digest_size=8).digest()
+            stream = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+            drawn_ld = torch.rand(length, output.shape[-1], generator=stream) * 2 - 1
+            noise_bld[row, :length] = drawn_ld * (self.alpha / (length * output.shape[-1]) ** 0.5)
+        return output + noise_bld.to(output.device, output.dtype)
 
 
 def _select(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -49,11 +49,30 @@ class Tunable(Protocol):
         ...
 
     def logprobs(self, batch: Batch) -> torch.Tensor:
-        """[n] fp32 with gradient: the log-probability of each supervised target, in the order of target_weight."""
+        """[n] fp32 with gradient, computed in the declared precision: the log-probability of each supervised target.
+
+        They come in the order of the nonzeros of ``target_weight``.
+        """
         ...
 
     def score(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """[n] the same log-probabilities, and [n] whether each target was the likeliest token."""
+        ...
+
+    def penalty(self) -> torch.Tensor | None:
+        """A term of the weights alone (with gradient) that each step adds once, or None."""
+        ...
+
+    def after_update(self, step: int) -> None:
+        """Update number ``step`` (from 1) has been made; its gradients are still there."""
+        ...
+
+    def state(self) -> Mapping[str, Any]:
+        """What `restore` needs beside the trained weights to go on as if never stopped: tensors and JSON types."""
+        ...
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state."""
         ...
 
     def engine(

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
 from luthier.errors import RunError
 from luthier.events import Sink, silent
 from luthier.infer.generate import HfEngine
 from luthier.model import adapters
+from luthier.model.adalora import AdaLora
 from luthier.model.generic import GenericModel
 from luthier.model.tunable import Tokens
 from luthier.run.folder import ADAPTER, WEIGHTS
 from luthier.train.precision import Precision, autocast
-from luthier.types import Base, Plan
+from luthier.types import Base, Batch, Plan
 
 Tuned = Literal["adapter", "weights", "nothing"]  # what is tuned of a model
 
@@ -43,6 +45,7 @@ class Generic(GenericModel):
         self.tuned = tuned
         self.precision: Precision = precision
         self.device = device
+        self._adalora = AdaLora.of(module)
 
     @property
     def module(self) -> nn.Module:
@@ -53,6 +56,16 @@ class Generic(GenericModel):
     def has_base(self) -> bool:
         """Whether the base can still be asked."""
         return self.tuned != "weights"
+
+    def logprobs(self, batch: Batch, positions: torch.Tensor | None = None) -> torch.Tensor:
+        """As `GenericModel.logprobs`, in the declared arithmetic."""
+        with autocast(self.precision, self.device):
+            return super().logprobs(batch, positions)
+
+    def score(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `GenericModel.score`, in the declared arithmetic."""
+        with autocast(self.precision, self.device):
+            return super().score(batch)
 
     def base_only(self) -> AbstractContextManager[Any]:
         """The adapter is off while it is open. Raises RunError when all weights were tuned."""
@@ -84,6 +97,24 @@ class Generic(GenericModel):
         """Recompute activations if the plan says so; passes are cut outside."""
         if plan.checkpointing:
             self.recompute()
+
+    def penalty(self) -> torch.Tensor | None:
+        """AdaLoRA's; other adapters have none."""
+        return self._adalora.penalty() if self._adalora is not None else None
+
+    def after_update(self, step: int) -> None:
+        """AdaLoRA moves its ranks."""
+        if self._adalora is not None:
+            self._adalora.after_update(step)
+
+    def state(self) -> dict[str, Any]:
+        """AdaLoRA's; everything else stands in the weights."""
+        return self._adalora.state() if self._adalora is not None else {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state."""
+        if self._adalora is not None:
+            self._adalora.restore(state)
 
     def save(self, folder: Path) -> Path:
         """The adapter in PEFT's format, or the whole model where all of it was trained."""

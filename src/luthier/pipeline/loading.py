@@ -61,8 +61,11 @@ def untuned(settings: Config, *, trust_remote_code: bool = False, sink: events.S
     machine = machines.probe(settings.execution.device)
     precision = resolve_precision(declared_precision(settings), machine)
     inputs = tuple(f.name for f in settings.input_features or ())
-    target = settings.output_features[0].name if settings.output_features else None
-    layout = Layout("columns" if inputs else "text", inputs, target)
+    output = settings.output_features[0] if settings.output_features else None
+    classes = None
+    if output is not None and output.type == "category":
+        classes = output.preprocessing.vocab or tuple(output.decoder.match if output.decoder else ()) or None
+    layout = Layout("columns" if inputs else "text", inputs, output.name if output else None, classes=classes)
     model = open_base(settings, base, precision, planner.device_of(machine), sink)
     tokenizer = Tokenizer.load(base.path)
     renderer = renderer_of(settings, layout, tokenizer, base, None, "data")

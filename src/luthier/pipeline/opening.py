@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from luthier import events
 from luthier.config import Config
@@ -17,15 +17,25 @@ if TYPE_CHECKING:
     from luthier.train.precision import Precision
 
 
-def open_for_tuning(settings: Config, base: Base, precision: Precision, plan: Plan, sink: events.Sink) -> Tunable:
-    """The base with what shall be trained of it: a new adapter, one to go on from, or all weights."""
+def open_for_tuning(
+    settings: Config, base: Base, precision: Precision, plan: Plan, sink: events.Sink, *, steps: int
+) -> Tunable:
+    """The base with what shall be trained of it: a new adapter, one to go on from, or all weights.
+
+    ``steps``: optimizer steps of the whole run, which adapters with a schedule of their own need to know.
+    """
     from luthier.model import adapters
     from luthier.pipeline.generic import Generic
 
     model = _transformers(settings, base, precision, plan.device, sink, frozen=settings.adapter is not None)
     adapter = settings.adapter
+    adapted: Any = model.requires_grad_(True)
+    if adapter is not None:
+        adapted = adapters.add_adapter(
+            model, adapter, settings.random_seed, total_steps=steps, expect_base_hash=base.content_hash
+        )
     return Generic(
-        adapters.add_adapter(model, adapter, seed=settings.random_seed) if adapter else model.requires_grad_(True),
+        adapted,
         base,
         "adapter" if adapter else "weights",
         precision=precision,

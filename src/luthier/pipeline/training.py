@@ -7,14 +7,15 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier import config, events
 from luthier.config import Config
+from luthier.data.columns import reference_of
 from luthier.data.source import TableSource
 from luthier.errors import ConfigError, Interrupted
+from luthier.pipeline.finishing import merge, report, versions
 from luthier.pipeline.loading import load
 from luthier.pipeline.opening import declared_precision, open_for_tuning
 from luthier.pipeline.preparing import Work, prepare
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
     from luthier.model.tunable import Tunable
     from luthier.train.precision import Precision
 
-# What a run's result may depend on; recorded in its lock.
-VERSIONED = ("luthier", "torch", "transformers", "peft", "tokenizers", "bitsandbytes", "numpy")
 BYTES_PER_TRAINED_WEIGHT = 4 * 3  # a checkpoint: fp32 weight and two moments
 
 
@@ -89,7 +88,9 @@ def train(
             sink(events.Note(text=line))
         sink(events.Planned(plan=asdict(work.plan), why=forced))
         tuned = _fit(work, folder, precision, sink)
-        _report(folder, tuned, work)
+        if work.config.adapter is not None and work.config.adapter.postprocessor.merge_adapter_into_base_model:
+            merge(work, folder, sink)
+        report(folder, tuned, work)
         folder.finish()
     except BaseException as error:
         if folder.state != "finished":
@@ -108,7 +109,9 @@ def _fit(work: Work, folder: RunFolder, precision: Precision, sink: events.Sink)
     from luthier.train.setup import Setup
 
     settings, plan, trainer = work.config, work.plan, work.config.trainer
-    model = open_for_tuning(settings, work.base, precision, plan, sink)
+    source = _source(work)
+    steps = trainer.train_steps or trainer.epochs * source.steps_per_epoch
+    model = open_for_tuning(settings, work.base, precision, plan, sink, steps=steps)
     trained = sum(weight.numel() for weight in trainable(model.module).values())
     require_space(folder.path, trained * BYTES_PER_TRAINED_WEIGHT * (trainer.keep_last + 2))
     tuned = Tuned(
@@ -116,23 +119,10 @@ def _fit(work: Work, folder: RunFolder, precision: Precision, sink: events.Sink)
     )  # fmt: skip
     examples = work.prepared.examples
     shown = work.prepared.rows["validation"][: trainer.eval_generation_rows]
-    evaluator = Evaluator(
-        model=model.module,
-        score=model.score,
-        examples=examples["validation"],
-        plan=plan,
-        precision=precision,
-        max_rows=trainer.max_eval_rows,
-        generated=partial(_generated_scores, tuned, shown) if shown and work.layout.target is not None else None,
-        sink=sink,
+    evaluator = partial(
+        Evaluator, model=model.module, score=model.score, plan=plan, max_rows=trainer.max_eval_rows, sink=sink
     )
-    source = TableSource(
-        examples["train"],
-        settings.effective_batch,
-        settings.random_seed,
-        work.prepared.stats.data_hash,
-        shuffle=trainer.should_shuffle,
-    )
+    generated = partial(_generated_scores, tuned, shown) if shown and work.layout.target is not None else None
     setup = Setup(
         model=model.module,
         logprobs=model.logprobs,
@@ -141,8 +131,14 @@ def _fit(work: Work, folder: RunFolder, precision: Precision, sink: events.Sink)
         plan=plan,
         trainer=trainer,
         checkpoints=folder.checkpoints,
-        evaluate=evaluator if examples["validation"] else None,
+        total_steps=steps,
+        evaluate=evaluator(examples=examples["validation"], generated=generated) if examples["validation"] else None,
+        evaluate_train=evaluator(examples=examples["train"]) if trainer.evaluate_training_set else None,
         save_adapter=partial(model.save, folder.path),
+        penalty=model.penalty,
+        after_update=model.after_update,
+        model_state=model.state,
+        restore_model=model.restore,
         precision=precision,
         seed=settings.random_seed,
         sink=events.fan_out(sink, _PlanKeeper(folder), *_trackers(settings, folder)),
@@ -197,6 +193,22 @@ def _leaner(model: Tunable, layers: int, plan: Plan, longest: int) -> Plan | Non
     return found
 
 
+def _source(work: Work) -> TableSource:
+    """The training examples by steps, their classes drawn equally often where that is asked for."""
+    settings, examples = work.config, work.prepared.examples["train"]
+    classes = None
+    if settings.preprocessing.balance_classes:
+        classes = [reference_of(work.table.row(example.row), work.layout) or "" for example in examples]
+    return TableSource(
+        examples,
+        settings.effective_batch,
+        settings.random_seed,
+        work.prepared.stats.data_hash,
+        shuffle=settings.trainer.should_shuffle,
+        classes=classes,
+    )
+
+
 def _trackers(settings: Config, folder: RunFolder) -> list[Any]:
     """The trackers that the config names, as sinks; each ends with the process."""
     from luthier.train.trackers import open_tracker
@@ -229,7 +241,7 @@ def _write_inputs(folder: RunFolder, work: Work, dataset: Any, encoding: str | N
 
 def _lock(work: Work, precision: str) -> Lock:
     """What the run is made from. Versions, machine and plan are recorded; they do not make it another run."""
-    versions = {name: _version(name) for name in VERSIONED} | {"python": platform.python_version()}
+    recorded = versions() | {"python": platform.python_version()}
     resolved = work.config.to_dict()
     resolved["trainer"]["precision"] = precision  # part of the math: resolved once, here
     return Lock(
@@ -241,32 +253,10 @@ def _lock(work: Work, precision: str) -> Lock:
         tokenizer_hash=work.tokenizer.content_hash,
         template_hash=work.renderer.template_hash,
         seed=work.config.random_seed,
-        versions=versions,
+        versions=recorded,
         machine=asdict(work.machine),
         plan=asdict(work.plan),
         defaults=work.config.defaults,
-    )
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"
-
-
-def _report(folder: RunFolder, tuned: Tuned, work: Work) -> None:
-    """report.html and the model card, with a few answers of before and after."""
-    from luthier.evaluate.report import write_report
-
-    write_report(
-        folder.path,
-        config=work.config.to_dict(),
-        audit=work.audit.to_json(),
-        metrics_lines=read_metrics(folder.metrics_path),
-        samples=tuned.samples(),
-        machine=work.machine,
-        versions={name: _version(name) for name in VERSIONED},
     )
 
 

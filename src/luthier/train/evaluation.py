@@ -9,11 +9,9 @@ from dataclasses import dataclass, field
 
 import torch
 
-from luthier.data.collate import collate
+from luthier.data.collate import collate, to_device
 from luthier.data.pack import schedule
 from luthier.events import Sink, progress, silent
-from luthier.train.precision import Precision, autocast
-from luthier.train.step import to_device
 from luthier.types import Batch, Example, Plan
 
 # Batch → log-probability of each supervised target, and whether it was the likeliest token (None: not known)
@@ -44,7 +42,6 @@ class Evaluator:
     score: Scored
     examples: Sequence[Example]
     plan: Plan
-    precision: Precision = "fp32"
     max_rows: int | None = None
     generated: Callable[[], Mapping[str, float]] | None = None
     sink: Sink = field(default=silent)
@@ -60,8 +57,7 @@ class Evaluator:
         with evaluating(self.model):
             for indices in progress(self.sink, "evaluate", passes, unit="passes"):
                 batch = to_device(collate([examples[i] for i in indices]), device)
-                with autocast(self.precision, device):
-                    logprobs, top = self.score(batch)
+                logprobs, top = self.score(batch)
                 weights = batch.target_weight[batch.target_weight != 0].double()
                 hits = torch.zeros(()) if top is None else top.sum().cpu()
                 known = known and top is not None

@@ -176,7 +176,8 @@ def _save(run: _Run, source: dict[str, int] | None = None) -> None:
         "stopped": run.stopped,
         "random": checkpoint.random_state(setup.plan.device),
     }
-    path = checkpoint.save(setup.checkpoints, now.step, trainable(setup.model), now.optimizer.state_dict(), state)
+    kept = {**now.optimizer.state_dict(), "model": dict(setup.model_state()) if setup.model_state else {}}
+    path = checkpoint.save(setup.checkpoints, now.step, trainable(setup.model), kept, state)
     run.saved_step = now.step
     checkpoint.prune(setup.checkpoints, setup.trainer.keep_last, () if run.best.step is None else (run.best.step,))
     setup.sink(Saved(path=str(path), step=now.step))
@@ -195,6 +196,9 @@ def _resume(run: _Run) -> int | None:
             setup.sink(Warned(text=f"{error.faults[0].message}; going on from the one before it"))
             continue
         _put_weights(setup, found)
+        model = found.optimizer.pop("model", {})
+        if setup.restore_model is not None and model:
+            setup.restore_model(model)
         run.now.optimizer.load_state_dict(found.optimizer)
         setup.source.restore(found.state["source"])
         for name, hook in run.hooks.items():

@@ -33,9 +33,11 @@ class Setup:
     checkpoints: the folder of the checkpoints; a run there is continued from its newest whole one.
     evaluate_train: the same over training rows (``trainer.evaluate_training_set``).
     save_adapter: called once at the end, with the best weights in place; returns what it wrote.
-    after_update: called with the step after each update (AdaLoRA moves its ranks there).
     leaner: given the plan that ran out of memory and the longest row of the step, the plan to go on with, already in
         effect in the model; None when there is none.
+    penalty: a term of the weights alone that every step adds once (AdaLoRA's orthogonality), or None.
+    after_update: called with the number of each update (from 1) while its gradients are there (for AdaLoRA).
+    model_state, restore_model: what the model keeps beside its weights, for checkpoints.
     resume_hint: the command that continues the run, for the message of an interruption.
     """
 
@@ -51,7 +53,10 @@ class Setup:
     evaluate: Callable[[], Mapping[str, float]] | None = None
     evaluate_train: Callable[[], Mapping[str, float]] | None = None
     save_adapter: Callable[[], Path] | None = None
+    penalty: Callable[[], torch.Tensor | None] | None = None
     after_update: Callable[[int], None] | None = None
+    model_state: Callable[[], Mapping[str, Any]] | None = None
+    restore_model: Callable[[Mapping[str, Any]], None] | None = None
     precision: Precision = "fp32"
     seed: int = 42
     sink: Sink = silent

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 
 import torch
 
-from luthier.data.collate import collate
+from luthier.data.collate import collate, to_device
 from luthier.data.pack import schedule
 from luthier.errors import TrainingError
 from luthier.events import Planned
 from luthier.train.memory import peak_gib
-from luthier.train.precision import autocast, scaler
+from luthier.train.precision import scaler
 from luthier.train.setup import Setup
-from luthier.types import Batch, Example, Plan
+from luthier.types import Example, Plan
 
 MAX_SKIPPED = 20  # fp16: updates skipped in a row before the loss scale is not to blame any more
 
@@ -66,10 +66,10 @@ def train_step(setup: Setup, now: Training, rate_factor: float) -> StepResult:
         group["lr"] = group["initial_lr"] * rate_factor * now.rate_scale
     now.scaler.step(now.optimizer)  # in fp16 it leaves the weights alone when a gradient was not finite
     now.scaler.update()
-    now.optimizer.zero_grad(set_to_none=True)
+    now.step += 1
     if finite and setup.after_update is not None:
         setup.after_update(now.step)
-    now.step += 1
+    now.optimizer.zero_grad(set_to_none=True)
 
     seconds = time.perf_counter() - started
     every = sum(example.length for example in step)
@@ -122,32 +122,18 @@ def _run_passes(
             continue
         # Dropout depends on (seed, step, pass) alone, so neither a resume nor an evaluation changes it.
         torch.manual_seed((setup.seed * 1_000_003 + now.step) * 1_009 + number)
-        batch = to_device(collate(examples), device)
-        with autocast(setup.precision, device):
-            logprobs = setup.logprobs(batch)
-        made = setup.objective.loss(logprobs, batch, constants)
+        batch = to_device(collate(examples, now.step), device)
+        made = setup.objective.loss(setup.logprobs(batch), batch, constants)
         loss = torch.stack(
             [term.coefficient * term.sum / constants[name] for name, term in made.terms.items()]  # divided here, once
         ).sum()
         now.scaler.scale(loss).backward()
         totals["loss"] += loss.detach()
         totals["tokens"] += made.statistics.get("tokens", 0.0)
+    penalty = setup.penalty() if setup.penalty is not None else None
+    if penalty is not None:  # not part of the loss that is told: training's and validation's stay comparable
+        now.scaler.scale(penalty / setup.comm.world).backward()
     return totals
-
-
-def to_device(batch: Batch, device: str) -> Batch:
-    """The batch with its tensors on ``device``."""
-
-    def move(value: torch.Tensor | None) -> torch.Tensor | None:
-        return None if value is None else value.to(device, non_blocking=True)
-
-    names = ("ids", "positions", "segment", "target_weight", "parent_segment", "adapter_index")
-    moved = {name: move(getattr(batch, name)) for name in names}
-    fields = {
-        name: {key: move(value) for key, value in getattr(batch, name).items()}
-        for name in ("token_fields", "segment_fields")
-    }
-    return replace(batch, **moved, **fields)  # type: ignore[arg-type]
 
 
 def _clip(setup: Setup, optimizer: torch.optim.Optimizer) -> torch.Tensor:

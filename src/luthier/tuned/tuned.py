@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +23,8 @@ from luthier.infer.sampling import resolve
 from luthier.run import atomic
 from luthier.tuned.answered import Answered
 from luthier.tuned.conversation import Conversation
-from luthier.types import SPLITS, Completion, Engine, Request, Sampling
+from luthier.tuned.reading import Reader
+from luthier.types import SPLITS, Completion, Engine, Example, Request, Sampling
 
 if TYPE_CHECKING:
     from luthier.assets.tokenizer import Tokenizer
@@ -58,12 +61,24 @@ class Tuned:
         generation: Mapping[str, Any] | None = None,
         split: str = "full",
         batch_size: int | None = None,
+        probabilities: bool = False,
         sink: events.Sink = events.silent,
     ) -> Answered:
-        """Answer the rows of ``dataset`` (of one split of it, by its `split` column, when ``split`` is not "full")."""
+        """Answer the rows of ``dataset`` (of one split of it, by its `split` column, when ``split`` is not "full").
+
+        ``probabilities`` also computes how sure the model is of each, in another pass.
+        """
         table = read(dataset, encoding=encoding, sink=sink)
         rows = list(range(len(table))) if split == "full" else _rows_of(table, split)
-        return self.answer(table, rows, use_base=use_base, generation=generation, batch_size=batch_size, sink=sink)
+        return self.answer(
+            table,
+            rows,
+            use_base=use_base,
+            generation=generation,
+            batch_size=batch_size,
+            probabilities=probabilities,
+            sink=sink,
+        )
 
     def answer(
         self,
@@ -74,6 +89,7 @@ class Tuned:
         generation: Mapping[str, Any] | None = None,
         batch_size: int | None = None,
         prompts: Mapping[int, Sequence[int]] | None = None,
+        probabilities: bool = False,
         sink: events.Sink = events.silent,
     ) -> Answered:
         """Answer these rows; ``prompts`` replaces the rendered prompt ids of a row (few-shot)."""
@@ -88,7 +104,54 @@ class Tuned:
         with events.stage(sink, "generate", f"{len(requests)} rows" + (", base model" if use_base else "")):
             by_key = {done.key: done for done in self._ask(requests, use_base, batch_size, sink)}
         ordered = tuple(by_key[index] for index in rows)
-        return Answered(self.output, tuple(rows), ordered, tuple(references), self.layout.classes)
+        chances = self._probabilities(table, requests, ordered, use_base, sink) if probabilities else None
+        return Answered(self.output, tuple(rows), ordered, tuple(references), self._reader, chances)
+
+    @property
+    def _reader(self) -> Reader | None:
+        if self.layout.classes is None:
+            return None
+        features = self.config.output_features
+        return Reader.of(features[0] if features else None, self.layout.classes)
+
+    def _probabilities(
+        self, table: Table, requests: Sequence[Request], done: Sequence[Completion], use_base: bool, sink: events.Sink
+    ) -> tuple[tuple[float, ...], ...]:
+        """Of each row: the classes' probabilities after its prompt, or those of its answer's tokens; () if it failed.
+
+        Both are the model's own, before temperature and filters. A class is weighed with the end that training gave it.
+        """
+        from luthier.infer.score import logprobs_of, normalised
+
+        classes = self.layout.classes
+        if classes is not None and requests:
+            shortest = min(requests, key=lambda request: len(request.prompt_ids))
+            choices = [self._ending(table.row(shortest.key), one) for one in classes]
+        owners, examples = [], []
+        for at, (request, answer) in enumerate(zip(requests, done, strict=True)):
+            prompt = list(request.prompt_ids)
+            endings = [answer.ids] if classes is None else choices
+            if answer.finish_reason == "error" or not all(endings):
+                continue
+            for ids in endings:
+                owners.append(at)
+                examples.append(Example([*prompt, *ids], [0.0] * len(prompt) + [1.0] * len(ids), request.key))
+        with self.model.base_only() if use_base else nullcontext():
+            found = logprobs_of(self.model, examples, sink=sink)
+        by_row: list[list[list[float]]] = [[] for _ in requests]
+        for at, values in zip(owners, found, strict=True):
+            by_row[at].append(values)
+        if classes is None:
+            return tuple(tuple(map(math.exp, row[0])) if row else () for row in by_row)
+        return tuple(tuple(normalised([sum(values) for values in row])) if row else () for row in by_row)
+
+    def _ending(self, row: Mapping[str, Any], answer: str) -> Sequence[int]:
+        """The ids that training supervises for this answer, its end included; the row's prompt does not change them."""
+        made = self.renderer.outcomes([(0, {**row, self.output: answer})])[0].examples
+        if not made:
+            return ()
+        example = made[-1]
+        return [token for token, weight in zip(example.ids, example.weights, strict=True) if weight]
 
     def evaluate(
         self,
@@ -134,7 +197,7 @@ class Tuned:
         comparison = compare(
             held,
             [reference or "" for reference in contestants["tuned"].references],
-            {name: answered.texts for name, answered in contestants.items()},
+            {name: answered.predictions for name, answered in contestants.items()},
             classes=self.layout.classes,
             prompts=[self._prompt_of(table, i) for i in held],
         )

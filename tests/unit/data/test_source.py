@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 
 from luthier.data.source import TableSource
@@ -48,3 +50,18 @@ def test_no_examples() -> None:
     with pytest.raises(DataError) as caught:
         TableSource([], 4, 1, "h")
     assert caught.value.code == "data-no-supervision"
+
+
+def test_balanced_classes_fill_an_epoch_alike() -> None:
+    classes = ["a"] * 7 + ["b"] * 2 + ["c"]
+    made = TableSource(EXAMPLES, 4, 1, "h", classes=classes)
+    assert made.steps_per_epoch == 6  # 3 classes of 7
+    epochs = [made.order(epoch) for epoch in range(2)]
+    for order in epochs:
+        counts = Counter(order)
+        assert [counts[i] for i in range(7)] == [1] * 7
+        assert sorted(counts[i] for i in (7, 8)) == [3, 4] and counts[9] == 7
+    assert epochs[0] != epochs[1] == made.order(1)
+    assert sorted(e.row for _ in range(6) for e in made.next_step()) == sorted(epochs[0])
+    still = TableSource(EXAMPLES, 4, 1, "h", shuffle=False, classes=classes)
+    assert still.order(0) == still.order(1) == sorted(still.order(0))

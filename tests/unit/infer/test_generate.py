@@ -8,7 +8,7 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from luthier.events import Progress
 from luthier.infer.generate import HfEngine
-from luthier.infer.score import score_choices
+from luthier.infer.score import logprobs_of, normalised
 from luthier.types import Request, Sampling
 
 PROMPTS = [[5, 9, 17], [3], [40, 41, 42, 43, 44, 45, 46], [7, 7], [11, 12, 13, 14]]
@@ -228,21 +228,25 @@ def test_peft_model_and_disabled_adapter(model):
     assert {k: c.ids for k, c in without.items()} == base
 
 
-def test_score_choices_equals_the_product_of_steps(model):
-    choices = [[5, 1], [9, 3, 1], [7, 1]]
-    got = score_choices(model, [5, 9], choices)
+def test_logprobs_of_equals_each_row_alone_and_keeps_the_mode(model):
+    from luthier.model.generic import GenericModel
+    from luthier.types import Example
+
+    class Asked(GenericModel):
+        module = property(lambda self: self.model)
+
+    model.train()
+    rows = [[5, 9, 5, 1], [5, 9, 9, 3, 1], [7, 2, 1]]
+    examples = [Example(ids, [0.0, 0.0] + [1.0] * (len(ids) - 2), at) for at, ids in enumerate(rows)]
+    got = logprobs_of(Asked(model), examples, tokens_per_pass=8)
+    assert model.training
     model.eval()
-    raw = []
-    for choice in choices:
-        ids = torch.tensor([[5, 9, *choice]])
+    for ids, values in zip(rows, got, strict=True):
         with torch.no_grad():
-            logp = model(ids).logits[0].log_softmax(-1)
-        raw.append(sum(logp[1 + i, token] for i, token in enumerate(choice)))
-    want = torch.stack(raw).softmax(0)
-    assert torch.allclose(torch.tensor(got), want, atol=1e-5)
-    assert abs(sum(got) - 1) < 1e-9
-    with pytest.raises(ValueError, match="at least one token"):
-        score_choices(model, [5], [[]])
+            logp = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+        want = [float(logp[at - 1, ids[at]]) for at in range(2, len(ids))]
+        assert values == pytest.approx(want, abs=1e-5)
+    assert normalised([-1000.0, -1000.0]) == [0.5, 0.5]
 
 
 @pytest.mark.parametrize(

@@ -14,11 +14,13 @@ from luthier.assets import resolve
 from luthier.config import adapter as sections
 from luthier.config.model_parameters import ModelParameters
 from luthier.config.quantization import Quantization
+from luthier.data.collate import collate
 from luthier.errors import AssetError
 from luthier.model import adapters
+from luthier.model.adalora import AdaLora
 from luthier.model.generic import GenericModel
 from luthier.model.load import load_base
-from luthier.types import Base, Batch
+from luthier.types import Base, Batch, Example
 
 ROWS = ((5, 6, 7, 8, 9, 10, 11), (20, 21, 22), (40, 41, 42, 43, 44))
 TRAINED = ((3, 4, 6), (1, 2), (4,))
@@ -178,16 +180,47 @@ def test_eight_bits_stay_near(base: Base) -> None:
     assert (got - want).abs().max() < 0.1
 
 
-def test_neftune_is_seeded_and_only_while_training(base: Base) -> None:
+def test_neftune_is_keyed_by_step_and_sample_and_only_while_training(base: Base) -> None:
     model = load_base(base)
-    plain = GenericModel(model).logprobs(batch())
+    long, short = Example((5, 6, 7, 8, 9, 10), [1.0] * 6, row=3), Example((5, 6, 7), [1.0] * 3, row=4)
     noisy = GenericModel(model, neftune_alpha=50.0, seed=1)
-    assert torch.equal(noisy.logprobs(batch()), plain)
+
+    def at(step: int, *examples: Example) -> torch.Tensor:
+        return noisy.logprobs(collate(examples, step)).detach()
+
+    silent = at(1, long)
     model.train()
-    first = noisy.logprobs(batch())
+    both = at(1, long, short)
+    assert not torch.allclose(both[:5], silent)
+    torch.testing.assert_close(at(1, short, long)[:2], both[5:])  # whatever is beside it
+    torch.testing.assert_close(at(1, long), both[:5])
+    assert not torch.allclose(at(2, long), both[:5])  # another step, another noise
     noisy.noise.handle.remove()
-    second = GenericModel(model, neftune_alpha=50.0, seed=1).logprobs(batch())
-    assert torch.equal(first, second) and not torch.equal(first, plain)
+    other = GenericModel(model, neftune_alpha=50.0, seed=2).logprobs(collate([long], 1)).detach()
+    assert not torch.allclose(other, both[:5])
+
+
+def test_adalora_penalty_is_pefts_own(base: Base) -> None:
+    section = sections.AdaLora(init_r=4, target_r=2, orth_reg_weight=0.5)
+    model = adapters.add_adapter(load_base(base), section, seed=1, total_steps=10)
+    ids = torch.tensor([[5, 6, 7, 8]])
+    ours = AdaLora.of(model).penalty()
+    with_penalty = model(input_ids=ids, labels=ids).loss
+    model.peft_config["default"].orth_reg_weight = 0.0
+    torch.testing.assert_close(ours, with_penalty - model(input_ids=ids, labels=ids).loss)
+    assert AdaLora.of(load_base(base)) is None
+
+
+def test_going_on_from_an_adapter_of_another_base_or_kind_is_refused(base: Base, tmp_path: Path) -> None:
+    adapters.save_adapter(adapters.add_adapter(load_base(base), sections.Lora(r=2), seed=1), tmp_path, base)
+    section = sections.Lora(r=2, pretrained_adapter_weights=str(tmp_path))
+    with pytest.raises(AssetError) as wrong:
+        adapters.add_adapter(load_base(base), section, seed=9, expect_base_hash="0" * 64)
+    assert wrong.value.code == "asset-wrong-base"
+    loha = sections.Loha(pretrained_adapter_weights=str(tmp_path))
+    with pytest.raises(AssetError) as kind:
+        adapters.add_adapter(load_base(base), loha, seed=9)
+    assert kind.value.code == "asset-unsupported" and "lora" in str(kind.value)
 
 
 def test_rope_scaling_is_applied(base: Base) -> None:

@@ -1,0 +1,219 @@
+"""Keys of the config whose effect is only seen in a whole run; one test each."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from luthier import config, pipeline
+from luthier.errors import ConfigError, LuthierError
+from luthier.events import Stepped
+
+
+def test_balance_classes_draws_each_class_equally_often(train) -> None:
+    seen: list[Stepped] = []
+    plain = train("plain", sink=lambda e: seen.append(e) if isinstance(e, Stepped) else None)
+    balanced = train("balanced", preprocessing__balance_classes=True)
+    # 32 training rows, 7 of them late: an epoch then has 25 of each
+    assert sum(1 for e in seen if e.split == "train") == 4
+    assert len(plain.history["train"]["loss"]) == 4
+    assert sum(balanced.history["train"]["rows"]) == 50
+
+
+def test_balance_classes_needs_classes(settings, rows) -> None:
+    settings["output_features"] = [{"name": "label", "type": "text"}]
+    made = config.load(settings, ["preprocessing.balance_classes=true"])
+    with pytest.raises(ConfigError) as caught:
+        pipeline.prepare(made, rows)
+    assert caught.value.faults[0].where == "preprocessing.balance_classes"
+
+
+def test_evaluate_training_set_tells_the_loss_on_training_rows(train) -> None:
+    assert "train_evaluation" not in train("without").history
+    made = train("with", trainer__evaluate_training_set=True)
+    assert len(made.history["train_evaluation"]["loss"]) == 1
+    outcome = json.loads((made.folder / "outcome.json").read_text())
+    assert outcome["evaluations"][0]["train/loss"] == made.history["train_evaluation"]["loss"][0]
+
+
+def test_validation_field_may_name_the_output_and_nothing_else(train) -> None:
+    train("right", trainer__validation_field="label")
+    with pytest.raises(ConfigError) as caught:
+        train("wrong", trainer__validation_field="lable")
+    assert caught.value.faults[0].allowed == ["label"]
+
+
+ADALORA = {"type": "adalora", "init_r": 4, "target_r": 1, "tinit": 1, "tfinal": 1}
+
+
+def silent_ranks(model: torch.nn.Module) -> float:
+    """The share of AdaLoRA's ranks that are masked."""
+    values = torch.cat([p.detach().flatten() for n, p in model.named_parameters() if "lora_E" in n])
+    return float((values == 0).float().mean())
+
+
+def test_adalora_gives_ranks_away_by_its_schedule_and_loads_as_it_was(train) -> None:
+    made = train(adapter=ADALORA, trainer__epochs=2, trainer__early_stop=-1)
+    assert silent_ranks(made.tuned.model.module) == pytest.approx(0.75, abs=0.05)  # target_r 1 of init_r 4
+    prompts = ["parcel 3 fast\n", "parcel 5 slow\n"]
+    want = made.tuned.generate(prompts)
+    again = pipeline.load(made.folder)
+    assert again.generate(prompts) == want
+    mine, loaded = (dict(one.model.module.named_parameters()) for one in (made.tuned, again))
+    assert all(torch.equal(mine[name], loaded[name]) for name in mine if "lora_" in name)
+
+
+def test_adalora_without_room_to_shrink_is_refused(settings) -> None:
+    with pytest.raises(ConfigError, match="target_r is not below init_r"):
+        config.load({**settings, "adapter": {"type": "adalora", "init_r": 4, "target_r": 4}})
+
+
+def test_adalora_orth_reg_weight_pulls_the_factors_together(train) -> None:
+    def distance(weight: float) -> float:
+        adapter = {**ADALORA, "tinit": 7, "tfinal": 0, "orth_reg_weight": weight}
+        made = train(f"w{weight}", adapter=adapter, trainer__epochs=2)
+        factors = [p.detach() for n, p in made.tuned.model.module.named_parameters() if "lora_A" in n]
+        return float(sum(torch.linalg.matrix_norm(a @ a.T - torch.eye(len(a))) for a in factors))
+
+    assert distance(50.0) < distance(0.0) - 1  # in a run as short as this
+
+
+@pytest.mark.parametrize("adapter", [{**ADALORA}, {"type": "lora", "r": 4, "dropout": 0.2}])
+def test_an_interrupted_run_goes_on_bit_for_bit(train, adapter) -> None:
+    options = {
+        "adapter": adapter,
+        "trainer__epochs": 2,
+        "trainer__steps_per_checkpoint": 2,
+        "model_parameters__neftune_noise_alpha": 5.0,
+    }
+    straight = train("straight", **options)
+
+    class Stop(Exception):
+        pass
+
+    def crash(event) -> None:
+        if isinstance(event, Stepped) and event.split == "train" and event.step == 5:
+            raise Stop
+
+    with pytest.raises(Stop):
+        train("broken", sink=crash, **options)
+    resumed = train("broken", **options)
+    assert json.loads((resumed.folder / "outcome.json").read_text())["resumed_from"] == 4
+    one, two = (dict(made.tuned.model.module.named_parameters()) for made in (straight, resumed))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_the_merged_model_answers_as_the_adapter_does(train) -> None:
+    made = train(adapter__postprocessor__merge_adapter_into_base_model=True, trainer__epochs=3)
+    folder = made.folder / "merged"
+    assert {"model.safetensors", "config.json", "tokenizer.json"} <= {one.name for one in folder.iterdir()}
+    again = pipeline.untuned(config.load({"base_model": str(folder), "generation": {"max_new_tokens": 6}}))
+    prompts = ["parcel 3 fast\n", "parcel 5 slow\n"]
+    assert again.generate(prompts) == made.tuned.generate(prompts)
+
+
+def test_a_category_output_is_read_by_its_rules(train, rows) -> None:
+    rules = {"late": {"type": "regex", "value": "^(?!x)x"}, "early": {"type": "contains", "value": "\u0000"}}
+    output = [
+        {
+            "name": "label",
+            "type": "category",
+            "decoder": {"type": "category_extractor", "match": rules, "fallback_label": "late"},
+        }
+    ]
+    made = train(output_features=output)
+    answered = made.tuned.predict(rows[:4])
+    assert answered.predictions == ["late"] * 4  # no rule fits, nor does a class: the fallback
+
+
+def test_labels_of_rules_are_classes(train) -> None:
+    rules = {"latte": {"type": "contains", "value": "late"}}
+    output = [{"name": "label", "type": "category", "decoder": {"type": "category_extractor", "match": rules}}]
+    with pytest.raises(ConfigError) as caught:
+        train(output_features=output)
+    assert caught.value.faults[0].received == "latte"
+    assert caught.value.faults[0].allowed == ["early", "late"]
+
+
+@pytest.mark.parametrize(
+    "features",
+    [
+        {"input_features": [{"name": "text", "column": "words"}]},
+        {"output_features": [{"name": "label", "type": "category", "preprocessing": {"max_sequence_length": 8}}]},
+        {"trainer__compile": True},
+    ],
+)
+def test_a_key_that_would_be_ignored_is_refused(train, features) -> None:
+    with pytest.raises(LuthierError) as caught:
+        train(**features)
+    assert caught.value.code == "config-not-implemented"
+
+
+def test_class_probabilities_sum_to_one(train, rows) -> None:
+    made = train()
+    answered = made.tuned.predict(rows[36:], probabilities=True)
+    assert all(sum(each) == pytest.approx(1) for each in answered.probabilities)
+    frame = answered.ludwig_frame()
+    assert list(frame.columns) == [
+        "label_predictions",
+        "label_response",
+        "label_probability",
+        "label_probabilities",
+        "label_probabilities_early",
+        "label_probabilities_late",
+    ]
+    for prediction, chances, chance in zip(
+        frame["label_predictions"], frame["label_probabilities"], frame["label_probability"], strict=True
+    ):
+        assert chance == dict(zip(("early", "late"), chances, strict=True))[prediction]
+    base = made.tuned.predict(rows[36:], probabilities=True, use_base=True)
+    assert base.probabilities != answered.probabilities
+
+
+def test_class_probabilities_are_those_of_the_answers_as_trained(train, rows) -> None:
+    made = train()
+    answered = made.tuned.predict(rows[36:38], probabilities=True)
+    module, tokenizer = made.tuned.model.module, made.tuned.tokenizer
+    prompt = list(made.tuned.renderer.prompt(rows[37]).ids)
+    totals = []
+    for name in ("early", "late"):
+        ids = [*tokenizer.encode(name), tokenizer.eos_id]
+        with torch.no_grad():
+            logits = module(torch.tensor([[*prompt, *ids]])).logits[0].log_softmax(-1)
+        totals.append(sum(logits[len(prompt) - 1 + i, token] for i, token in enumerate(ids)))
+    assert answered.probabilities[1] == pytest.approx(torch.stack(totals).softmax(0).tolist(), rel=1e-4)
+    # the answer is no class and there is no fallback: the most probable one
+    assert answered.texts[1] not in ("early", "late")
+    assert answered.predictions[1] == max(zip(answered.probabilities[1], ("early", "late"), strict=True))[1]
+
+
+def test_text_probability_is_the_product_of_its_tokens(train, rows) -> None:
+    made = train(output_features=[{"name": "label", "type": "text"}])
+    answered = made.tuned.predict(rows[36:38], probabilities=True)
+    module, done = made.tuned.model.module, answered.completions[0]
+    prompt = list(made.tuned.renderer.prompt(rows[36]).ids)
+    with torch.no_grad():
+        logits = module(torch.tensor([[*prompt, *done.ids]])).logits[0].log_softmax(-1)
+    want = sum(logits[len(prompt) - 1 + i, token] for i, token in enumerate(done.ids)).exp()
+    assert answered.probability[0] == pytest.approx(float(want), rel=1e-4)
+    assert len(answered.ludwig_frame()["label_probabilities"][0]) == len(done.ids)
+
+
+def test_the_model_card_stands_beside_the_weights(train) -> None:
+    made = train(trainer__eval_generation_rows=4)
+    card = (made.folder / "adapter" / "README.md").read_text(encoding="utf-8")
+    for part in ('library_name: "peft"', "trained on 32 rows", "type: lora", "| tuned, on validation rows |", "torch"):
+        assert part in card, part
+
+
+def test_a_run_folder_is_uploaded_as_its_adapter(train, monkeypatch) -> None:
+    from luthier.api import LudwigModel
+    from luthier.export import hub
+
+    sent = {}
+    monkeypatch.setattr(hub, "upload", lambda folder, repo, **options: sent.update(folder=folder, repo=repo) or "there")
+    made = train()
+    assert LudwigModel.upload_to_hf_hub("me/mine", str(made.folder)) == "there"
+    assert sent == {"folder": made.folder / "adapter", "repo": "me/mine"}
