@@ -29,8 +29,10 @@ def open_for_tuning(
 
     model = _transformers(settings, base, precision, plan.device, sink, frozen=settings.adapter is not None)
     adapter = settings.adapter
-    adapted: Any = model.requires_grad_(True)
-    if adapter is not None:
+    adapted: Any = model
+    if adapter is None:
+        model.requires_grad_(True)
+    else:
         adapted = adapters.add_adapter(
             model, adapter, settings.random_seed, total_steps=steps, expect_base_hash=base.content_hash
         )
