@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from luthier.errors import RunError
 from luthier.run.atomic import write_json
 
 WAIT = 900.0  # seconds to wait for another process that is making the same thing
@@ -57,7 +59,8 @@ def remembered_hash(path: Path, root: Path) -> str:
 def build_once(folder: Path, make: Callable[[Path], None]) -> Path:
     """``folder``, made by ``make`` in a folder beside it and renamed when complete; concurrent callers wait.
 
-    Raises TimeoutError when another process holds the lock for longer than `WAIT`.
+    Raises TimeoutError when another process holds the lock for longer than `WAIT`, RunError ``run-no-space`` when the
+    disk is full. What fails leaves nothing behind.
     """
     if folder.is_dir():
         return folder
@@ -72,13 +75,42 @@ def build_once(folder: Path, make: Callable[[Path], None]) -> Path:
         staging.mkdir()
         try:
             make(staging)
-        except BaseException:
+        except BaseException as error:
             shutil.rmtree(staging, ignore_errors=True)
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise _full(folder) from error
             raise
         staging.rename(folder)
         return folder
     finally:
         os.close(handle)  # the operating system lets the lock go with the handle, also when a process dies
+
+
+def forget_old(folder: Path, days: int = 30) -> None:
+    """Delete what stands beside ``folder`` and was not used for ``days``; ``folder`` itself counts as used now."""
+    os.utime(folder)
+    oldest = time.time() - days * 86400
+    for other in folder.parent.iterdir():
+        if other.is_dir() and other != folder and other.stat().st_mtime < oldest:
+            shutil.rmtree(other, ignore_errors=True)
+
+
+def code_hash(*paths: Path) -> str:
+    """Sha256 over the Python sources at ``paths``: what was derived by other code is not taken for this code's."""
+    digest = hashlib.sha256()
+    for path in paths:
+        for file in sorted(path.glob("*.py")) if path.is_dir() else [path]:
+            digest.update(file.name.encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()
+
+
+def _full(folder: Path) -> RunError:
+    return RunError(
+        "run-no-space",
+        "the disk of the cache is full",
+        where=str(folder.parent),
+        fix="free some space, or set LUTHIER_CACHE to a folder on another disk",
+    )
 
 
 def _hold(handle: int, folder: Path) -> None:

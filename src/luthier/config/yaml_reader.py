@@ -123,7 +123,7 @@ def _events(text: str, name: str) -> Iterator[Any]:
         mark = error.problem_mark or error.context_mark
         where = f"{name}:{mark.line + 1}:{mark.column + 1}" if mark else name
         said = " ".join(part for part in (error.context, error.problem) if part)
-        fix = "indent with spaces" if "\\t" in repr(error.problem) else None
+        fix = "indent with spaces" if "\\t" in repr(error.problem) else "close what is open, quote what is text"
         raise ConfigError("config-unreadable", f"the config is not valid YAML: {said}", where=where, fix=fix) from None
     except (YAMLError, ValueError) as error:
         said = str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -168,6 +168,9 @@ def _chat(table: Table, free: list[str]) -> Layout | None:
         lines = (f"conversations: opened by {pair[0]!r}, answered by {pair[1]!r}",)
         return Layout("chat", (pair[0],), pair[1], explanation=lines, tools=_tools(free))
     column = column or (holding[0] if len(holding) == 1 else None)
+    if column is None:  # a column of that name with turns in it, even if one cannot be understood: rendering says which
+        named = _named(free, CHAT_COLUMNS)
+        column = named if named and _holds_chat(table, named, any_role=True) else None
     if column is None:
         return None
     lines = (f"conversations: {column!r}",)
@@ -230,23 +233,30 @@ def _with_classes(table: Table, layout: Layout, category: bool | None) -> Layout
 
     if category is False or layout.target is None:
         return layout
-    answers = [text for text in map(plain_text, table.column(layout.target)) if text.strip()]
-    counts = Counter(answers)
+    counts: Counter[str] = Counter()
+    answered = 0
+    for text in map(plain_text, table.values(layout.target)):
+        if not text.strip():
+            continue
+        answered += 1
+        counts[text] += 1
+        if not category and (len(counts) > MOST_CLASSES or len(text) > LONGEST_CLASS):
+            return layout
     rare = sum(count for count in counts.values() if count < ROWS_PER_CLASS)
-    few = 2 <= len(counts) <= MOST_CLASSES and len(answers) >= ROWS_PER_CLASS * len(counts)
-    short = all(len(text) <= LONGEST_CLASS for text in counts)
-    if not category and not (few and short and rare <= 0.05 * len(answers)):
+    few = len(counts) >= 2 and answered >= ROWS_PER_CLASS * len(counts) and rare <= 0.05 * answered
+    if not category and not few:
         return layout
     line = f"classification: {len(counts)} answers in {layout.target!r}"
     return replace(layout, classes=tuple(sorted(counts)), explanation=(*layout.explanation, line))
 
 
-def _holds_chat(table: Table, column: str) -> bool:
+def _holds_chat(table: Table, column: str, *, any_role: bool = False) -> bool:
     from luthier.data.conversation import is_conversation
 
     values = table.rows.slice(0, LOOKED_AT)
     cells = [v for v in Table(values, table.name).column(column) if v not in (None, "", [])]
-    return bool(cells) and all(map(is_conversation, cells))
+    found = [is_conversation(cell, any_role=any_role) for cell in cells]
+    return any(found) if any_role else bool(cells) and all(found)
 
 
 def _texts(table: Table, columns: list[str]) -> list[str]:

@@ -65,8 +65,11 @@ def turn_list(value: Any, where: str) -> list[Any]:
     return value
 
 
-def is_conversation(value: Any) -> bool:
-    """Whether a cell looks like a conversation: a list of objects that each name a role. Never raises."""
+def is_conversation(value: Any, *, any_role: bool = False) -> bool:
+    """Whether a cell looks like a conversation: a list of objects that each name a role. Never raises.
+
+    ``any_role``: roles that nobody knows count too; the column's name already says what it is meant to be.
+    """
     if isinstance(value, str):
         if not value.lstrip().startswith("["):
             return False
@@ -76,6 +79,8 @@ def is_conversation(value: Any) -> bool:
             return False
     if not isinstance(value, list) or not value:
         return False
+    if any_role:
+        return all(isinstance(turn, Mapping) and any(isinstance(turn.get(k), str) for k in ROLE_KEYS) for turn in value)
     return all(isinstance(turn, Mapping) and any(turn.get(key) in ROLES for key in ROLE_KEYS) for turn in value)
 
 

@@ -7,13 +7,9 @@ depends on, and memory does not grow with the rows; the same preparation is then
 
 from __future__ import annotations
 
-import errno
 import functools
 import hashlib
 import json
-import os
-import shutil
-import time
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,17 +20,16 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
-from luthier.assets.cache import build_once
+from luthier.assets.cache import build_once, code_hash, forget_old
 from luthier.data.audit import Audit, AuditBuilder
 from luthier.data.render import Outcome, Renderer
 from luthier.data.store import ExampleStore, StoreWriter
 from luthier.data.table import Table
-from luthier.errors import DataError, RunError
+from luthier.errors import DataError
 from luthier.events import Note, Sink, progress, silent, stage
 from luthier.types import SPLITS, DataStats, Example, Split
 
 CHUNK = 512  # rows encoded together: enough to keep the tokenizer's threads busy, few enough to report progress
-KEPT_DAYS = 30  # preparations that nobody asked for in that time are deleted from the cache
 SOURCES = ("data/render", "data/prepare.py", "data/store.py", "data/audit.py", "data/conversation.py", "assets")
 
 
@@ -71,22 +66,10 @@ def prepare(
     if cache is None:
         return _in_memory(table, splits, renderer, sink)
     folder = cache / "prepared" / _key(table, splits, renderer)
-    known = folder.is_dir()
-    try:
-        build_once(folder, lambda staging: _write(staging, table, splits, renderer, sink))
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise RunError(
-            "run-no-space",
-            "the disk is full: the tokenised examples cannot be written",
-            where=str(cache),
-            fix="free some space, or set LUTHIER_CACHE to a folder on another disk",
-        ) from error
-    if known:
+    if folder.is_dir():
         sink(Note(text="tokenised before: taken from the cache"))
-    os.utime(folder)
-    _forget_old(folder)
+    build_once(folder, lambda staging: _write(staging, table, splits, renderer, sink))
+    forget_old(folder)
     return _read(folder, table)
 
 
@@ -174,20 +157,7 @@ def _key(table: Table, splits: Sides, renderer: Renderer) -> str:
 def _code() -> str:
     """A hash of the code that makes examples of rows, so that no result of an older version is taken for this one's."""
     root = Path(__file__).parents[1]
-    digest = hashlib.sha256()
-    for name in SOURCES:
-        path = root / name
-        for file in sorted(path.glob("*.py")) if path.is_dir() else [path]:
-            digest.update(file.name.encode() + b"\0" + file.read_bytes())
-    return digest.hexdigest()
-
-
-def _forget_old(current: Path) -> None:
-    """Delete preparations that were not used for a while."""
-    oldest = time.time() - KEPT_DAYS * 86400
-    for folder in current.parent.iterdir():
-        if folder.is_dir() and folder != current and folder.stat().st_mtime < oldest:
-            shutil.rmtree(folder, ignore_errors=True)
+    return code_hash(*(root / name for name in SOURCES))
 
 
 def _require_supervision(table: Table, splits: Sides, audit: Audit, supervised: int) -> None:

@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import hashlib
 import json
 import random
+from array import array
 from collections import Counter
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
-from luthier.data.duplicates import Groups, near_pairs, normalised
+from luthier.assets.cache import build_once, code_hash, forget_old
+from luthier.data.duplicates import Groups, fingerprint, near_pairs, normalised
 from luthier.data.sources.splits import SPLIT_COLUMN, number
 from luthier.data.table import Table
 from luthier.errors import DataError
 from luthier.registry import Registry
 from luthier.types import SPLITS, Split
 
+if TYPE_CHECKING:
+    import numpy as np
+
 ALLOWED = "0 or train, 1 or validation, 2 or test"
+MANY = 20_000  # rows of a table whose split is worth keeping
 FEW_CLASSES, ROWS_PER_CLASS = 50, 5  # when `auto` takes a target for a class
 
 
@@ -51,12 +59,13 @@ class SplitResult:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What a way of splitting works with. ``units`` are the sets of rows that stay together."""
+    """What a way of splitting works with: the sets of rows that stay together, and the rows that are alone."""
 
     table: Table
     config: SplitConfig
     units: list[list[int]]
-    keys: list[str]  # each row's normalised text
+    alone: np.ndarray[Any, Any]
+    keys: array[int]  # the fingerprint of each row's text
     shares: tuple[float, float, float]
     seed: int
     target: str | None
@@ -74,33 +83,66 @@ def assign(
     target: str | None = None,
     columns: Sequence[str] | None = None,
     near_duplicates: bool = True,
+    cache: Path | None = None,
 ) -> SplitResult:
     """Put each row on a side.
 
     ``target`` is the column that is learned (its classes are what `stratify` balances); ``columns`` are those that
-    make two rows the same question (None: all but the target). Raises DataError ``data-split`` when no row would
-    train or a given side is unknown, ``data-missing-column`` for a column that is not there.
+    make two rows the same question (None: all but the target); ``cache`` is the folder under which the split of a
+    large table is kept. Raises DataError ``data-split`` when no row would train or a given side is unknown,
+    ``data-missing-column`` for a column that is not there.
     """
+    if cache is None or len(table) < MANY:
+        return _assign(table, split, seed, target, columns, near_duplicates)
+    declared = [split.type, list(split.probabilities), split.column, split.group, split.seed]
+    parts = [table.content_hash, declared, seed, target, columns, near_duplicates, _code()]
+    key = hashlib.sha256(json.dumps(parts, ensure_ascii=True, default=str).encode()).hexdigest()[:40]
+
+    def make(folder: Path) -> None:
+        found = _assign(table, split, seed, target, columns, near_duplicates)
+        (folder / "sides").write_bytes(bytes(found.rows))
+        known = asdict(replace(found, rows=[]))
+        (folder / "split.json").write_text(json.dumps(known), encoding="utf-8")
+
+    folder = build_once(cache / "splits" / key, make)
+    forget_old(folder)
+    known = json.loads((folder / "split.json").read_text(encoding="utf-8"))
+    return SplitResult(**{**known, "rows": list((folder / "sides").read_bytes()), "notes": tuple(known["notes"])})
+
+
+def _assign(
+    table: Table,
+    split: SplitConfig,
+    seed: int,
+    target: str | None,
+    columns: Sequence[str] | None,
+    near_duplicates: bool,
+) -> SplitResult:
     kind = split.type
     if kind == "auto":
         kind = _automatic(table, split, target)
     notes: list[str] = []
     if kind != "fixed" and SPLIT_COLUMN in table.columns:
         notes.append(f"the column {SPLIT_COLUMN!r} is not used, because preprocessing.split.type is {kind}")
-    keys = _keys(table, target, columns, split)
+    keyed = _key_columns(table, target, columns, split)
+    keys = array("Q", map(fingerprint, _texts(table, keyed)))
+    if not columns and _distinct(keys) < 0.5 * len(table):  # such as a source beside a conversation: look at all
+        keyed = _usable(table, split)
+        keys = array("Q", map(fingerprint, _texts(table, keyed)))
     groups = Groups(len(table))
-    groups.join_equal([key or None for key in keys])
-    duplicates = len(table) - len(groups.sets())
+    groups.join_equal(keys)
+    duplicates = sum(len(one) - 1 for one in groups.sets()[0])
     if near_duplicates and kind in ("random", "stratify"):
-        pairs, alike = near_pairs(keys)
+        pairs, alike = near_pairs(_texts(table, keyed), lambda row: _text_at(table, keyed, row), len(table))
         for one, other in pairs:
             groups.join(one, other)
         if alike:
             notes.append(f"{alike} rows are nearly alike; taken as a common form, not as duplicates of each other")
     if split.group is not None:
-        groups.join_equal([_hashable(v) for v in table.column(split.group)])
+        groups.join_equal(_value_keys(table, split.group))
     own_seed = seed if split.seed is None else split.seed
-    job = Job(table, split, groups.sets(), keys, _shares(split.probabilities), own_seed, target, notes)
+    units, alone = groups.sets()
+    job = Job(table, split, units, alone, keys, _shares(split.probabilities), own_seed, target, notes)
     sides = METHODS.get(kind, "preprocessing.split.type")(job)
     counts: dict[Split, int] = {name: sides.count(i) for i, name in enumerate(SPLITS)}
     if not counts["train"]:
@@ -115,6 +157,12 @@ def assign(
     if leaked:
         notes.append(f"{leaked} rows outside train repeat a row in train; scores on them flatter the model")
     return SplitResult(sides, kind, counts, tuple(notes), duplicates, leaked)
+
+
+@functools.cache
+def _code() -> str:
+    here = Path(__file__)
+    return code_hash(here, here.with_name("duplicates.py"))
 
 
 def split_column(table: Table, column: str = SPLIT_COLUMN) -> list[int] | None:
@@ -152,11 +200,15 @@ def _fixed(job: Job) -> list[int]:
 
 @METHODS.register("random")
 def _random(job: Job) -> list[int]:
-    return _draw(job, job.units, len(job.table), least=1 if len(job.table) >= 10 else 0)
+    sides = _sides(job)
+    _draw(job, job.units, job.alone, sides, least=1 if len(sides) >= 10 else 0)
+    return _listed(sides)
 
 
 @METHODS.register("stratify")
 def _stratify(job: Job) -> list[int]:
+    import numpy as np
+
     column = job.config.column or job.target
     if column is None:
         raise DataError(
@@ -165,26 +217,29 @@ def _stratify(job: Job) -> list[int]:
             where="preprocessing.split.column",
             allowed=job.table.columns,
         )
-    labels = [_hashable(value) for value in job.table.column(column)]
-    strata: dict[Hashable, list[list[int]]] = {}
+    labels = np.frombuffer(_value_keys(job.table, column), dtype="u8")
+    together: dict[int, list[list[int]]] = {}
     for unit in job.units:
-        strata.setdefault(Counter(labels[row] for row in unit).most_common(1)[0][0], []).append(unit)
-    sides = [0] * len(job.table)
+        together.setdefault(Counter(labels[unit].tolist()).most_common(1)[0][0], []).append(unit)
+    sides = _sides(job)
     wanted = sum(1 for share in job.shares if share)
-    for label in sorted(strata, key=str):
-        units = strata[label]
-        if len(units) < wanted:
-            job.notes.append(f"the class {label!r} has {len(units)} separate rows, too few for every split")
-        part = _draw(job, units, sum(map(len, units)), least=1)
-        for unit in units:
-            for row in unit:
-                sides[row] = part[row]
-    return sides
+    for label in np.unique(labels).tolist():
+        units, alone = together.get(label, []), job.alone[labels[job.alone] == label]
+        if 0 < len(units) + len(alone) < wanted:
+            first = units[0][0] if units else int(alone[0])
+            named = job.table.at(first, [column])[column]
+            job.notes.append(
+                f"the class {named!r} has {len(units) + len(alone)} separate rows, too few for every split"
+            )
+        _draw(job, units, alone, sides, least=1)
+    return _listed(sides)
 
 
 @METHODS.register("datetime")
 def _datetime(job: Job) -> list[int]:
     """The earliest rows train, the latest test."""
+    import numpy as np
+
     column = job.config.column
     if column is None:
         raise DataError(
@@ -193,25 +248,28 @@ def _datetime(job: Job) -> list[int]:
             where="preprocessing.split.column",
             allowed=job.table.columns,
         )
-    times = [_time(v, f"{job.table.name} row {i} column {column}") for i, v in enumerate(job.table.column(column))]
-    groups = {row: k for k, unit in enumerate(job.units) for row in unit}
-    last = {k: max(times[row] for row in unit) for k, unit in enumerate(job.units)}
-    order = sorted(range(len(times)), key=lambda row: (last[groups[row]], groups[row], row))
+    name = job.table.name
+    values = enumerate(job.table.values(column))
+    times = np.fromiter((_time(v, f"{name} row {i} column {column}") for i, v in values), float, len(job.table))
+    last, first = times.copy(), np.arange(len(times))
+    for unit in job.units:
+        last[unit] = times[unit].max()
+        first[unit] = unit[0]
+    order = np.lexsort((np.arange(len(times)), first, last))
     sizes = _sizes(len(times), job.shares, 0)
-    sides = [0] * len(times)
-    for rank, row in enumerate(order):
-        sides[row] = 0 if rank < sizes[0] else 1 if rank < sizes[0] + sizes[1] else 2
+    sides = _sides(job)
+    sides[order[sizes[0] : sizes[0] + sizes[1]]] = 1
+    sides[order[sizes[0] + sizes[1] :]] = 2
     for unit in job.units:  # what belongs together goes where its first row went
-        for row in unit:
-            sides[row] = sides[unit[0]]
-    return sides
+        sides[unit] = sides[unit[0]]
+    return _listed(sides)
 
 
 @METHODS.register("hash")
 def _hash(job: Job) -> list[int]:
     """By what the row says, so that it stays on its side when the table grows."""
     column = job.config.group or job.config.column
-    keys = job.keys if column is None else [str(v) for v in job.table.column(column)]
+    keys = map(str, job.keys if column is None else job.table.values(column))
     sides = []
     for key in keys:
         point = int.from_bytes(hashlib.sha256(f"{job.seed}\n{key}".encode()).digest()[:8], "big") / 2**64
@@ -224,25 +282,50 @@ def _automatic(table: Table, split: SplitConfig, target: str | None) -> str:
         return "fixed"
     if target is None or target not in table.columns:
         return "random"
-    values = [_hashable(v) for v in table.column(target) if v is not None]
-    distinct = len(set(values))
-    few = 2 <= distinct <= FEW_CLASSES and len(values) >= ROWS_PER_CLASS * distinct
-    return "stratify" if few else "random"
+    seen: set[str] = set()
+    answered = 0
+    for value in table.values(target):
+        if value is None:
+            continue
+        answered += 1
+        seen.add(_text(value))
+        if len(seen) > FEW_CLASSES:
+            return "random"
+    return "stratify" if len(seen) >= 2 and answered >= ROWS_PER_CLASS * len(seen) else "random"
 
 
-def _draw(job: Job, units: list[list[int]], total: int, least: int) -> list[int]:
-    """Units in random order, the large ones first, each to the side that lacks most. Rows of others stay 0."""
+def _sides(job: Job) -> np.ndarray[Any, Any]:
+    import numpy as np
+
+    return np.zeros(len(job.table), np.int8)
+
+
+def _listed(sides: np.ndarray[Any, Any]) -> list[int]:
+    return [int(side) for side in sides.tolist()]
+
+
+def _draw(
+    job: Job, units: list[list[int]], alone: np.ndarray[Any, Any], sides: np.ndarray[Any, Any], least: int
+) -> None:
+    """Put sets of rows, in random order and the large ones first, each on the side that lacks most; then the rest."""
+    import numpy as np
+
+    every = len(units) + len(alone) >= sum(1 for share in job.shares if share)
+    lacking = _sizes(sum(map(len, units)) + len(alone), job.shares, least if every else 0)
     order = list(units)
     random.Random(f"split {job.seed}").shuffle(order)
-    order.sort(key=len, reverse=True)
-    lacking = _sizes(total, job.shares, least if len(units) >= sum(1 for s in job.shares if s) else 0)
-    sides = [0] * len(job.table)
-    for unit in order:
+    for unit in sorted(order, key=len, reverse=True):
         side = max(range(3), key=lambda s: (lacking[s], -s))
         lacking[side] -= len(unit)
-        for row in unit:
-            sides[row] = side
-    return sides
+        sides[unit] = side
+    while min(lacking) < 0:  # a large set went beyond its side's share: the others give way
+        lacking[lacking.index(min(lacking))] += 1
+        lacking[lacking.index(max(lacking))] -= 1
+    seed = int.from_bytes(hashlib.sha256(f"split {job.seed}".encode()).digest()[:8], "little")
+    drawn = np.random.Generator(np.random.Philox(seed)).permutation(alone)
+    sides[drawn[lacking[0] : lacking[0] + lacking[1]]] = 1
+    sides[drawn[lacking[0] + lacking[1] :]] = 2
+    sides[drawn[: lacking[0]]] = 0
 
 
 def _sizes(total: int, shares: Sequence[float], least: int) -> list[int]:
@@ -273,20 +356,39 @@ def _shares(probabilities: Sequence[float]) -> tuple[float, float, float]:
     return given[0] / total, given[1] / total, given[2] / total
 
 
-def _keys(table: Table, target: str | None, columns: Sequence[str] | None, split: SplitConfig) -> list[str]:
-    """Each row's normalised text over the columns that make it what it is."""
+def _usable(table: Table, split: SplitConfig) -> list[str]:
     apart = {SPLIT_COLUMN, split.group, split.column}
-    usable = [c for c in table.columns if c not in apart] or table.columns
-    chosen = [c for c in columns if c in table.columns] if columns else [c for c in usable if c != target]
-    keys = _texts(table, chosen)
-    if not columns and len(set(keys)) < 0.5 * len(table):  # such as a source beside a conversation: look at all
-        keys = _texts(table, usable)
-    return keys
+    return [c for c in table.columns if c not in apart] or table.columns
 
 
-def _texts(table: Table, columns: Sequence[str]) -> list[str]:
-    parts = [[_text(value) for value in table.column(column)] for column in columns]
-    return [normalised("\n".join(values)) for values in zip(*parts, strict=True)] if parts else [""] * len(table)
+def _key_columns(table: Table, target: str | None, columns: Sequence[str] | None, split: SplitConfig) -> list[str]:
+    """The columns that make a row what it is."""
+    if columns:
+        return [c for c in columns if c in table.columns]
+    return [c for c in _usable(table, split) if c != target]
+
+
+def _texts(table: Table, columns: Sequence[str]) -> Iterator[str]:
+    """Each row's normalised text over ``columns``."""
+    if not columns:
+        return iter([""] * len(table))
+    parts = (map(_text, table.values(column)) for column in columns)
+    return (normalised("\n".join(values)) for values in zip(*parts, strict=True))
+
+
+def _text_at(table: Table, columns: Sequence[str], row: int) -> str:
+    return normalised("\n".join(map(_text, table.at(row, columns).values())))
+
+
+def _value_keys(table: Table, column: str) -> array[int]:
+    """The fingerprint of each row's value; 0 where there is none."""
+    return array("Q", (0 if v is None else fingerprint(_text(v) or "\0") for v in table.values(column)))
+
+
+def _distinct(keys: array[int]) -> int:
+    import numpy as np
+
+    return len(np.unique(np.frombuffer(keys, dtype="u8"))) if keys else 0
 
 
 def _text(value: Any) -> str:
@@ -295,13 +397,13 @@ def _text(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, default=str)
 
 
-def _hashable(value: Any) -> Hashable:
-    return None if value is None else _text(value)
+def _leaked(sides: Sequence[int], keys: array[int]) -> int:
+    """Rows outside train that repeat a row in train."""
+    import numpy as np
 
-
-def _leaked(sides: Sequence[int], keys: Sequence[str]) -> int:
-    trained = {key for key, side in zip(keys, sides, strict=True) if side == 0 and key}
-    return sum(1 for key, side in zip(keys, sides, strict=True) if side and key in trained)
+    here, found = np.array(sides, np.int8), np.frombuffer(keys, dtype="u8") if keys else np.empty(0, "u8")
+    train = found[(here == 0) & (found != 0)]
+    return int(np.isin(found[here != 0], train).sum())
 
 
 def _time(value: Any, where: str) -> float:

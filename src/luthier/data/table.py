@@ -26,8 +26,15 @@ BLOCK = 512  # rows converted to Python at a time
 class Table:
     """Rows of one dataset, in the order of the source. Never changed after it was made."""
 
-    def __init__(self, rows: pa.Table, name: str, notes: Sequence[str] = ()) -> None:
-        """``name`` is how messages call the dataset: a file's path, a hub id, ``DataFrame``."""
+    def __init__(
+        self, rows: pa.Table, name: str, notes: Sequence[str] = (), *, content_hash: str | None = None
+    ) -> None:
+        """``name`` is how messages call the dataset: a file's path, a hub id, ``DataFrame``.
+
+        ``content_hash``: what the property of that name would compute, where it is known already.
+        """
+        if content_hash is not None:
+            self.__dict__["content_hash"] = content_hash
         self.rows = rows
         self.name = name
         self.notes = tuple(notes)
@@ -41,7 +48,7 @@ class Table:
 
         fields, arrays = [], []
         for column, values in columns.items():
-            array, is_json = _array(values, column, name)
+            array, is_json = column_array(values, column, name)
             fields.append(pa.field(column, array.type, metadata=JSON_MARK if is_json else None))
             arrays.append(array)
         return cls(pa.Table.from_arrays(arrays, schema=pa.schema(fields)), name, notes)
@@ -73,6 +80,21 @@ class Table:
         values = self.rows.column(name).to_pylist()
         return [None if v is None else json.loads(v) for v in values] if name in self._json else [*map(_plain, values)]
 
+    def values(self, name: str) -> Iterator[Any]:
+        """The values of one column one after the other, in memory that does not grow with the rows."""
+        if name not in self.rows.column_names:
+            raise missing_column(name, self.columns, self.name)
+        one = Table(self.rows.select([name]), self.name)
+        for start in range(0, len(self), BLOCK):
+            yield from one._slice(start, BLOCK, name)
+
+    def at(self, index: int, columns: Sequence[str]) -> dict[str, Any]:
+        """Some columns of one row, without reading those around it."""
+        return self._decode(self.rows.select(list(columns)).slice(index, 1).to_pylist())[0]
+
+    def _slice(self, start: int, count: int, name: str) -> list[Any]:
+        return [row[name] for row in self._decode(self.rows.slice(start, count).to_pylist())]
+
     def select(self, indices: Iterable[int]) -> Table:
         """The rows at ``indices``, in that order, as a new table."""
         import pyarrow as pa
@@ -83,8 +105,9 @@ class Table:
     def content_hash(self) -> str:
         """Sha256 over column names, values and order; the same whatever file format held them."""
         digest = hashlib.sha256(_canonical(self.columns))
-        for row in self:
-            digest.update(_canonical(list(row.values())))
+        for start in range(0, len(self), BLOCK):
+            for row in self._decode(self.rows.slice(start, BLOCK).to_pylist()):
+                digest.update(_canonical(list(row.values())))
         return digest.hexdigest()
 
     def _decode(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -93,7 +116,7 @@ class Table:
                 if isinstance(value, float):
                     row[name] = _plain(value)
             for name in self._json:
-                if row[name] is not None:
+                if row.get(name) is not None:
                     row[name] = json.loads(row[name])
         return rows
 
@@ -125,19 +148,31 @@ def _canonical(value: Any) -> bytes:
     )
 
 
-def _array(values: Sequence[Any], column: str, name: str) -> tuple[pa.Array, bool]:
-    """An Arrow array of ``values`` and whether it had to be held as JSON text."""
+def kinds_of(values: Iterable[Any]) -> set[type]:
+    """The types among ``values`` that are not missing."""
+    return {type(v) for v in map(_plain, values) if v is not None}
+
+
+def column_array(
+    values: Sequence[Any], column: str, name: str, kinds: set[type] | None = None
+) -> tuple[pa.Array, bool]:
+    """An Arrow array of ``values`` and whether it had to be held as JSON text.
+
+    ``kinds``: the types in the whole column, where ``values`` are a part of it.
+    """
     import pyarrow as pa
 
     values = [_plain(v) for v in values]
-    kinds = {type(v) for v in values if v is not None}
+    whole = kinds is None
+    kinds = kinds_of(values) if kinds is None else kinds
     try:
         if not kinds:
             return pa.nulls(len(values)), False
         if kinds <= {str}:
             return pa.array(values, type=pa.large_string()), False
         if len(kinds) == 1 and not kinds & {dict, list, tuple, set}:
-            return pa.array(values), False
+            types = {int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
+            return pa.array(values, None if whole else types.get(next(iter(kinds)))), False
         texts = [None if v is None else json.dumps(v, ensure_ascii=False, default=_jsonable) for v in values]
         return pa.array(texts, type=pa.large_string()), True
     except UnicodeEncodeError as error:

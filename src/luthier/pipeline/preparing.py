@@ -164,6 +164,7 @@ def divide(settings: Config, table: Table, layout: Layout) -> split.SplitResult:
         target=target,
         columns=layout.inputs or None,
         near_duplicates=settings.preprocessing.near_duplicates,
+        cache=cache_root(),
     )
 
 

@@ -134,7 +134,7 @@ class ChatRenderer:
 
     def _render(self, jobs: Sequence[Job]) -> list[list[str]]:
         """Luthier's own template here; any other is somebody else's program, and runs in the worker."""
-        variables = {"bos_token": self.tokenizer.bos_token, "eos_token": self.tokenizer.eos_token}
+        variables: dict[str, Any] = {"bos_token": self.tokenizer.bos_token, "eos_token": self.tokenizer.eos_token}
         wanted = [job for job in jobs if job.cuts]
         if self.template != DEFAULT_CHAT:
             texts = iter(shared().render(self.template, wanted, variables) if wanted else ())

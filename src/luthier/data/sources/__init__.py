@@ -12,6 +12,7 @@ from typing import Any
 from luthier import events
 from luthier.data.sources import arrow, delimited, excel, hub, jsons, memory  # noqa: F401  (they register themselves)
 from luthier.data.sources.formats import FORMATS, Limits, Options, empty, unreadable
+from luthier.data.sources.imports import LARGE, imported
 from luthier.data.table import Table
 from luthier.errors import DataError
 
@@ -85,7 +86,10 @@ def _read_file(path: Path, name: str, options: Options) -> Table:
     if path.stat().st_size == 0:
         raise empty(name, "the file has no bytes")
     try:
-        return FORMATS.get(suffix)(path, name, options)
+        reader = FORMATS.get(suffix)
+        if path.stat().st_size > LARGE:
+            return imported(path, name, options, reader)
+        return reader(path, name, options)
     except OSError as error:
         raise unreadable(name, error.strerror or str(error)) from error
 

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.data.sources import splits
-from luthier.data.sources.formats import FORMATS, Options, check_size, clean_header, unreadable
+from luthier.data.sources.formats import FORMATS, Options, check_size, clean_header, collect, unreadable
 from luthier.data.table import Table
 from luthier.errors import DataError
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+BATCH = 4096  # rows read together
 INDEX = "__index_level_"  # how pandas names an index that it stored beside the columns
 
 
@@ -25,8 +26,8 @@ def read_parquet(path: Path, name: str, options: Options) -> Table:
 
     check_size(path, name, options)
     try:
-        with pq.ParquetFile(path) as file:
-            rows = file.read()
+        with pq.ParquetFile(path, memory_map=True) as file:
+            rows = collect(file.iter_batches(batch_size=BATCH), file.schema_arrow, options)
     except (pa.ArrowInvalid, pa.ArrowException, OSError) as error:
         raise unreadable(name, str(error), fix="is it complete, and is it Parquet?") from error
     return from_arrow(rows, name)

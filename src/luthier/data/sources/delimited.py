@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import csv
-import io
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from luthier.data.sources.encoding import decode
-from luthier.data.sources.formats import FORMATS, Options, clean_header, empty, read_bytes, unreadable
+from luthier.data.sources.encoding import codec_of, open_text
+from luthier.data.sources.formats import FORMATS, Options, check_size, clean_header, collect, empty, unreadable
 from luthier.data.table import Table
 from luthier.errors import DataError, Fault
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+BATCH = 4096  # records turned into columns together
 SHOWN = 10  # ragged rows that are listed before the rest are counted
 
 
@@ -27,43 +33,86 @@ def read_tsv(path: Path, name: str, options: Options) -> Table:
 
 
 def _read(path: Path, name: str, options: Options, delimiter: str | None) -> Table:
-    text, encoding = decode(read_bytes(path, name, options), name, options.encoding)
-    if not text.strip():
-        raise empty(name, "the file holds only blanks")
-    if "\0" in text:
-        line = text.count("\n", 0, text.index("\0")) + 1
-        raise unreadable(name, "it holds NUL bytes, so it is not text", f"{name} line {line}")
-    notes = [] if encoding.startswith("utf-8") else [f"read as {encoding}"]
+    """Twice through the file in pieces: is it valid text, then its records."""
+    import pyarrow as pa
+
+    check_size(path, name, options)
+    codec = codec_of(path, name, options.encoding)
+    notes = [] if codec.startswith("utf-8") else [f"read as {codec}"]
     if delimiter is None:
-        delimiter = _delimiter(text)
+        delimiter = _delimiter(path, name, codec)
         if delimiter != ",":
             notes.append(f"separated by {delimiter!r}, not by commas")
-    rows, lines = _parse(text, name, delimiter, options.limits.field_chars)
-    header, more = clean_header(rows[0], name, f"{name} line {lines[0]}")
-    _check_widths(rows, lines, header, name)
-    columns = {title: [row[i] or None for row in rows[1:]] for i, title in enumerate(header)}
-    if len(rows) == 1:
+    records = _records(path, name, codec, delimiter, options.limits.field_chars)
+    line, first = next(records, (0, None))
+    if first is None:
+        raise empty(name, "the file holds only blanks")
+    header, more = clean_header(first, name, f"{name} line {line}")
+    schema = pa.schema([(title, pa.large_string()) for title in header])
+    rows = collect(_batches(records, header, schema, name), schema, options)
+    if not rows.num_rows:
         raise empty(name)
-    return Table.from_columns(columns, name, [*notes, *more])
+    return Table(rows, name, [*notes, *more])
 
 
-def _delimiter(text: str) -> str:
-    line = next(line for line in text.splitlines() if line.strip())
+def _batches(
+    records: Iterator[tuple[int, list[str]]], header: list[str], schema: pa.Schema, name: str
+) -> Iterator[pa.RecordBatch]:
+    """The records as columns of text; every ragged one is looked for before the error is raised."""
+    import pyarrow as pa
+
+    ragged: list[Fault] = []
+    wrong = 0
+    while block := list(islice(records, BATCH)):
+        for line, record in block:
+            if len(record) != len(header):
+                wrong += 1
+                if wrong <= SHOWN:
+                    ragged.append(_ragged(record, header, f"{name} line {line}"))
+        if not wrong:
+            columns = zip(*(record for _, record in block), strict=True)
+            yield pa.record_batch(
+                [pa.array([cell or None for cell in cells], pa.large_string()) for cells in columns], schema=schema
+            )
+    if wrong > SHOWN:
+        ragged.append(Fault("data-ragged", f"and {wrong - SHOWN} more such rows", where=name))
+    if ragged:
+        raise DataError(ragged)
+
+
+def _ragged(record: list[str], header: list[str], where: str) -> Fault:
+    return Fault(
+        "data-ragged",
+        f"a row has {len(record)} fields, the header has {len(header)}",
+        where=where,
+        received=",".join(record),
+        allowed=header,
+        fix="put quotes around a field that holds the separator, or fill in the missing fields",
+    )
+
+
+def _delimiter(path: Path, name: str, codec: str) -> str:
+    with open_text(path, codec) as text:
+        line = next((line for line in text if line.strip()), None)
+    if line is None:
+        raise empty(name, "the file holds only blanks")
     line = "".join(line.split('"')[::2])  # what stands outside quotes
     return "," if "," in line else max((";", "\t"), key=line.count) if ";" in line or "\t" in line else ","
 
 
-def _parse(text: str, name: str, delimiter: str, field_chars: int) -> tuple[list[list[str]], list[int]]:
-    """The records that are not blank lines, and the line on which each begins."""
-    rows, lines, line = [], [], 1
+def _records(
+    path: Path, name: str, codec: str, delimiter: str, field_chars: int
+) -> Iterator[tuple[int, list[str]]]:
+    """The records that are not blank lines, each with the line on which it begins."""
+    line = 1
     before = csv.field_size_limit(min(field_chars, 2**31 - 1))  # the csv module has one limit for the process
     try:
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-        for row in reader:
-            if row:
-                rows.append(row)
-                lines.append(line)
-            line = reader.line_num + 1
+        with open_text(path, codec) as text:
+            reader = csv.reader(_without_nul(text, name), delimiter=delimiter, strict=True)
+            for record in reader:
+                if record:
+                    yield line, record
+                line = reader.line_num + 1
     except csv.Error as error:
         if "field larger" in str(error):
             raise DataError(
@@ -81,24 +130,10 @@ def _parse(text: str, name: str, delimiter: str, field_chars: int) -> tuple[list
         ) from error
     finally:
         csv.field_size_limit(before)
-    return rows, lines
 
 
-def _check_widths(rows: list[list[str]], lines: list[int], header: list[str], name: str) -> None:
-    ragged = [i for i, row in enumerate(rows) if len(row) != len(header)]
-    if not ragged:
-        return
-    faults = [
-        Fault(
-            "data-ragged",
-            f"a row has {len(rows[i])} fields, the header has {len(header)}",
-            where=f"{name} line {lines[i]}",
-            received=",".join(rows[i]),
-            allowed=header,
-            fix="put quotes around a field that holds the separator, or fill in the missing fields",
-        )
-        for i in ragged[:SHOWN]
-    ]
-    if len(ragged) > SHOWN:
-        faults.append(Fault("data-ragged", f"and {len(ragged) - SHOWN} more such rows", where=name))
-    raise DataError(faults)
+def _without_nul(lines: Iterable[str], name: str) -> Iterator[str]:
+    for number, line in enumerate(lines, 1):
+        if "\0" in line:
+            raise unreadable(name, "it holds NUL bytes, so it is not text", f"{name} line {number}")
+        yield line

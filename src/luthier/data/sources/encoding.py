@@ -7,8 +7,10 @@ of the same bytes are clearly worse.
 from __future__ import annotations
 
 import codecs
+import io
 import re
 import unicodedata
+from pathlib import Path
 
 from luthier.errors import DataError
 
@@ -21,6 +23,7 @@ MARKS: tuple[tuple[bytes, str], ...] = (
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 MARGIN = 0.08  # how much worse the next reading must be, in charset-normalizer's measure, for the best to be taken
+SMALL = 16 << 20  # bytes of a file that is simply read whole
 SAMPLE = 256 << 10  # bytes that are looked at to tell an encoding
 
 
@@ -41,6 +44,37 @@ def decode(data: bytes, name: str, encoding: str | None = None) -> tuple[str, st
             raise _invalid(data, name, "utf-8", error) from error
     chosen = _detect(data, name)
     return _strict(data, name, chosen), chosen
+
+
+def codec_of(path: Path, name: str, encoding: str | None = None) -> str:
+    """The encoding that a whole file is valid in, found without holding it. Raises DataError ``data-encoding``."""
+    if path.stat().st_size <= SMALL:
+        return _known(decode(path.read_bytes(), name, encoding)[1], name)
+    with path.open("rb") as stream:
+        head = stream.read(4)
+        wide = _utf16_without_mark(head + stream.read(SAMPLE))
+    marked = next((codec for mark, codec in MARKS if head.startswith(mark)), None)
+    codec = _known(encoding, name) if encoding is not None else marked or wide or "utf-8"
+    if _is_valid(path, codec):
+        return codec
+    return _known(decode(path.read_bytes(), name, encoding)[1], name)  # tells where it is wrong, or finds another
+
+
+def open_text(path: Path, codec: str, newline: str = "") -> io.TextIOWrapper:
+    r"""The file as text, its line ends as they are; lines end at any of them, or only at ``newline``."""
+    return io.TextIOWrapper(path.open("rb", buffering=1 << 20), encoding=codec, newline=newline)
+
+
+def _is_valid(path: Path, codec: str) -> bool:
+    decoder = codecs.getincrementaldecoder(codec)("strict")
+    try:
+        with path.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                decoder.decode(block)
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _known(encoding: str, name: str) -> str:
@@ -80,7 +114,7 @@ def _utf16_without_mark(data: bytes) -> str | None:
     """UTF-16 has a zero byte in each ASCII character, always on the same side; text in UTF-8 has none."""
     sample = data[: SAMPLE & ~1]
     low, high = sample[0::2].count(0), sample[1::2].count(0)
-    if len(data) % 2 or not (low or high) or (low and high):
+    if (len(data) % 2 and len(data) <= SAMPLE) or not (low or high) or (low and high):
         return None
     codec = "utf-16-le" if high else "utf-16-be"
     try:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from luthier.data.table import Table
 from luthier.errors import DataError
 from luthier.registry import Registry
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +31,26 @@ class Options:
     encoding: str | None = None
     sheet: str | int | None = None
     limits: Limits = field(default_factory=Limits)
+    spill: Path | None = None  # where a reader that goes through the file in pieces keeps the rows; None: in memory
+
+
+def collect(batches: Iterator[pa.RecordBatch], schema: pa.Schema, options: Options) -> pa.Table:
+    """Batches of rows as one table: in memory, or in the file ``options.spill``, which is then memory-mapped."""
+    import pyarrow as pa
+
+    if options.spill is None:
+        return pa.Table.from_batches(list(batches), schema)
+    with pa.OSFile(str(options.spill), "wb") as out, pa.ipc.new_file(out, schema) as writer:
+        for batch in batches:
+            writer.write_batch(batch)
+    return mapped(options.spill)
+
+
+def mapped(path: Path) -> pa.Table:
+    """The rows of an Arrow file, which stay on disk until they are looked at."""
+    import pyarrow as pa
+
+    return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
 
 
 Reader = Callable[[Path, str, Options], Table]

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from luthier.data.sources import memory, splits
-from luthier.data.sources.encoding import decode
-from luthier.data.sources.formats import FORMATS, Options, empty, read_bytes, unreadable
-from luthier.data.table import Table
+from luthier.data.sources.encoding import codec_of, decode, open_text
+from luthier.data.sources.formats import FORMATS, Options, check_size, collect, empty, read_bytes, unreadable
+from luthier.data.table import JSON_MARK, Table, column_array, kinds_of
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+BATCH = 4096  # rows turned into columns together
 
 
 @FORMATS.register(".json")
@@ -21,7 +27,7 @@ def read_json(path: Path, name: str, options: Options) -> Table:
         value = _loads(text)
     except json.JSONDecodeError as error:
         if error.msg == "Extra data":  # a second document after the first
-            return _lines(text, name, [*notes, "read as JSON Lines"])
+            return _lines(lambda: iter(text.split("\n")), name, [*notes, "read as JSON Lines"], options)
         raise unreadable(name, error.msg, f"{name}:{error.lineno}:{error.colno}") from error
     except (ValueError, RecursionError) as error:
         raise unreadable(name, str(error)) from error
@@ -30,9 +36,16 @@ def read_json(path: Path, name: str, options: Options) -> Table:
 
 @FORMATS.register(".jsonl", ".ndjson")
 def read_jsonl(path: Path, name: str, options: Options) -> Table:
-    """One object a line; blank lines are skipped."""
-    text, notes = _text(path, name, options)
-    return _lines(text, name, notes)
+    """One object a line; blank lines are skipped. Goes through the file in pieces."""
+    check_size(path, name, options)
+    codec = codec_of(path, name, options.encoding)
+    notes = [] if codec.startswith("utf-8") else [f"read as {codec}"]
+    return _lines(lambda: _lines_of(path, codec), name, notes, options)
+
+
+def _lines_of(path: Path, codec: str) -> Iterator[str]:
+    with open_text(path, codec, "\n") as text:  # not any line end: U+2028 and \r may stand inside a JSON string
+        yield from text
 
 
 def _text(path: Path, name: str, options: Options) -> tuple[str, list[str]]:
@@ -42,9 +55,32 @@ def _text(path: Path, name: str, options: Options) -> tuple[str, list[str]]:
     return text, [] if encoding.startswith("utf-8") else [f"read as {encoding}"]
 
 
-def _lines(text: str, name: str, notes: list[str]) -> Table:
-    rows = []
-    for number, line in enumerate(text.split("\n"), 1):  # not splitlines: U+2028 may stand inside a JSON string
+def _lines(lines: Callable[[], Iterator[str]], name: str, notes: list[str], options: Options) -> Table:
+    """Twice through the lines: which columns of which types there are, then the rows."""
+    import pyarrow as pa
+
+    kinds: dict[str, set[type]] = {}
+    for row in _objects(lines(), name):
+        for title, value in row.items():
+            kinds.setdefault(title, set()).update(kinds_of((value,)))
+    if not kinds:
+        raise empty(name, "the file holds only blanks")
+    sample = {title: column_array([], title, name, found) for title, found in kinds.items()}
+    schema = pa.schema(
+        [pa.field(t, array.type, metadata=JSON_MARK if is_json else None) for t, (array, is_json) in sample.items()]
+    )
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        rows = _objects(lines(), name)
+        while block := list(islice(rows, BATCH)):
+            arrays = [column_array([row.get(t) for row in block], t, name, found)[0] for t, found in kinds.items()]
+            yield pa.record_batch(arrays, schema=schema)
+
+    return Table(collect(batches(), schema, options), name, notes)
+
+
+def _objects(lines: Iterator[str], name: str) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
@@ -55,8 +91,7 @@ def _lines(text: str, name: str, notes: list[str]) -> Table:
             raise unreadable(name, str(error), f"{name} line {number}") from error
         if not isinstance(row, dict):
             raise unreadable(name, f"a line holds a {type(row).__name__}, not an object", f"{name} line {number}")
-        rows.append(row)
-    return memory.from_rows(rows, name, notes)
+        yield row
 
 
 def _table(value: Any, name: str, notes: list[str]) -> Table:

@@ -1,0 +1,48 @@
+"""Large files are read once into an Arrow file in the cache, and are memory-mapped from there ever after."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from luthier.assets.cache import build_once, cache_root, code_hash, forget_old, remembered_hash
+from luthier.data.sources.formats import Options, Reader, check_size, mapped
+from luthier.data.table import Table
+
+LARGE = 64 << 20  # bytes of a file from which on it is kept in the cache; below, reading it again is as fast
+
+
+def imported(path: Path, name: str, options: Options, reader: Reader) -> Table:
+    """What ``reader`` makes of the file, from the cache where it is there; the key is the content, not the name."""
+    check_size(path, name, options)
+    parts = (remembered_hash(path, cache_root()), path.suffix.lower(), repr(replace(options, spill=None)), _code())
+    folder = cache_root() / "tables" / hashlib.sha256("\n".join(parts).encode()).hexdigest()[:40]
+    build_once(folder, lambda staging: _write(staging, path, name, options, reader))
+    forget_old(folder)
+    known = json.loads((folder / "table.json").read_text(encoding="utf-8"))
+    return Table(mapped(folder / "rows.arrow"), name, known["notes"], content_hash=known["content_hash"])
+
+
+def _write(folder: Path, path: Path, name: str, options: Options, reader: Reader) -> None:
+    import pyarrow as pa
+
+    spill = folder / "spill.arrow"
+    table = reader(path, name, replace(options, spill=spill))
+    rows = folder / "rows.arrow"
+    if spill.is_file() and mapped(spill).schema.equals(table.rows.schema, check_metadata=True):
+        spill.rename(rows)
+    else:
+        with pa.OSFile(str(rows), "wb") as out, pa.ipc.new_file(out, table.rows.schema) as writer:
+            writer.write_table(table.rows, max_chunksize=4096)
+        spill.unlink(missing_ok=True)
+    known = {"format": 1, "notes": list(table.notes), "content_hash": table.content_hash}
+    (folder / "table.json").write_text(json.dumps(known), encoding="utf-8")
+
+
+@functools.cache
+def _code() -> str:
+    here = Path(__file__).parent
+    return code_hash(here, here.parent / "table.py")

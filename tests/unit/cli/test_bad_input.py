@@ -1,0 +1,163 @@
+"""Bad input through the real command line: a stable code, a place, what is allowed or a fix; never a traceback."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from luthier import cli
+from luthier.assets.template_worker import shared
+from luthier.error_codes import CODES
+
+ROWS = "instruction,input,output\n" + "".join(f"say {n},,answer {n}\n" for n in range(20))
+Make = Callable[[Path, Path], list[str]]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("LUTHIER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def run(argv: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr(sys, "argv", ["luthier", *argv])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    return int(caught.value.code or 0)
+
+
+def check(config: str = "", data: str | bytes = ROWS, name: str = "data.csv", *more: str) -> Make:
+    """`luthier check` of ``config`` and a file of these contents."""
+
+    def make(folder: Path, base: Path) -> list[str]:
+        (folder / "config.yaml").write_text(f"base_model: {base}\n{config}", encoding="utf-8")
+        (folder / name).write_bytes(data.encode() if isinstance(data, str) else data)
+        return ["check", str(folder / "config.yaml"), "--dataset", str(folder / name), *more]
+
+    return make
+
+
+def no_tokenizer(folder: Path, base: Path) -> list[str]:
+    bare = folder / "bare"
+    bare.mkdir()
+    for file in ("config.json", "model.safetensors"):
+        shutil.copy(base / file, bare / file)
+    return check()(folder, bare)
+
+
+def foreign_output(folder: Path, base: Path) -> list[str]:
+    (folder / "out").mkdir()
+    (folder / "out" / "thesis.txt").write_text("mine")
+    return ["train", *check()(folder, base)[1:], "--output", str(folder / "out")]
+
+
+def chat(*turns: dict[str, Any]) -> str:
+    return json.dumps({"messages": list(turns)}) + "\n"
+
+
+USER, BOT = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}
+TEMPLATE = "prompt:\n  template: '{}'\n"
+FOREVER = "{% for a in 'x' * 999999 %}{% for b in 'x' * 999999 %}{% endfor %}{% endfor %}"
+
+# what it is -> (how it comes about, code, exit code, what the place says, what the message or the fix says)
+CASES: dict[str, tuple[Make, str, int, str, str]] = {
+    "no config": (lambda f, b: ["check", str(f / "confg.yaml"), "--dataset", "x.csv"], "config-unreadable", 2, "confg.yaml", "luthier init"),
+    "config is not YAML": (check("a: [1\n"), "config-unreadable", 2, "config.yaml:", "YAML"),
+    "misspelt key": (check("trainer:\n  learning_rat: 1\n"), "config-unknown-key", 2, "config.yaml:3:3", "learning_rate"),
+    "duplicate key": (check("trainer: {epochs: 1, epochs: 2}\n"), "config-duplicate-key", 2, "config.yaml:2:", "keep one"),
+    "bad value": (check("trainer: {epochs: many}\n"), "config-bad-value", 2, "config.yaml:2:", "epochs"),
+    "Ludwig's key": (check("hyperopt: {goal: minimize}\n"), "config-not-implemented", 2, "config.yaml:2:", "luthier runs"),
+    "bad override": (check("", ROWS, "data.csv", "--set", "epochs"), "config-bad-override", 2, "--set epochs", "key.path=value"),
+    "no such dataset": (lambda f, b: [*check()(f, b)[:2], "--dataset", str(f / "dta.csv")], "data-unreadable", 3, "dta.csv", "'data.csv'"),
+    "no dataset named": (lambda f, b: check()(f, b)[:2], "config-conflict", 2, "config.yaml", "--dataset"),
+    "unreadable CSV": (check("", 'a,b\n"open,x\n'), "data-unreadable", 3, "line 2", "quote"),
+    "ragged CSV": (check("", "a,b\n1,2,3\n"), "data-ragged", 3, "line 2", "quotes around"),
+    "bad UTF-8": (check("", "a,b\n日本語の文章,よい\n".encode() + b"\xff,x\n"), "data-encoding", 3, "line 3", "--encoding"),
+    "ambiguous encoding": (check("", "東京,大阪\n京都,神戸\n".encode("euc_jp")), "data-encoding", 3, "data.csv", "--encoding"),
+    "empty file": (check("", ""), "data-empty", 3, "data.csv", "at least one row"),
+    "header only": (check("", "a,b\n"), "data-empty", 3, "data.csv", "at least one row"),
+    "unknown format": (check("", "a", "data.doc"), "data-unreadable", 3, "data.doc", "rename"),
+    "missing column": (check("input_features: [{name: instructoin}]\n"), "data-missing-column", 3, "data.csv", "'instruction'"),
+    "template without a known column": (check(TEMPLATE.format("{instructoin}")), "data-missing-column", 3, "prompt.template", "{instruction}"),
+    "template reaches into a value": (check(TEMPLATE.format("{instruction.__class__}")), "data-template", 3, "prompt.template", "{instruction}"),
+    "endless chat template": (check(f"prompt:\n  chat_template: \"{FOREVER}\"\n"), "data-chat", 3, "data.csv row 0", "chat_template"),
+    "malformed chat template": (check('prompt:\n  chat_template: "{% for %}"\n'), "data-template", 3, "prompt.chat_template", "correct the template"),
+    "split without training rows": (check("", "q,a,split\nx,y,1\nz,w,2\n"), "data-split", 3, "data.csv", "train"),
+    "split column of unknown values": (check("", "q,a,split\nx,y,tset\n"), "data-split", 3, "row 0 column split", "mend"),
+    "no target": (check("", "id,url\n1,x\n2,y\n"), "data-no-target", 3, "data.csv", "--target"),
+    "nothing to learn": (check("", "instruction,output\na,\nb,\n"), "data-no-supervision", 3, "data.csv", "target"),
+    "too long": (check("preprocessing: {truncation: error, max_sequence_length: 8}\n"), "data-too-long", 3, "row", "truncation"),
+    "unknown role": (check("", chat(USER, {"role": "wizard", "content": "x"}) + chat(USER, BOT), "d.jsonl"), "data-chat", 3, "row 0 column messages turn 2", "wizard"),
+    "a turn without content": (check("", chat(USER, BOT) + chat(USER, {"role": "assistant"}), "d.jsonl"), "data-chat", 3, "row 1", "turns such as"),
+    "a broken line": (check("", '{"a": 1}\n{"a": \n', "d.jsonl"), "data-unreadable", 3, "d.jsonl:2:", "object a line"),
+    "unknown model": (lambda f, b: check()(f, Path("smolm2")), "asset-not-found", 4, "base_model", "looked in"),
+    "base without tokenizer": (no_tokenizer, "asset-no-tokenizer", 4, "bare", "tokenizer"),
+    "output folder not empty": (foreign_output, "run-foreign-files", 5, "out", "--output"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_bad_input(
+    name: str,
+    tmp_path: Path,
+    tiny_llama: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    make, code, exit_code, place, says = CASES[name]
+    monkeypatch.setattr(shared(), "_patience", 1.0)
+    argv = make(tmp_path, tiny_llama)
+    assert run([*argv, "--json"], monkeypatch) == exit_code
+    told = json.loads(capsys.readouterr().out)
+    fault = told["error"][0]
+    assert (fault["code"], told["exit_code"]) == (code, exit_code), fault
+    assert code in CODES
+    assert place in (fault["where"] or ""), fault
+    assert says in json.dumps(fault, ensure_ascii=False), fault
+    assert fault["fix"] or fault["allowed"], fault
+    assert run(argv, monkeypatch) == exit_code
+    shown = capsys.readouterr()
+    text = " ".join((shown.out + shown.err).split())
+    assert code in text and "Traceback" not in text
+
+
+def test_all_faults_of_a_config_at_once(
+    tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = "trainer: {learning_rat: 1, epochs: many}\nhyperopt: {}\nadapter: {type: lorra}\nadapter: {type: lora}\n"
+    assert run([*check(config)(tmp_path, tiny_llama), "--json"], monkeypatch) == 2
+    codes = [fault["code"] for fault in json.loads(capsys.readouterr().out)["error"]]
+    assert sorted(codes) == sorted(
+        ["config-unknown-key", "config-bad-value", "config-not-implemented", "config-bad-value", "config-duplicate-key"]
+    )
+
+
+def test_a_full_disk(
+    tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Full:
+        free = 1000
+
+    argv = ["train", *check()(tmp_path, tiny_llama)[1:], "--output", str(tmp_path / "out"), "--json"]
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Full)
+    assert run(argv, monkeypatch) == 5
+    fault = json.loads(capsys.readouterr().out)["error"][0]
+    assert fault["code"] == "run-no-space" and "free" in fault["received"] and fault["fix"]
+
+
+def test_debug_shows_the_traceback(tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from luthier.errors import DataError
+
+    monkeypatch.setattr(sys, "argv", ["luthier", "--debug", *check("", "")(tmp_path, tiny_llama)])
+    with pytest.raises(DataError):
+        cli.main()
