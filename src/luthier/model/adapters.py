@@ -251,18 +251,15 @@ def _all_ranks(model: PeftModel) -> Iterator[None]:
 
     PEFT would cut out those that are silent now: not those of the weights, when an earlier checkpoint was the best.
     """
-    patterns = {name: config.rank_pattern for name, config in model.peft_config.items() if _is_adalora(config)}
+    adapters: dict[str, Any] = dict(model.peft_config)
+    patterns = {name: one.rank_pattern for name, one in adapters.items() if one.peft_type == "ADALORA"}
     for name in patterns:
-        model.peft_config[name].rank_pattern = None
+        adapters[name].rank_pattern = None
     try:
         yield
     finally:
         for name, pattern in patterns.items():
-            model.peft_config[name].rank_pattern = pattern
-
-
-def _is_adalora(config: Any) -> bool:
-    return bool(config.peft_type == "ADALORA")
+            adapters[name].rank_pattern = pattern
 
 
 @contextlib.contextmanager

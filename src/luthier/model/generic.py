@@ -8,6 +8,8 @@ from __future__ import annotations
 import hashlib
 import inspect
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -29,7 +31,7 @@ class GenericModel:
         """
         self.model = model
         get_base = getattr(model, "get_base_model", None)
-        core = get_base() if get_base is not None else model
+        core: Any = get_base() if get_base is not None else model
         names = inspect.signature(core.forward).parameters
         self._selects = "logits_to_keep" in names
         self._positions = "position_ids" in names

@@ -43,7 +43,7 @@ def load_base(
         try:
             config = AutoConfig.from_pretrained(base.path, trust_remote_code=trust)
             _stretch_positions(config, model_parameters)
-            model, report = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 base.path,
                 config=config,
                 dtype=dtype,
@@ -65,13 +65,15 @@ def load_base(
             if isinstance(error, torch.OutOfMemoryError):
                 raise
             raise _damaged(base, str(error).splitlines()[0]) from error
+    model, report = loaded
     if missing := sorted(report["missing_keys"]):
         raise _damaged(base, f"{len(missing)} weights are missing, such as {missing[0]}")
     if quantization is None:
-        model = model.to(device)
+        model.to(device)
     model.requires_grad_(False)
     model.config.use_cache = False
-    return model.eval()
+    ready: PreTrainedModel = model.eval()
+    return ready
 
 
 def _damaged(base: Base, why: str) -> AssetError:

@@ -12,8 +12,15 @@ if TYPE_CHECKING:
 class Comm(Protocol):
     """Sum and agreement over ranks."""
 
-    rank: int
-    world: int
+    @property
+    def rank(self) -> int:
+        """The number of this process."""
+        ...
+
+    @property
+    def world(self) -> int:
+        """How many processes there are."""
+        ...
 
     def sum(self, value: torch.Tensor) -> torch.Tensor:
         """The sum of ``value`` over all ranks."""

@@ -45,7 +45,7 @@ def build_optimizer(
 def _torch_adam(kind: type[torch.optim.Adam] | type[torch.optim.AdamW]) -> Factory:
     def make(groups: Groups, rate: float, declared: Declared, device: str) -> torch.optim.Optimizer:
         fused = device.startswith("cuda")  # one kernel over all weights; the CPU has the foreach form by itself
-        options = {"betas": declared.betas or ADAM_BETAS, "eps": declared.eps or ADAM_EPS, "amsgrad": declared.amsgrad}
+        options: dict[str, Any] = {"betas": declared.betas or ADAM_BETAS, "eps": declared.eps or ADAM_EPS, "amsgrad": declared.amsgrad}
         return kind(groups, lr=rate, fused=fused or None, **options)
 
     return make

@@ -1,8 +1,10 @@
 """The step against plain transformers + PEFT: same loss, same gradients, however the passes are cut."""
 
+import bitsandbytes
 import pytest
 import torch
 from tiny_training import make_examples, make_model
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from luthier.data.pack import schedule
 from luthier.train.step import _run_passes, new_training
@@ -22,10 +24,26 @@ def reference(model, examples, weight):
     return total, gradients
 
 
-@pytest.mark.parametrize("adapter", [True, False], ids=["lora", "full"])
+@pytest.fixture(scope="module")
+def four_bit_folder(tiny_llama, tmp_path_factory):
+    """The tiny model at a width that 4-bit blocks of 64 weights divide."""
+    folder = tmp_path_factory.mktemp("wide")
+    config = AutoConfig.from_pretrained(tiny_llama)
+    config.hidden_size, config.intermediate_size, config.head_dim = 64, 128, 16
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["lora", "full", "4-bit"])
 @pytest.mark.parametrize("pieces", [1, 4, 16])
-def test_loss_and_gradients_equal_the_reference(tiny_llama, make_setup, adapter, pieces) -> None:
-    model = make_model(tiny_llama, adapter=adapter)
+def test_loss_and_gradients_equal_the_reference(tiny_llama, four_bit_folder, make_setup, kind, pieces) -> None:
+    if kind == "4-bit":
+        model = make_model(four_bit_folder, bits=4)
+        assert sum(isinstance(one, bitsandbytes.nn.Linear4bit) for one in model.modules()) == 14  # 7 a layer
+    else:
+        model = make_model(tiny_llama, adapter=kind == "lora")
     examples = make_examples(16)
     setup = make_setup(model=model, tokens_per_pass={1: 10_000, 4: 80, 16: 1}[pieces])
     constants = setup.objective.prepare(examples)

@@ -101,21 +101,48 @@ def test_a_missing_tracker_names_what_to_install(tmp_path, monkeypatch) -> None:
     assert "luthier[track]" in str(caught.value)
 
 
-def test_a_tracker_gets_the_numbers_by_split(tmp_path, monkeypatch) -> None:
+class Recorder:
+    """Stands for any tracker's module, run or writer: notes what is called on it, with what."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, tuple, dict]] = []
+
+    def __getattr__(self, name: str):
+        def call(*given, **named):
+            self.calls.append((name, given, named))
+            return self
+
+        return call
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "begins", "logs", "ends"),
+    [
+        ("trackio", "trackio", "init", "log", "finish"),
+        ("wandb", "wandb", "init", "log", "finish"),
+        ("mlflow", "mlflow", "start_run", "log_metrics", "end_run"),
+        ("tensorboard", "torch.utils.tensorboard", "SummaryWriter", "add_scalar", "close"),
+    ],
+)
+def test_a_tracker_gets_the_numbers_by_split(tmp_path, monkeypatch, name, module, begins, logs, ends) -> None:
     import sys
-    import types
 
     from luthier.events import Note, Stepped
 
-    logged, ended = [], []
-    fake = types.ModuleType("trackio")
-    fake.init = lambda **options: None
-    fake.log = lambda numbers, step: logged.append((numbers, step))
-    fake.finish = lambda: ended.append(True)
-    monkeypatch.setitem(sys.modules, "trackio", fake)
-    tracker = open_tracker("trackio", tmp_path, "run", {})
+    fake = Recorder()
+    monkeypatch.setitem(sys.modules, module, fake)
+    monkeypatch.setitem(sys.modules, name, fake)
+    tracker = open_tracker(name, tmp_path, "run", {"a": 1})
+    assert fake.calls[0][0] == begins
+    before = len(fake.calls)
     tracker(Note(text="nothing"))
+    assert len(fake.calls) == before
     tracker(Stepped(step=3, total_steps=9, epoch=1.0, split="validation", loss=0.5, values={"perplexity": 1.6}))
     tracker.close()
-    assert logged == [({"validation/loss": 0.5, "validation/epoch": 1.0, "validation/perplexity": 1.6}, 3)]
-    assert ended == [True]
+    want = {"validation/loss": 0.5, "validation/epoch": 1.0, "validation/perplexity": 1.6}
+    sent = [call for call in fake.calls if call[0] == logs]
+    if name == "tensorboard":
+        assert [given for _, given, _ in sent] == [(key, value, 3) for key, value in want.items()]
+    else:
+        assert sent == [(logs, (want,), {"step": 3})]
+    assert fake.calls[-1][0] == ends

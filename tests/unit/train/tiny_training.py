@@ -18,11 +18,16 @@ def make_examples(count: int, seed: int = 0) -> list[Example]:
     return out
 
 
-def make_model(folder: Path, *, adapter: bool = True, dropout: float = 0.0):
+def make_model(folder: Path, *, adapter: bool = True, dropout: float = 0.0, bits: int | None = None):
     from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    quantized = None
+    if bits == 4:
+        quantized = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32
+        )
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, quantization_config=quantized)
     if not adapter:
         return model
     torch.manual_seed(3)
