@@ -45,8 +45,8 @@ def build_optimizer(
 def _torch_adam(kind: type[torch.optim.Adam] | type[torch.optim.AdamW]) -> Factory:
     def make(groups: Groups, rate: float, declared: Declared, device: str) -> torch.optim.Optimizer:
         fused = device.startswith("cuda")  # one kernel over all weights; the CPU has the foreach form by itself
-        options: dict[str, Any] = {"betas": declared.betas or ADAM_BETAS, "eps": declared.eps or ADAM_EPS, "amsgrad": declared.amsgrad}
-        return kind(groups, lr=rate, fused=fused or None, **options)
+        options: dict[str, Any] = {"betas": declared.betas or ADAM_BETAS, "eps": declared.eps or ADAM_EPS}
+        return kind(groups, lr=rate, fused=fused or None, amsgrad=declared.amsgrad, **options)
 
     return make
 
