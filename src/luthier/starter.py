@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier import events
-from luthier.assets.catalogue import Proposal, known, propose
+from luthier.assets.catalogue import Proposal, judge, known, propose
 from luthier.config import load
 from luthier.data.columns import Layout, detect
 from luthier.data.language import language_of
@@ -68,14 +68,17 @@ def write_config(
     task = "classification" if layout.classes else layout.kind
     density = DENSE.get(language, CHARACTERS_PER_TOKEN)
     longest = int(_longest(table, text_columns) / density) + 1
-    proposals = propose(language, len(table), longest, task, probe())
+    machine = probe()
+    proposals = propose(language, len(table), longest, task, machine)
     chosen = base or proposals[0].candidate.name
+    entry = known(chosen)
+    bits = judge(entry, language, longest, machine).bits if entry is not None else None
     answer = int(_longest(table, [layout.target] if layout.target else []) / density)
-    made = _compose(chosen, _shown(data, output), layout, proposals, encoding, answer)
+    room = max(32, -(-int(answer * 1.5) // 32) * 32)
+    made = _compose(chosen, bits, _shown(data, output), layout, proposals, encoding, room)
     text = _with_overrides(made, sets) if sets else made
     atomic.write_text(output, text)
     lines = [*table.notes, *layout.explanation, f"{len(table):,} rows, language: {language or 'not recognised'}"]
-    entry = known(chosen)
     if entry is not None and entry.terms:
         lines.append(f"{chosen}: {entry.terms}")
     return Started(output, text, tuple(lines), tuple(proposals))
@@ -125,11 +128,15 @@ def _quote(text: str) -> str:
 
 
 def _compose(
-    base: str, dataset: str, layout: Layout, proposals: Sequence[Proposal], encoding: str | None, answer: int
+    base: str,
+    bits: int | None,
+    dataset: str,
+    layout: Layout,
+    proposals: Sequence[Proposal],
+    encoding: str | None,
+    room: int,
 ) -> str:
-    """The file; ``answer`` is the estimated length of the longest answer in tokens."""
-    bits = next((p.bits for p in proposals if p.candidate.name == base), None)
-    room = max(32, -(-int(answer * 1.5) // 32) * 32)
+    """The file; ``room`` is the tokens that an answer may take."""
     others = "\n".join(f"#   {p.candidate.name}: {p.reason}" for p in proposals)
     guess = " (a guess: say it with --input and --target)" if layout.is_guess else ""
     out = [

@@ -99,7 +99,7 @@ def propose(
     ``language`` is an ISO 639-1 code such as "ja", or "" when it could not be told (then treated as not English).
     Models that do not fit, or whose context is too short, come last and say so.
     """
-    judged = [_judge(candidate, language, longest_tokens_estimate, machine) for candidate in CATALOGUE]
+    judged = [judge(candidate, language, longest_tokens_estimate, machine) for candidate in CATALOGUE]
     order = sorted(judged, key=lambda one: _rank(one, language, rows, longest_tokens_estimate, task, machine))
     return order[: max(count, 3)]
 
@@ -113,7 +113,8 @@ def _memory(machine: Machine) -> float:
     return SPARE * max((gpu.free for gpu in machine.gpus), default=machine.free_memory)
 
 
-def _judge(candidate: Candidate, language: str, longest: int, machine: Machine) -> Proposal:
+def judge(candidate: Candidate, language: str, longest: int, machine: Machine) -> Proposal:
+    """One candidate on this machine for rows of ``longest`` tokens: whether it fits, in which bits, and the reasons."""
     memory = _memory(machine)
     bits = None if candidate.training_bytes <= memory else 4
     fits = candidate.quantised_bytes <= memory

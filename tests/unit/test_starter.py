@@ -1,0 +1,104 @@
+"""`luthier init`: three languages on four sizes of memory, from the table's rows to the config that is written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from luthier import config, starter
+from luthier.assets.catalogue import CATALOGUE
+from luthier.errors import ConfigError
+from luthier.types import Gpu, Machine
+
+GIB = 2**30
+MACHINES = {
+    "4 GiB, no GPU": Machine(2, 4 * GIB, 3 * GIB),
+    "16 GiB, no GPU": Machine(4, 16 * GIB, 14 * GIB),
+    "16 GiB GPU": Machine(8, 64 * GIB, 60 * GIB, (Gpu("T4", 16 * GIB, 15 * GIB, (7, 5)),)),
+    "80 GiB GPU": Machine(16, 128 * GIB, 120 * GIB, (Gpu("H100", 80 * GIB, 78 * GIB, (9, 0)),)),
+}
+TABLES = {
+    "en": ("question,answer", "What is the capital of country number {i}?,It is the city of {i} and the river there."),
+    "ja": ("質問,回答", "{i}番目の国の首都はどこですか？教えてください。,それは{i}という町です。川のそばにあります。"),
+    "de": ("frage,antwort", "Wie heißt die Hauptstadt von Land Nummer {i}?,Sie heißt {i} und liegt am großen Fluss."),
+}  # fmt: skip
+# First choices, so that a change of the catalogue or of the ranking is seen and meant.
+FIRST = {
+    ("en", "4 GiB, no GPU"): "smollm2",
+    ("en", "16 GiB, no GPU"): "smollm2",
+    ("en", "16 GiB GPU"): "Qwen/Qwen3-4B-Instruct-2507",
+    ("en", "80 GiB GPU"): "Qwen/Qwen3-8B",
+    ("ja", "4 GiB, no GPU"): "Qwen/Qwen2.5-0.5B-Instruct",
+    ("ja", "16 GiB, no GPU"): "Qwen/Qwen2.5-0.5B-Instruct",
+    ("ja", "16 GiB GPU"): "llm-jp/llm-jp-3-3.7b-instruct",
+    ("ja", "80 GiB GPU"): "tokyotech-llm/Llama-3.1-Swallow-8B-Instruct-v0.3",
+    ("de", "4 GiB, no GPU"): "Qwen/Qwen2.5-0.5B-Instruct",
+    ("de", "16 GiB, no GPU"): "Qwen/Qwen2.5-0.5B-Instruct",
+    ("de", "16 GiB GPU"): "Qwen/Qwen3-4B-Instruct-2507",
+    ("de", "80 GiB GPU"): "Qwen/Qwen3-8B",
+}
+
+
+@pytest.fixture
+def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
+    def make(language: str = "en", machine: str = "16 GiB, no GPU", **options):  # type: ignore[no-untyped-def]
+        monkeypatch.setattr(starter, "probe", lambda: MACHINES[machine])
+        heading, row = TABLES[language]
+        rows = [row.format(i=i) for i in range(50)]
+        (tmp_path / "rows.csv").write_text("\n".join([heading, *rows]), encoding="utf-8")
+        inputs, target = heading.split(",")
+        given = {"inputs": [inputs], "target": target} | options
+        return starter.write_config(str(tmp_path / "rows.csv"), tmp_path / "config.yaml", **given)
+
+    return make
+
+
+@pytest.mark.parametrize(("language", "machine"), FIRST)
+def test_three_languages_on_four_sizes(language: str, machine: str, made) -> None:  # type: ignore[no-untyped-def]
+    started = made(language, machine)
+    assert f"language: {language}" in started.lines[-1] or f"language: {language}" in started.lines[-2]
+    names = [p.candidate.name for p in started.proposals]
+    assert len(set(names)) == len(names) >= 3 and all(p.reason for p in started.proposals)
+    assert names[0] == FIRST[language, machine]
+    written = config.load(started.path)
+    assert written.base_model == names[0]
+    assert (written.quantization is not None) == (started.proposals[0].bits is not None)
+    for proposal in started.proposals:
+        assert f"#   {proposal.candidate.name}: {proposal.reason}" in started.text
+        if proposal.candidate.terms:  # gated or bound by a licence: said here, before anything is loaded
+            assert proposal.candidate.terms in proposal.reason and "https://" in proposal.candidate.terms
+
+
+def test_a_licence_bound_choice_is_said_by_itself(made) -> None:  # type: ignore[no-untyped-def]
+    assert any("LICENCE-BOUND" in line for line in made("ja", "80 GiB GPU").lines)
+    assert any("GATED" in line for line in made(base="meta-llama/Llama-3.1-8B-Instruct").lines)
+
+
+def test_every_gated_or_bound_model_says_what_to_do() -> None:
+    for candidate in CATALOGUE:
+        permissive = candidate.licence in ("Apache-2.0", "MIT") and not candidate.gated
+        assert (candidate.terms is None) == permissive
+        if candidate.gated:
+            assert candidate.terms is not None and "hf auth login" in candidate.terms
+
+
+def test_a_base_that_fits_in_four_bits_only_is_written_so(made, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    small = Machine(4, 32 * GIB, 30 * GIB, (Gpu("card", 12 * GIB, 11 * GIB, (8, 6)),))
+    monkeypatch.setitem(MACHINES, "12 GiB GPU", small)
+    started = made(machine="12 GiB GPU", base="Qwen/Qwen3-8B")
+    assert config.load(started.path).quantization.bits == 4
+
+
+def test_answers_get_the_room_they_need(made) -> None:  # type: ignore[no-untyped-def]
+    assert config.load(made("en").path).generation.max_new_tokens == 32
+
+
+def test_overrides_are_written_and_comments_kept(made) -> None:  # type: ignore[no-untyped-def]
+    started = made(sets=["trainer.epochs=7", "preprocessing.max_sequence_length=64"])
+    written = config.load(started.path)
+    assert written.trainer.epochs == 7 and written.preprocessing.max_sequence_length == 64
+    assert "# Written by `luthier init`" in started.text and "# null trains all weights" in started.text
+    with pytest.raises(ConfigError) as error:
+        made(sets=["trainer.epoch=7"])
+    assert error.value.code == "config-unknown-key"
