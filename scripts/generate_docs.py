@@ -1,4 +1,4 @@
-"""Regenerate the documentation that comes from the code: the error index, the config reference, the JSON Schema.
+"""Regenerate the documentation that comes from the code: errors, commands, config reference, JSON Schema.
 
 python scripts/generate_docs.py            writes the files
 python scripts/generate_docs.py --check    writes nothing; exit 1 and the names of the files that are stale
@@ -58,6 +58,35 @@ def errors_page() -> str:
     return "\n".join(parts)
 
 
+COMMANDS = """\
+<!-- Generated from src/luthier/cli/ by scripts/generate_docs.py. -->
+# Commands
+
+With `--json` a command prints one JSON object on stdout and nothing else; otherwise progress goes to stderr.
+A failure prints a code that [Errors](../errors/index.md) explains. `luthier --debug COMMAND` shows tracebacks.
+"""
+
+
+def commands_page() -> str:
+    """The page docs/reference/cli.md: every command with its examples and options."""
+    import typer.main
+
+    from luthier import cli
+
+    parts = [COMMANDS]
+    for name, command in typer.main.get_command(cli.app).commands.items():
+        examples = "\n".join(getattr(cli, name).EXAMPLES)
+        rows = []
+        for one in command.params:
+            names = one.opts if one.param_type_name == "option" else [one.metavar or one.name.upper()]
+            default = one.default if isinstance(one.default, (int, str, Path)) else None
+            shown = f"`{default}`" if default else ""  # a switch that is off needs no word
+            rows.append(f"| {', '.join(f'`{spelling}`' for spelling in names)} | {one.help} | {shown} |")
+        table = "\n".join(["| argument or option | what it does | default |", "|---|---|---|", *rows])
+        parts.append(f"## luthier {name}\n\n{command.help}\n\n```sh\n{examples}\n```\n\n{table}\n")
+    return "\n".join(parts)
+
+
 def schema_text() -> str:
     """The JSON Schema of a config file, as editors read it."""
     return json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n"
@@ -65,6 +94,7 @@ def schema_text() -> str:
 
 PAGES: dict[str, Callable[[], str]] = {
     "docs/errors/index.md": errors_page,
+    "docs/reference/cli.md": commands_page,
     "docs/reference/config.md": reference_markdown,
     "docs/reference/schema.json": schema_text,
 }

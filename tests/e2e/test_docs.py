@@ -64,7 +64,7 @@ def test_the_commands_of_a_page_in_their_order(
         if command[1] == "init":
             small(desk / "config.yaml", tiny_llama)
         done.append(command[1])
-    assert done[:5] == ["init", "check", "train", *done[3:5]] and {"evaluate", "predict", "chat"} <= set(done)
+    assert done[:2] == ["init", "check"] and {"train", "evaluate", "predict", "chat"} <= set(done)
     assert (desk / "answers.csv").read_text(encoding="utf-8").startswith("row,response")
 
 

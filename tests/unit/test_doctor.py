@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from luthier import doctor
@@ -47,6 +49,12 @@ def test_every_row_has_a_machine() -> None:
     assert len(doctor.SUPPORT) == len(MACHINES)
     for row in doctor.SUPPORT:
         assert any(row[0].startswith(name) for name in MACHINES)
+
+
+def test_the_page_says_the_same() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "machines.md").read_text(encoding="utf-8")
+    for row in doctor.SUPPORT:
+        assert f"| {' | '.join(row)} |" in page
 
 
 def test_old_cards_and_second_cards_are_told_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

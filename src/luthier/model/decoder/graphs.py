@@ -93,11 +93,11 @@ class Graphs:
         entered.requires_grad_(x_th.requires_grad)
         torch.cuda.synchronize(self.device)
         forward, backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
-        with torch.enable_grad(), torch.cuda.graph(forward, pool=self._pool, capture_error_mode="thread_local"):
-            with self._stand_ins() as parameters:
-                left = entered
-                for layer in self.layers:
-                    left = layer(left, own)
+        recorded = torch.cuda.graph(forward, pool=self._pool, capture_error_mode="thread_local")
+        with torch.enable_grad(), recorded, self._stand_ins() as parameters:
+            left = entered
+            for layer in self.layers:
+                left = layer(left, own)
         self._pool = self._pool or forward.pool()
         left_grad = torch.zeros_like(left)
         with torch.cuda.graph(backward, pool=self._pool, capture_error_mode="thread_local"):
