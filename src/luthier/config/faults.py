@@ -46,7 +46,12 @@ def from_validation(error: ValidationError, data: Any, places: Places, root: typ
         path = _clean(item["loc"], data, missing=item["type"] in ("missing", "union_tag_not_found"))
         if path not in faults:
             faults[path] = _fault(item, path, data, places, root)
-    return list(faults.values())
+    return [fault for path, fault in faults.items() if not (fault.code == "config-bad-value" and _inner(path, faults))]
+
+
+def _inner(path: Path, faults: Mapping[Path, Fault]) -> bool:
+    """Whether a fault inside the value at ``path`` says more than that the whole value is wrong."""
+    return any(len(other) > len(path) and other[: len(path)] == path for other in faults)
 
 
 def _clean(location: tuple[Any, ...], data: Any, missing: bool) -> Path:

@@ -56,6 +56,66 @@ KEYS: dict[str, str] = {
     "backend.cache_dir": "leave it out; the cache is LUTHIER_CACHE",
 }
 
+# Keys of one reason, by the mapping they stand in.
+_READS = "the base model's tokenizer reads the text; leave it out"
+_ALONE = "a language model has one output, which depends on no other; leave it out"
+_PLAIN = "an answer is generated, not decoded from a vector; leave it out"
+_SPEED = "it says how training is executed, which Luthier plans; leave it out (or pin it under `execution:`)"
+_GROUPS: dict[tuple[str, str], tuple[str, ...]] = {
+    ("*_features.*.preprocessing", _READS): (
+        "pretrained_model_name_or_path", "tokenizer", "vocab_file", "most_common", "padding_symbol", "unknown_symbol",
+        "padding", "lowercase", "ngram_size", "compute_idf", "cache_encoder_embeddings",
+    ),
+    ("*_features.*.preprocessing", "a missing value in a prompt is empty, a row without an answer is dropped"): (
+        "fill_value", "computed_fill_value",
+    ),
+    ("*_features.*.preprocessing", "use preprocessing.max_sequence_length"): ("sequence_length",),
+    ("*_features.*.preprocessing", "write the prompt at the top level"): ("prompt",),
+    ("*_features.*", "it is made by Ludwig and is not for writing; leave it out"): ("proc_column", "active"),
+    ("output_features.*", _ALONE): ("reduce_input", "reduce_dependencies", "dependencies"),
+    ("output_features.*", _PLAIN): ("class_similarities", "top_k", "calibration", "vocab", "num_classes"),
+    ("output_features.*", "use trainer.validation_metric"): ("default_validation_metric",),
+    ("output_features.*.decoder", _PLAIN): (
+        "str2idx", "tokenizer", "input_size", "output_size", "fc_layers", "num_fc_layers", "vocab_file",
+    ),
+    ("output_features.*.decoder", "use generation.max_new_tokens"): ("max_new_tokens",),
+    ("trainer", "use learning_rate_scheduler.reduce_on_plateau"): (
+        "increase_batch_size_on_plateau_patience", "increase_batch_size_on_plateau_rate",
+        "increase_batch_size_eval_metric", "increase_batch_size_eval_split",
+    ),
+    ("trainer", "use trainer.steps_per_evaluation"): ("eval_steps",),
+    ("trainer", "use adapter.layers_to_transform or adapter.exclude_modules"): ("layers_to_freeze_regex",),
+    ("trainer", f"{LATER}; use your own profiler around `luthier train`"): ("profiler",),
+    ("trainer", f"it belongs to training on preferences; {LATER}"): (
+        "beta", "loss_type", "label_smoothing", "max_prompt_length", "num_generations", "ref_model",
+    ),
+    ("trainer.learning_rate_scheduler", "warm restarts are not part of Luthier; cosine ends at the end of training"): (
+        "t_0", "t_mult",
+    ),
+    ("trainer.optimizer", "it changes how 8-bit states are kept; leave it out"): ("block_wise", "percentile_clipping"),
+    ("trainer.optimizer", "sgd has no dampening here; leave it out"): ("dampening",),
+    ("generation", "it changes memory or what is returned, not the answer; leave it out"): (
+        "low_memory", "output_attentions", "output_hidden_states", "output_scores", "return_dict_in_generate",
+    ),
+    ("generation", "it is for encoder-decoder models; leave it out"): (
+        "encoder_no_repeat_ngram_size", "decoder_start_token_id",
+    ),
+    ("generation", "assisted generation changes speed only; leave it out"): (
+        "assistant_model", "num_assistant_tokens", "num_assistant_tokens_schedule",
+    ),
+    ("adapter", "use init_lora_weights: pissa, olora or default"): ("eva_config", "corda_config", "loftq_config"),
+    ("adapter", "use target_modules, layers_to_transform or modules_to_save"): (
+        "layers_pattern", "fan_in_fan_out", "lora_bias", "megatron_config", "trainable_token_indices",
+        "layer_replication", "runtime_config",
+    ),
+    ("backend", _SPEED): ("cache_format", "processor", "trainer", "loader", "engine", "preprocessor_kwargs"),
+    ("backend", "credentials never stand in a config; use the hub's own login"): ("credentials",),
+    ("quantization", "bitsandbytes does it: give bits, 4 or 8"): ("backend", "mode"),
+}  # fmt: skip
+for (_holder, _advice), _names in _GROUPS.items():
+    for _sides in ("input", "output") if _holder.startswith("*_") else ("",):
+        KEYS.update({f"{_holder.replace('*_', f'{_sides}_', 1)}.{name}": _advice for name in _names})
+
 _PREFERENCES = f"not yet: {LATER}; `finetune` on the chosen answers comes before it in any case"
 _ADAPTER = "use lora, or one of adalora, ia3, vera, loha, lokr, oft, boft, ln_tuning"
 _DATA_AWARE = "it needs a pass over the data before training; use pissa, olora or default"

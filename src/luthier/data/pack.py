@@ -52,4 +52,5 @@ def _packed(lengths: Sequence[int], order: Sequence[int], room: int) -> list[lis
         least = min(range(len(filled)), key=lambda k: (filled[k], k))
         level[least].append(index)
         filled[least] += lengths[index]
-    return level if max(filled, default=0) <= max(used, default=0) else first_fit
+    fits = all(tokens <= room or len(indices) == 1 for tokens, indices in zip(filled, level, strict=True))
+    return level if fits and max(filled, default=0) <= max(used, default=0) else first_fit
