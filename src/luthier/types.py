@@ -199,6 +199,7 @@ class Plan:
     group at a time de-quantised into a reused buffer; streamed: in pinned host memory, copied layer by layer.
     embeddings: where the input table lies and is looked up. optimizer: where its state lies and the update is made.
     loss_chunk: supervised tokens whose logits exist at one time.
+    graphs: passes are replayed as CUDA graphs, one for each rounded length.
     share_prefix: samples of a pass that start with the same tokens compute them once (dropout 0 only).
     """
 
@@ -212,6 +213,7 @@ class Plan:
     embeddings: Literal["device", "host"] = "device"
     loss_chunk: int = 4096
     optimizer: Literal["device", "host"] = "device"
+    graphs: bool = False
     share_prefix: bool = False
     reasons: Mapping[str, str] = field(default_factory=dict)  # field name -> one line
 

@@ -12,7 +12,7 @@ from luthier.pipeline.planning import Estimate
 from luthier.plan.estimate import Affordable, Span, duration, gib, ranged
 
 CHOICES = ("device", "model", "tokens_per_pass", "attention", "recompute_layers", "offload_checkpoints", "weights",
-           "embeddings", "optimizer", "loss_chunk", "share_prefix")  # fmt: skip
+           "embeddings", "optimizer", "loss_chunk", "graphs", "share_prefix")  # fmt: skip
 
 
 def show(found: Estimate, hourly: float | None, bought: Affordable | None, cards: Sequence[Estimate]) -> None:

@@ -6,10 +6,10 @@ from typing import Any
 
 from luthier.errors import ConfigError, Fault
 from luthier.plan.job import Job
-from luthier.plan.support import Engine
+from luthier.plan.support import Engine, no_graphs
 from luthier.types import Machine
 
-DECODER_ONLY = ("offload_checkpoints", "embeddings", "optimizer", "loss_chunk", "share_prefix")
+DECODER_ONLY = ("offload_checkpoints", "embeddings", "optimizer", "loss_chunk", "graphs", "share_prefix")
 PLAIN = (False, "device", "auto")  # what these are anyway
 
 
@@ -63,6 +63,12 @@ def check(
             refuse("offload_checkpoints", "it needs a CUDA GPU" if engine.offload_checkpoints else "not built yet")
         elif pinned.recompute in ("none", 0):
             refuse("offload_checkpoints", "without recomputed layers there are no checkpoints", "false")
+    if model == "decoder" and pinned.graphs is True:
+        packs = "padded" if no_flash or pinned.attention == "padded" else "flash"
+        if why := no_graphs(packs, device, job.trained.full) or (None if engine.graphs else "not built yet"):
+            refuse("graphs", why, "false")
+        elif pinned.recompute not in ("auto", "none", 0) or config.trainer.enable_gradient_checkpointing is True:
+            refuse("graphs", "graphs recompute nothing, and recomputing is asked for", "false")
     if model == "decoder" and pinned.share_prefix is True:
         if job.dropout:
             refuse("share_prefix", f"adapter.dropout is {job.dropout:g}, and shared tokens have one mask", "false")

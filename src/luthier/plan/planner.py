@@ -20,13 +20,14 @@ from luthier.plan import pins, reasons
 from luthier.plan.job import Job
 from luthier.plan.memory import GIB, MIB, Memory, memory
 from luthier.plan.speed import Rates, Speed, rates_of, speed
-from luthier.plan.support import BUILT, Engine, flash, not_decoder
+from luthier.plan.support import BUILT, Engine, flash, no_graphs, not_decoder
 from luthier.types import DataStats, Machine, ModelSpec, Plan
 
 MAX_TOKENS = 32768  # more in one pass gains nothing on any card
 ROUND = 64  # tokens of a pass are a multiple of this
 CUTS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 96, 128)  # passes of a step that are tried
 LOSS = {"cuda": (256 * MIB, 32 * MIB), "mps": (128 * MIB,), "cpu": (48 * MIB,)}  # bytes of a chunk of logits
+GRAPH_TOKENS, GRAPH_SECONDS = 128, 0.5  # lengths are rounded up to these; making the graphs of 32 layers, assumed
 # What a means must save to be worth it, as a share of the step's time.
 BURDEN = {"streamed": 1.0, "offload_checkpoints": 0.03, "optimizer": 0.03, "embeddings": 0.01}
 RESERVE = {"cuda": (0.04, 400 * MIB), "mps": (0.15, GIB), "cpu": (0.10, 512 * MIB)}  # share of free memory, at least
@@ -125,7 +126,7 @@ def best(
         plan = _with_recompute(config, job, plan, tokens, room)
         need = memory(job, plan, tokens)
         if room.holds(need, device):
-            price = cost(plan, speed(job, plan, assumed, typical=True).seconds)
+            price = cost(plan, speed(job, plan, assumed, typical=True).seconds + making_graphs(job, plan))
             if fitting is None or price < fitting[0]:
                 fitting = (price, plan)
         elif fitting is None:
@@ -146,6 +147,14 @@ def cost(plan: Plan, seconds: float) -> float:
     burden += BURDEN["offload_checkpoints"] * plan.offload_checkpoints
     burden += BURDEN["optimizer"] * (plan.optimizer == "host") + BURDEN["embeddings"] * (plan.embeddings == "host")
     return seconds * (1 + burden)
+
+
+def making_graphs(job: Job, plan: Plan) -> float:
+    """Seconds of capturing the graphs of a run, as a share of each step: one for each rounded length of a pass."""
+    if not plan.graphs:
+        return 0.0
+    lengths = {-(-min(sum(rows), plan.tokens_per_pass) // GRAPH_TOKENS) for rows in job.steps}
+    return len(lengths) * GRAPH_SECONDS * job.shape.spec.layers / 32 / job.total_steps
 
 
 def forecast(config: Any, spec: ModelSpec, stats: DataStats, machine: Machine, plan: Plan) -> Planned:
@@ -193,17 +202,23 @@ def _candidates(config: Any, job: Job, start: Plan, engine: Engine) -> Iterator[
     tables = ("device", "host") if decoder and cuda and job.shape.head and engine.embeddings_on_host else ("device",)
     places = ("device", "host") if decoder and cuda and engine.optimizer_on_host and not job.paged else ("device",)
     away = (False, True) if decoder and cuda and engine.offload_checkpoints else (False,)
+    fast = decoder and engine.graphs and not _declared_recompute(config, job.shape.spec.layers)
+    fast = fast and no_graphs(start.attention, start.device, job.trained.full) is None
     chunks = of("loss_chunk", *_chunks(job, kind)) if decoder else (4096,)
-    for cut, chunk, place, table, kept, moved in product(
+    for cut, graphs, chunk, place, table, kept, moved in product(
         of("tokens_per_pass", *_cuts(job, start.model)),
+        of("graphs", *((True, False) if fast else (False,))),
         chunks,
         of("optimizer", *places),
         of("embeddings", *tables),
         of("weights", *weights),
         of("offload_checkpoints", *away),
     ):
+        if graphs and moved:
+            continue  # graphs recompute nothing, so there is nothing to move
         yield replace(
             start,
+            graphs=graphs,
             tokens_per_pass=max(cut, job.longest),
             loss_chunk=chunk,
             optimizer=place,
@@ -229,14 +244,22 @@ def _largest(job: Job, plan: Plan) -> int:
     return max(min(plan.tokens_per_pass, job.most(plan.model)), job.longest)
 
 
+def _declared_recompute(config: Any, layers: int) -> int | None:
+    """Layers that are recomputed whatever memory there is; None where that is left to the plan."""
+    if config.trainer.enable_gradient_checkpointing is True:
+        return layers
+    declared = config.execution.recompute
+    if declared == "auto":
+        return None
+    return min({"none": 0, "all": layers}.get(declared, declared), layers)
+
+
 def _with_recompute(config: Any, job: Job, plan: Plan, tokens: int, room: Room) -> Plan:
     """The plan with as few recomputed layers as make it fit; with all of them when none is enough."""
-    layers, declared = job.shape.spec.layers, config.execution.recompute
-    if config.trainer.enable_gradient_checkpointing is True:
-        declared = "all"
-    if declared != "auto":
-        fixed = {"none": 0, "all": layers}.get(declared, declared)
-        return replace(plan, recompute_layers=min(fixed, layers))
+    layers = job.shape.spec.layers
+    declared = 0 if plan.graphs else _declared_recompute(config, layers)
+    if declared is not None:
+        return replace(plan, recompute_layers=declared)
 
     def fits(count: int) -> bool:
         return room.holds(memory(job, replace(plan, recompute_layers=count), tokens), plan.device)

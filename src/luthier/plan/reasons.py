@@ -34,6 +34,8 @@ def why(config: Any, job: Job, plan: Plan, machine: Machine, engine: Engine, spe
         said["embeddings"] = "the table is looked up on the host to make room"
     if plan.optimizer == "host":
         said["optimizer"] = "its state does not fit on the device"
+    if plan.graphs:
+        said["graphs"] = "starting kernels one by one would take longer than making the graphs"
     if plan.share_prefix:
         said["share_prefix"] = "dropout is 0, so common beginnings are computed once"
     names = {"recompute_layers": "recompute"}

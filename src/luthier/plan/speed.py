@@ -21,8 +21,9 @@ from luthier.types import Machine, Plan
 TYPICAL = 8  # steps that stand for all of them while plans are compared
 # Kernels that one layer starts in a pass, forward and backward, and the seconds of host work that each costs.
 KERNELS = {"decoder": 110, "generic": 300}
-HOST_SECONDS = {"decoder": 8e-6, "generic": 22e-6}  # PEFT and transformers are Python between the kernels
+HOST_SECONDS = {"decoder": 15e-6, "generic": 22e-6}  # PEFT and transformers are Python between the kernels
 CPU_SECONDS = 12e-6
+GRAPHED = 2  # with graphs the host starts the last layer and the loss alone, about as much as this many layers
 TRAFFIC = {"decoder": 1.0, "generic": 2.5}  # element-wise reads and writes, against a fused layer
 ADAPTER = 5.0  # times that LoRA's inputs and outputs go through memory in a pass, over reading them once
 # Share of a CPU's matrix ceiling that a training reaches, and its ceilings a core: measured on two cores of an AMD EPYC
@@ -151,7 +152,7 @@ def pass_seconds(job: Job, plan: Plan, rates: Rates, tokens: int, rows: Sequence
 
 
 def _with_launches(out: dict[str, float], plan: Plan, rates: Rates, layers: int, again: float) -> dict[str, float]:
-    kernels = KERNELS[plan.model] * layers * (1 + again / 3)
+    kernels = KERNELS[plan.model] * (GRAPHED if plan.graphs else layers) * (1 + again / 3)
     if plan.device == "cpu":  # one worker: what it takes to start the work comes on top
         return out | {"launches": kernels * rates.launch}
     busy = sum(out.values())

@@ -25,6 +25,7 @@ class Engine:
     offload_checkpoints: bool = True
     embeddings_on_host: bool = True
     optimizer_on_host: bool = True
+    graphs: bool = True
     share_prefix: bool = False
     refusal: str | None = None
 
@@ -60,6 +61,15 @@ def flash(machine: Machine, device: str, compute: int) -> str | None:
     if (gpu.capability or (0, 0)) < (8, 0):
         return f"flash attention needs compute capability 8.0; {gpu.name} has {_dotted(gpu.capability)}"
     return "flash attention needs 16-bit arithmetic" if compute != 2 else None
+
+
+def no_graphs(plan_attention: str, device: str, full: bool) -> str | None:
+    """Why passes cannot be CUDA graphs; None when they can (without recomputed layers)."""
+    if not device.startswith("cuda"):
+        return "graphs need a CUDA GPU"
+    if plan_attention != "flash":
+        return "graphs need flash attention"
+    return "graphs need frozen embeddings, and all weights are trained" if full else None
 
 
 def _dotted(capability: tuple[int, int] | None) -> str:

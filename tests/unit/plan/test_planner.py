@@ -137,6 +137,7 @@ def test_checkpointing_keeps_ludwigs_key() -> None:
         ("embeddings", "host", "embeddings", "host"),
         ("optimizer", "host", "optimizer", "host"),
         ("loss_chunk", 77, "loss_chunk", 77),
+        ("graphs", True, "graphs", True),
         ("device", "cpu", "device", "cpu"),
     ],
 )
@@ -144,6 +145,19 @@ def test_every_pin_acts(pin: str, value: object, field: str, want: object) -> No
     free, pinned = planned(gpu(140)).plan, planned(gpu(140), execution={pin: value}).plan
     assert getattr(pinned, field) == want != getattr(free, field)
     assert pinned.reasons.get(field, "set in execution:") == "set in execution:"
+
+
+def test_graphs_pay_where_starting_kernels_is_what_takes_time() -> None:
+    """A small model on a fast card waits for the host; a handful of steps does not repay the graphs."""
+    data = rows(2000)
+    small = best(declared(), SMALL, data, gpu(140), engine=WHOLE)
+    assert small.plan.graphs and not small.plan.recompute_layers
+    assert small.speed.seconds < best(
+        declared(execution={"graphs": False}), SMALL, data, gpu(140), engine=WHOLE
+    ).speed.seconds
+    few = {"trainer": {"batch_size": 16, "train_steps": 3}}
+    assert not best(declared(**few), SMALL, data, gpu(140), engine=WHOLE).plan.graphs
+    assert not best(declared(adapter=None, quantization=None), SMALL, data, gpu(140), engine=WHOLE).plan.graphs
 
 
 def test_offloading_and_limits_act() -> None:
@@ -168,6 +182,8 @@ def test_offloading_and_limits_act() -> None:
         ({"recompute": 3, "model": "generic"}, gpu(80), "all layers or none"),
         ({"offload_checkpoints": True, "recompute": "none"}, gpu(80), "no checkpoints"),
         ({"share_prefix": True}, gpu(80), "does not do it yet"),
+        ({"graphs": True, "recompute": "all"}, gpu(80), "recompute nothing"),
+        ({"graphs": True}, gpu(15, (7, 5), "Tesla T4"), "flash attention"),
         ({"device": "cuda"}, CPU, "no cuda device"),
     ],
 )
