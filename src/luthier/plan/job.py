@@ -83,6 +83,12 @@ class Job:
         """Bytes of a number in the arithmetic."""
         return 4 if self.precision == "fp32" else 2
 
+    @property
+    def fill(self) -> float:
+        """Real tokens of all, where the rows of a step are padded to its longest."""
+        padded = sum(len(rows) * max(rows) for rows in self.steps)
+        return sum(map(sum, self.steps)) / padded if padded else 1.0
+
     def most(self, model: str) -> int:
         """Tokens of the largest simulated step, with the padding that the generic path adds."""
         padded = model == "generic"

@@ -19,6 +19,9 @@ CONTEXT = GIB // 2  # a CUDA context with its libraries, outside torch's allocat
 PROCESS = {"cpu": 700 * MIB, "cuda": 1800 * MIB, "mps": 700 * MIB}  # Python with torch and transformers loaded
 PER_TOKEN = 16  # bytes of a tokenised token with its weight on the host
 
+PADDED = 1.2  # entries over tokens where similar rows are padded to one length
+UNION = 1.6  # columns that any row of a pass needs, over those that one row needs
+
 # Saved by transformers' Llama for the backward pass, bytes a token and layer for one unit of (h, i, q, kv). Measured
 # with torch.autograd.graph.saved_tensors_hooks: (precision is fp32, what is trained) -> coefficients.
 GENERIC = {
@@ -39,6 +42,7 @@ class Memory:
     host: Mapping[str, int]
     context: int
     peak: int  # of the device through torch: what torch.cuda.max_memory_allocated shows
+    moments: Mapping[str, float]  # of a step, beside what is there all the time; the largest makes the peak
 
     @property
     def total(self) -> int:
@@ -52,32 +56,102 @@ class Memory:
 
 
 def memory(job: Job, plan: Plan, tokens: int) -> Memory:
-    """The memory of ``plan`` whose largest pass holds ``tokens`` tokens (padded ones on the generic path)."""
+    """The memory of ``plan`` whose largest pass holds ``tokens`` tokens (padded ones on the generic path).
+
+    Not all items are there at one time: activations go as gradients come. The peak is the largest moment of a step.
+    """
     cuda = plan.device.startswith("cuda")
     count, c = job.trained.weights, job.compute
-    supervised = max(1, round(tokens * job.share))
+    parts = Parts.of(job, plan, tokens)
     fixed = {
         "weights": _weights(job, plan),
         "adapter": 0 if job.trained.full else (4 + (c if c == 2 else 0)) * count,  # masters, and copies to compute with
-        "gradients": 4 * count,
         "optimizer": 0 if plan.optimizer == "host" or job.paged else round(job.state * count),
         "buffers": _buffers(job, plan),
     }
-    passing = {
-        "activations": _activations(job, plan, tokens, supervised),
-        "workspace": _workspace(job, tokens),
-        "loss": _loss(job, plan, tokens, supervised),
+    moments = parts.moments(job, plan, 4 * count)
+    peak = sum(fixed.values()) + round(max(moments.values()))
+    items = {
+        "gradients": 4 * count,
+        "activations": round(parts.saved),
+        "workspace": round(parts.work),
+        "loss": round(parts.loss),
+        "evaluation": round(moments["evaluation"]),
+        "generation": round(moments["generation"]),
     }
-    scored = _workspace(job, tokens) + _scores(job, plan, tokens, supervised)
-    later = {"evaluation": scored, "generation": _answers(job)}
-    peak = sum(fixed.values()) + max(sum(passing.values()), *later.values())
-    saved = round(max(4.0, job.state) * count) * (2 if cuda else 1)  # a checkpoint is put together in host memory
-    host = {"process": PROCESS[plan.device.split(":")[0]], "data": PER_TOKEN * job.tokens, "saving": saved}
+    saving = round(max(4.0, job.state) * count) * (2 if cuda else 1)  # a checkpoint is put together in host memory
+    host = {"process": PROCESS[plan.device.split(":")[0]], "data": PER_TOKEN * job.tokens, "saving": saving}
     host |= _host(job, plan, tokens, c)
     if not cuda:
         host["run"] = peak
         host.pop("loading")  # weights are read into the place where they stay
-    return Memory(fixed | passing | later, {k: v for k, v in host.items() if v}, CONTEXT if cuda else 0, peak)
+    kept = {name: size for name, size in host.items() if size}
+    return Memory(fixed | items, kept, CONTEXT if cuda else 0, peak, moments)
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a pass holds, in bytes: saved by all layers, by a whole layer, by the last; buffers; the loss."""
+
+    saved: float
+    layer: float
+    last: float
+    inputs: float  # of the recomputed layers
+    work: float
+    loss: float
+    scores: float  # of an evaluation's loss
+
+    @classmethod
+    def of(cls, job: Job, plan: Plan, tokens: int) -> Parts:
+        """The parts of a pass of ``tokens`` (padded on the generic path, where only the real ones are supervised)."""
+        spec, c = job.shape.spec, job.compute
+        supervised = max(1.0, job.share * tokens * (job.fill if plan.model == "generic" else 1.0))
+        again, layers = min(plan.recompute_layers, spec.layers), spec.layers
+        one = tokens * layer_bytes(job, plan)
+        last = one
+        if plan.model == "decoder":  # the last layer's MLP sees supervised positions only
+            last -= (tokens - supervised) * c * (spec.hidden + 2 * spec.intermediate + job.shape.q)
+        inputs = again * tokens * spec.hidden * c
+        whole = max(layers - again - 1, 0) * one + (last if again < layers else 0)
+        return cls(
+            saved=whole + (0 if plan.offload_checkpoints else inputs),
+            layer=one,
+            last=last if again < layers else 0,
+            inputs=0 if plan.offload_checkpoints else inputs,
+            work=tokens * _work_bytes(job, plan),
+            loss=_loss(job, plan, tokens, supervised),
+            scores=_scores(job, plan, supervised),
+        )
+
+    def moments(self, job: Job, plan: Plan, gradients: float) -> dict[str, float]:
+        """What torch holds at the moments that may be the largest, beside what is there all the time."""
+        layers = max(job.shape.spec.layers, 1)
+        again = min(plan.recompute_layers, layers)
+        head, first = (4.0 * job.shape.head, 4.0 * job.shape.embedding) if job.trained.full else (0.0, 0.0)
+        each = (gradients - head - first) / layers
+        copied, cast = _copies(job, plan)
+        out = {
+            "loss": self.saved + self.loss + copied + cast,
+            "backward of the last layers": self.saved - self.last + self.work + head + each + copied,
+            "backward of the first layers": self.layer + self.work + gradients - first - each,
+            "update": gradients + 4.0 * job.trained.weights,  # the optimizer's own buffers
+            "evaluation": self.work + self.scores,
+            "generation": _answers(job),
+        }
+        if again:
+            out["recomputing"] = self.inputs + self.layer + self.work + head + (layers - again + 1) * each
+        if again == layers:
+            del out["backward of the last layers"]
+        return out
+
+
+def _copies(job: Job, plan: Plan) -> tuple[float, float]:
+    """Copies in the arithmetic of weights that are trained in fp32: those of a whole pass, and the head's in the loss."""
+    if not job.trained.full or job.compute == 4:
+        return 0.0, 0.0
+    if plan.model == "generic":  # autocast keeps them while it saves activations
+        return (0.0 if plan.checkpointing else 2.0 * job.shape.linear), 2.0 * job.shape.embedding
+    return 2.0 * job.shape.largest, 2.0 * job.shape.embedding
 
 
 def _weights(job: Job, plan: Plan) -> int:
@@ -85,7 +159,7 @@ def _weights(job: Job, plan: Plan) -> int:
     shape, c = job.shape, job.compute
     tables = shape.head + (shape.embedding if plan.embeddings == "device" or not shape.head else 0)
     if job.trained.full:
-        return (4 + (2 if c == 2 else 0)) * (shape.linear + tables)
+        return 4 * (shape.linear + tables)
     if plan.weights == "streamed":
         return round(c * tables)
     stored = quantised_bytes(job.bits if plan.weights == "quantised" else None, job.double, c)
@@ -110,42 +184,41 @@ def layer_bytes(job: Job, plan: Plan) -> float:
         h, i, q, kv = GENERIC[c == 4, what]
         low = 4 * c * job.trained.ranks if job.trained.ranks else 0
         return h * spec.hidden + i * spec.intermediate + q * shape.q + kv * shape.kv + low
-    kept = 2 * spec.hidden + 2 * shape.q + 2 * shape.kv + 2 * spec.intermediate + job.trained.ranks
-    return c * kept + 4 * spec.heads
+    packed = plan.attention == "flash"
+    heads = 2 * shape.q + 2 * shape.kv if packed else (1 + 4 * PADDED) * shape.q  # keys are repeated for each head
+    kept = 2 * spec.hidden + heads + 2 * spec.intermediate + job.trained.ranks
+    return c * kept + 4 * spec.heads + 8  # and in fp32 the attention's log-sum-exp and two norms
 
 
-def _activations(job: Job, plan: Plan, tokens: int, supervised: int) -> int:
-    """Saved by all layers; a recomputed one keeps its input alone, and one of them is whole while it is recomputed."""
+def _work_bytes(job: Job, plan: Plan) -> float:
+    """Buffers of the layer at work in the backward pass, for each token: what its MLP needs at one time.
+
+    Measured as the most that is alive (tests/unit/plan/live.py); the fused kernels of a GPU keep no fp32 between.
+    """
     spec, c = job.shape.spec, job.compute
-    one = layer_bytes(job, plan)
-    again = min(plan.recompute_layers, spec.layers)
-    inputs = 0 if plan.offload_checkpoints else again * spec.hidden * c
-    total = tokens * ((spec.layers - again) * one + inputs + (one if again else 0))
-    if plan.model == "decoder" and again < spec.layers:  # the last layer's MLP sees supervised positions only
-        total -= (tokens - supervised) * c * (spec.hidden + 2 * spec.intermediate + job.shape.q)
-    return round(total)
+    if plan.model == "generic":
+        return 8.0 * spec.intermediate + 8.0 * spec.hidden
+    if plan.device.startswith("cuda"):
+        return c * (4.0 * spec.intermediate + 4.0 * spec.hidden)
+    return (26.0 if c == 4 else 22.0) * spec.intermediate + 8.0 * spec.hidden
 
 
-def _workspace(job: Job, tokens: int) -> int:
-    """Buffers of the layer at work in the backward pass: gradients of the MLP's inner side and of the stream."""
-    spec = job.shape.spec
-    return round(tokens * job.compute * (4 * spec.intermediate + 4 * spec.hidden))
-
-
-def _loss(job: Job, plan: Plan, tokens: int, supervised: int) -> int:
-    """Logits of a chunk in the arithmetic, their softmax in fp32, their gradient; hidden states of the supervised."""
+def _loss(job: Job, plan: Plan, tokens: int, supervised: float) -> float:
+    """Logits of a chunk with what their softmax needs, and hidden states of the supervised with their gradient."""
     spec, c = job.shape.spec, job.compute
     if plan.model == "decoder":
         chunk = min(plan.loss_chunk, supervised)
-        return chunk * spec.vocab * (2 * c + 4) + 2 * supervised * spec.hidden * c
-    kept = min(tokens, round(1.3 * supervised) + 1)  # a column is kept when any row of the pass needs it
-    return spec.vocab * (2 * c * kept + (2 * c + 8) * supervised)
+        softmax = 0 if plan.device.startswith("cuda") else 12 if c == 2 else 8  # fused kernels overwrite the logits
+        return chunk * spec.vocab * (c + softmax) + 3 * supervised * spec.hidden * c
+    kept = min(tokens, UNION * supervised / job.fill)
+    forward = c * kept + (c + (8 if c == 2 else 4)) * supervised
+    return spec.vocab * max(forward, c * (2 * kept + supervised))
 
 
-def _scores(job: Job, plan: Plan, tokens: int, supervised: int) -> int:
+def _scores(job: Job, plan: Plan, supervised: float) -> float:
     spec, c = job.shape.spec, job.compute
     rows = min(plan.loss_chunk, supervised) if plan.model == "decoder" else supervised
-    return rows * spec.vocab * (c + 4)
+    return rows * spec.vocab * (c + 8)
 
 
 def _answers(job: Job) -> int:

@@ -126,7 +126,7 @@ def best(
         plan = _with_recompute(config, job, plan, tokens, room)
         need = memory(job, plan, tokens)
         if room.holds(need, device):
-            price = cost(plan, speed(job, plan, assumed, typical=True).seconds + making_graphs(job, plan))
+            price = cost(job, plan, assumed)
             if fitting is None or price < fitting[0]:
                 fitting = (price, plan)
         elif fitting is None:
@@ -141,8 +141,9 @@ def best(
     return Planned(told, job, need, took, rates, room, fitting is not None)
 
 
-def cost(plan: Plan, seconds: float) -> float:
+def cost(job: Job, plan: Plan, rates: Rates) -> float:
     """What plans are compared by: a step's seconds, with the burden of the means that the plan uses."""
+    seconds = speed(job, plan, rates, typical=True).seconds + making_graphs(job, plan)
     burden = BURDEN["streamed"] * (plan.weights == "streamed")
     burden += BURDEN["offload_checkpoints"] * plan.offload_checkpoints
     burden += BURDEN["optimizer"] * (plan.optimizer == "host") + BURDEN["embeddings"] * (plan.embeddings == "host")
@@ -229,7 +230,7 @@ def _candidates(config: Any, job: Job, start: Plan, engine: Engine) -> Iterator[
 
 
 def _chunks(job: Job, kind: str) -> list[int]:
-    one = job.shape.spec.vocab * (2 * job.compute + 4)
+    one = job.shape.spec.vocab * (job.compute + 8)
     return [max(ROUND, size // one // ROUND * ROUND) for size in LOSS[kind]]
 
 

@@ -13,7 +13,6 @@ from planning import CPU, GIB, SEVEN, SMALL, declared, gpu, rows
 from luthier.errors import ConfigError, TrainingError
 from luthier.plan import best, device_of, make_plan, plan_for
 from luthier.plan.planner import cost
-from luthier.plan.speed import speed
 from luthier.plan.support import WHOLE
 from luthier.types import DataStats, Gpu, Machine, Plan
 
@@ -53,7 +52,7 @@ def test_more_memory_never_costs_more(free: float, more: float, spec, full: bool
     less, much = (planned(gpu(size), spec, **sections) for size in (free, free + more))
     if less.fits:
         assert much.fits
-        price = [cost(one.plan, speed(one.job, one.plan, one.rates, typical=True).seconds) for one in (less, much)]
+        price = [cost(one.job, one.plan, one.rates) for one in (less, much)]
         assert price[1] <= price[0]
 
 
