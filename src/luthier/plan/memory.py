@@ -146,7 +146,7 @@ class Parts:
 
 
 def _copies(job: Job, plan: Plan) -> tuple[float, float]:
-    """Copies in the arithmetic of weights that are trained in fp32: those of a whole pass, and the head's in the loss."""
+    """Copies in the arithmetic of weights that are trained in fp32: those of a pass, and the head's in the loss."""
     if not job.trained.full or job.compute == 4:
         return 0.0, 0.0
     if plan.model == "generic":  # autocast keeps them while it saves activations

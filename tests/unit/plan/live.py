@@ -1,4 +1,4 @@
-"""The most bytes of tensors that were alive at one time, on any device: what an allocator would have had to hand out."""
+"""The most bytes of tensors that were alive at one time: what an allocator would have had to hand out."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 
 class Live(TorchDispatchMode):
-    """Counts the storages that operations return while it is active; ``peak`` in bytes, beyond what was there before."""
+    """Counts the storages that operations return while it is active; ``peak`` in bytes beyond what was there."""
 
     def __init__(self) -> None:
         super().__init__()
