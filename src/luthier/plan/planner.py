@@ -252,7 +252,8 @@ def _declared_recompute(config: Any, layers: int) -> int | None:
     declared = config.execution.recompute
     if declared == "auto":
         return None
-    return min({"none": 0, "all": layers}.get(declared, declared), layers)
+    named: int = {"none": 0, "all": layers}.get(declared, declared)
+    return min(named, layers)
 
 
 def _with_recompute(config: Any, job: Job, plan: Plan, tokens: int, room: Room) -> Plan:
