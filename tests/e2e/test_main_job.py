@@ -69,6 +69,7 @@ def test_train_predict_evaluate_and_runs_on_the_command_line(
     assert record["state"] == "finished"
     lines = [json.loads(line) for line in (made / "metrics.jsonl").read_text("utf-8").splitlines()]
     wanted = {"time", "step", "epoch", "split", "loss", "learning_rate", "tokens_per_s", "supervised_tokens"}
+    wanted |= {"memory_gib"}
     assert wanted <= set(lines[0])
     losses = [line["loss"] for line in lines if line["split"] == "train"]
     assert losses[-1] < losses[0]

@@ -5,8 +5,12 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+import tempfile
+import threading
 from pathlib import Path
 
+from luthier import events
+from luthier.assets.bars import BarStream
 from luthier.assets.cache import build_once
 from luthier.errors import AssetError
 
@@ -31,13 +35,14 @@ for number, file in enumerate(files, 1):
     save_file(tensors, str(target / name), metadata={"format": "pt"})
     weight_map |= dict.fromkeys(tensors, name)
     total += sum(t.numel() * t.element_size() for t in tensors.values())
+    print(f"{number}/{len(files)}", flush=True)
 if len(files) > 1:
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (target / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
 """
 
 
-def convert_pickled(folder: Path) -> Path:
+def convert_pickled(folder: Path, sink: events.Sink = events.silent) -> Path:
     """A copy of a model folder with safetensors weights, beside it as ``FOLDER-safetensors``.
 
     Raises AssetError asset-not-found without .bin files, asset-damaged when they hold more than tensors.
@@ -52,16 +57,35 @@ def convert_pickled(folder: Path) -> Path:
         for path in folder.iterdir():
             if path.is_file() and path.suffix in (".json", ".txt", ".model", ".jinja") and "index" not in path.name:
                 shutil.copy2(path, target / path.name)
-        done = subprocess.run(
-            [sys.executable, "-I", "-c", CHILD, str(folder), str(target)],
-            capture_output=True, text=True, timeout=LIMIT, check=False,
-        )  # fmt: skip
-        if done.returncode:
+        with events.stage(sink, "convert", f"{folder.name} to safetensors"):
+            code, said = _run(folder, target, BarStream(sink, "convert", "files"))
+        if code:
             raise AssetError(
                 "asset-damaged",
                 "the pickled weights were not converted: they are damaged or hold more than tensors",
                 where=str(folder),
-                received=(done.stderr.strip().splitlines() or ["no message"])[-1],
+                received=(said.strip().splitlines() or ["no message"])[-1],
             )
 
     return build_once(folder.with_name(f"{folder.name}-safetensors"), make)
+
+
+def _run(source: Path, target: Path, bar: BarStream) -> tuple[int, str]:
+    """The child's exit code and what it said on stderr; the files it has done go to ``bar``."""
+    command = [sys.executable, "-I", "-c", CHILD, str(source), str(target)]
+    with (
+        tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as child,
+    ):
+        overdue = threading.Timer(LIMIT, child.kill)
+        overdue.start()
+        try:
+            assert child.stdout is not None, "a pipe was asked for"
+            for line in child.stdout:
+                bar.write(line)
+            code = child.wait()
+        finally:
+            overdue.cancel()
+            child.kill()
+        errors.seek(0)
+        return code, errors.read()

@@ -36,6 +36,4 @@ def known_shape(repository: str) -> ModelSpec | None:
     architecture, layers, hidden, inner, heads, kv, size, vocab, context, tied = found
     layer = hidden * size * 2 * (heads + kv) + 3 * hidden * inner + 2 * hidden
     weights = layers * layer + hidden + vocab * hidden * (1 if tied else 2)
-    return ModelSpec(
-        architecture, weights, layers, hidden, inner, heads, kv, size, vocab, context, tied, "bfloat16"
-    )
+    return ModelSpec(architecture, weights, layers, hidden, inner, heads, kv, size, vocab, context, tied, "bfloat16")

@@ -20,8 +20,8 @@ def command(
     """Convert a folder's pickled .bin weights to safetensors, without running what the pickle says."""
     from luthier.assets import convert_pickled
 
-    with common.session(as_json):
-        made = convert_pickled(folder)
+    with common.session(as_json) as sink:
+        made = convert_pickled(folder, sink)
     if as_json:
         common.emit({"folder": str(made)})
     else:

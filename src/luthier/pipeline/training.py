@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import json
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -21,6 +22,7 @@ from luthier.pipeline.opening import declared_precision, open_for_tuning
 from luthier.pipeline.preparing import Work, prepare
 from luthier.plan.recorded import continued, leaner
 from luthier.run import Lock, RunFolder, atomic, hash_config, read_metrics, require_space
+from luthier.run.watch import growing
 from luthier.tuned import Tuned
 from luthier.types import Plan
 
@@ -82,7 +84,8 @@ def train(
         work, forced = _with_recorded_plan(work, folder) if standing == "resume" else (work, "")
         _write_inputs(folder, work, dataset, encoding)
         for one in work.config.filled():
-            shown = f"{one.key} = {one.value}" + (f" (Ludwig: {one.ludwig})" if one.ludwig != one.value else "")
+            shown = f"{one.key} = {_said(one.value)}"
+            shown += f" (Ludwig: {_said(one.ludwig)})" if one.ludwig != one.value else ""
             sink(events.Note(text=f"filled in: {shown}"))
         for line in work.audit.lines():
             sink(events.Note(text=line))
@@ -99,6 +102,17 @@ def train(
         folder.close()
         raise
     return _trained(folder, tuned, work)
+
+
+def _said(value: Any) -> str:
+    """A config's value as it would be written in the file."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _save(model: Tunable, folder: RunFolder, size: int, sink: events.Sink) -> Path:
+    """Write what was trained, about ``size`` bytes; the disk tells how far it is."""
+    with growing(sink, "save", folder.path, size):
+        return model.save(folder.path)
 
 
 def _fit(work: Work, folder: RunFolder, precision: Precision, sink: events.Sink) -> Tuned:
@@ -134,7 +148,7 @@ def _fit(work: Work, folder: RunFolder, precision: Precision, sink: events.Sink)
         total_steps=steps,
         evaluate=evaluator(examples=examples["validation"], generated=generated) if examples["validation"] else None,
         evaluate_train=evaluator(examples=examples["train"]) if trainer.evaluate_training_set else None,
-        save_adapter=partial(model.save, folder.path),
+        save_adapter=partial(_save, model, folder, trained * (4 if settings.adapter else 2), sink),
         penalty=model.penalty,
         after_update=model.after_update,
         model_state=model.state,
