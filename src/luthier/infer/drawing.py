@@ -77,24 +77,30 @@ class First(LogitsProcessor):
         return forced
 
 
+def uniforms(request: Request, steps: int) -> torch.Tensor:
+    """[steps] fp64 on the host: the numbers that decide this request's tokens, one a position."""
+    stream = torch.Generator().manual_seed(request_seed(request.sampling.seed, request.key))
+    return torch.rand(steps, generator=stream, dtype=torch.float64)
+
+
+def draw(scores_rv: torch.Tensor, uniform_r: torch.Tensor) -> torch.Tensor:
+    """[r] the token of each row that its number falls on; ``scores_rv`` after warping."""
+    mass_rv = scores_rv.float().softmax(dim=-1).cumsum(dim=-1)
+    # Scaled by the total, which rounding may leave a little under 1: the draw then always lands on a kept token.
+    target_r1 = uniform_r[:, None].to(mass_rv) * mass_rv[:, -1:]
+    drawn_r1 = torch.searchsorted(mass_rv, target_r1, right=True).clamp_(max=scores_rv.shape[-1] - 1)
+    dropped_r1 = scores_rv.gather(1, drawn_r1) == float("-inf")
+    return torch.where(dropped_r1, scores_rv.argmax(dim=-1, keepdim=True), drawn_r1)[:, 0]
+
+
 class Draw(LogitsProcessor):
     """Keeps exactly one token per row: the one drawn. Greedy choice after it therefore returns the draw."""
 
     def __init__(self, requests: Sequence[Request], prompt_width: int, steps: int) -> None:
         self._prompt_width = prompt_width
-        rows = []
-        for request in requests:
-            stream = torch.Generator().manual_seed(request_seed(request.sampling.seed, request.key))
-            rows.append(torch.rand(steps, generator=stream, dtype=torch.float64))
-        self._uniform_rs = torch.stack(rows)
+        self._uniform_rs = torch.stack([uniforms(request, steps) for request in requests])
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """``scores`` [rows, vocabulary] after warping → 0 at the drawn token and -inf elsewhere."""
-        step = input_ids.shape[1] - self._prompt_width
-        mass_rv = scores.float().softmax(dim=-1).cumsum(dim=-1)
-        # Scaled by the total, which rounding may leave a little under 1: the draw then always lands on a kept token.
-        target_r1 = self._uniform_rs[:, step, None].to(mass_rv) * mass_rv[:, -1:]
-        drawn_r1 = torch.searchsorted(mass_rv, target_r1, right=True).clamp_(max=scores.shape[-1] - 1)
-        kept_r1 = scores.gather(1, drawn_r1) == float("-inf")
-        drawn_r1 = torch.where(kept_r1, scores.argmax(dim=-1, keepdim=True), drawn_r1)
-        return torch.full_like(scores, float("-inf")).scatter_(1, drawn_r1, 0.0)
+        drawn_r = draw(scores, self._uniform_rs[:, input_ids.shape[1] - self._prompt_width].to(scores.device))
+        return torch.full_like(scores, float("-inf")).scatter_(1, drawn_r[:, None], 0.0)

@@ -20,8 +20,9 @@ from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria
 from transformers.generation.streamers import BaseStreamer
 
 from luthier.events import Sink, progress, silent
+from luthier.infer.answer import Answers, is_out_of_memory
 from luthier.infer.drawing import WARPERS, Draw, First, request_seed, warpers
-from luthier.infer.text import IncrementalText, cut_at_stop
+from luthier.infer.rules import lists
 from luthier.model.tunable import Tokens
 from luthier.types import Completion, Request, Sampling
 
@@ -30,6 +31,7 @@ ID_LISTS = (
     "bad_words_ids",
     "suppress_tokens",
     "begin_suppress_tokens",
+    "sequence_bias",
 )  # transformers wants lists, configs have tuples
 OURS = ("max_length", "forced_bos_token_id")  # settled here, not passed on
 CONTEXT_FIELDS = ("max_position_embeddings", "n_positions", "max_seq_len")
@@ -74,9 +76,12 @@ class HfEngine:
         self.context = context
         self.stage = stage
         self._inner: Any = self.model.get_base_model() if hasattr(model, "get_base_model") else model
-        self._eos = _end_ids(tokenizer, self._inner)
-        self._limit = next((int(n) for f in CONTEXT_FIELDS if (n := getattr(self._inner.config, f, None))), None)
-        self._vocabulary = int(self._inner.get_input_embeddings().weight.shape[0])
+        self.answers = Answers(
+            tokenizer,
+            _end_ids(tokenizer, self._inner),
+            next((int(n) for f in CONTEXT_FIELDS if (n := getattr(self._inner.config, f, None))), None),
+            int(self._inner.get_input_embeddings().weight.shape[0]),
+        )
 
     # ---------------------------------------------------------------------------------------- batches
 
@@ -88,7 +93,7 @@ class HfEngine:
     def _complete(self, requests: Sequence[Request]) -> Iterator[Completion]:
         groups: dict[str, list[Request]] = {}
         for request in requests:
-            fault = self._refusal(request)
+            fault = self.answers.refusal(request)
             if fault:
                 yield Completion(request.key, (), "", "error", error=fault)
             else:
@@ -96,21 +101,6 @@ class HfEngine:
         for group in groups.values():
             for batch in self._batches(group):
                 yield from self._run_or_halve(batch)
-
-    def _refusal(self, request: Request) -> str | None:
-        """Why this row cannot be answered, or None."""
-        length = len(request.prompt_ids)
-        if not length:
-            return "the prompt is empty: it has no token to continue from"
-        if self._limit is not None and length >= self._limit:
-            return f"the prompt has {length} tokens and the model's context {self._limit}: no room for an answer"
-        largest = max(request.prompt_ids)
-        if largest >= self._vocabulary or min(request.prompt_ids) < 0:
-            return f"the prompt holds an id outside the model's vocabulary of {self._vocabulary}"
-        limit = request.sampling.extra.get("max_length")
-        if limit is not None and length >= int(limit):
-            return f"the prompt has {length} tokens and generation.max_length is {limit}: no room for an answer"
-        return None
 
     def _batches(self, requests: Sequence[Request]) -> Iterator[list[Request]]:
         """Longest first, so that memory is asked for at its largest at once and the time left is not flattering."""
@@ -129,11 +119,11 @@ class HfEngine:
         try:
             answers_rt: list[list[int]] | None = self._run(batch)
         except (torch.OutOfMemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             answers_rt = None
         if answers_rt is not None:
-            yield from (self._completion(request, ids) for request, ids in zip(batch, answers_rt, strict=True))
+            yield from (self.answers.completion(request, ids) for request, ids in zip(batch, answers_rt, strict=True))
             return
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -153,12 +143,12 @@ class HfEngine:
         sampling = batch[0].sampling
         device = self._inner.get_input_embeddings().weight.device
         width = max(len(request.prompt_ids) for request in batch)
-        pad = self._pad()
+        pad = self.answers.pad
         ids_rt = torch.tensor([[pad] * (width - len(r.prompt_ids)) + list(r.prompt_ids) for r in batch], device=device)
         mask_rt = torch.tensor(
             [[0] * (width - len(r.prompt_ids)) + [1] * len(r.prompt_ids) for r in batch], device=device
         )
-        steps = self._steps(batch[0])
+        steps = self.answers.steps(batch[0])
         processors = LogitsProcessorList()
         first = sampling.extra.get("forced_bos_token_id")
         if first is not None:
@@ -169,7 +159,7 @@ class HfEngine:
             processors.append(Draw(batch, width, steps))
         criteria = StoppingCriteriaList()
         if sampling.stop:
-            criteria.append(_StopText(self.tokenizer, sampling.stop, width))
+            criteria.append(_StopText(self.answers, sampling.stop, width))
         if cancel is not None:
             criteria.append(_Cancelled(cancel))
         with ExitStack() as stack:
@@ -187,7 +177,7 @@ class HfEngine:
                 stopping_criteria=criteria,
                 streamer=streamer,
             )
-        return [self._trim(row) for row in out_rt[:, width:].tolist()]
+        return [self.answers.trim(row) for row in out_rt[:, width:].tolist()]
 
     def _settings(self, request: Request) -> str:
         """What rows of one batch share: the settings, and the new tokens that there is room for.
@@ -197,23 +187,13 @@ class HfEngine:
         sampling = request.sampling
         repeats = sampling.repetition_penalty != 1.0 or any(sampling.extra.get(name) for name in SEES_PADDING)
         width = len(request.prompt_ids) if repeats else None
-        return json.dumps([asdict(sampling), self._steps(request), width], sort_keys=True, default=repr)
-
-    def _steps(self, request: Request) -> int:
-        """New tokens for a row: as asked, and no further than `max_length` and the model's context reach."""
-        length = len(request.prompt_ids)
-        limits = [request.sampling.max_new_tokens]
-        if self._limit is not None:
-            limits.append(self._limit - length)
-        if request.sampling.extra.get("max_length") is not None:
-            limits.append(int(request.sampling.extra["max_length"]) - length)
-        return min(limits)
+        return json.dumps([asdict(sampling), self.answers.steps(request), width], sort_keys=True, default=repr)
 
     def _generation_config(self, sampling: Sampling, steps: int, own_draw: bool) -> GenerationConfig:
         settings = {k: v for k, v in sampling.extra.items() if k not in OURS}
         for name in ID_LISTS:
             if name in settings:
-                settings[name] = [list(v) if isinstance(v, (list, tuple)) else v for v in settings[name]]
+                settings[name] = lists(settings[name])
         if own_draw or not sampling.do_sample:  # the draw has done the warping; greedy has none to do
             settings = {k: v for k, v in settings.items() if k not in WARPERS}
         elif sampling.do_sample:
@@ -226,44 +206,10 @@ class HfEngine:
             do_sample=sampling.do_sample and not own_draw,
             num_beams=sampling.num_beams,
             repetition_penalty=sampling.repetition_penalty,
-            eos_token_id=list(self._eos) or None,
-            pad_token_id=self._pad(),
+            eos_token_id=list(self.answers.ends) or None,
+            pad_token_id=self.answers.pad,
             **({"use_cache": True} | settings),
         )
-
-    def _pad(self) -> int:
-        pad = self.tokenizer.pad_id
-        return pad if pad is not None else (self._eos[0] if self._eos else 0)
-
-    def _trim(self, row: Sequence[int]) -> list[int]:
-        """A row's ids through its first end-of-sequence id; what follows is padding."""
-        end = next((at for at, token in enumerate(row) if token in self._eos), None)
-        return list(row) if end is None else list(row[: end + 1])
-
-    def _completion(self, request: Request, ids: list[int]) -> Completion:
-        """The answer as text. ``ids`` keeps the end-of-sequence id where the model wrote one; the text does not."""
-        ended = bool(ids) and ids[-1] in self._eos
-        sampling = request.sampling
-        if sampling.stop:
-            ids, stopped = self._ids_to_stop(ids, sampling.stop)
-            ended = ended and not stopped
-        else:
-            stopped = False
-        text, _ = cut_at_stop(self.tokenizer.decode(ids[:-1] if ended else ids), sampling.stop)
-        return Completion(request.key, tuple(ids), text, "stop" if ended or stopped else "length")
-
-    def _ids_to_stop(self, ids: list[int], stops: Sequence[str]) -> tuple[list[int], bool]:
-        """The ids through the token that completed a stop string (a batch runs on until its last row is done)."""
-        if not cut_at_stop(self.tokenizer.decode(ids), stops)[1]:
-            return ids, False
-        low, high = 1, len(ids)  # the shortest prefix whose text holds a stop string, by bisection
-        while low < high:
-            middle = (low + high) // 2
-            if cut_at_stop(self.tokenizer.decode(ids[:middle]), stops)[1]:
-                high = middle
-            else:
-                low = middle + 1
-        return ids[:low], True
 
     # ---------------------------------------------------------------------------------------- streaming
 
@@ -275,29 +221,18 @@ class HfEngine:
         Raises:
             ValueError: the request cannot be run; the message says why.
         """
-        fault = self._refusal(request)
+        fault = self.answers.refusal(request)
         if fault:
             raise ValueError(fault)
         if request.sampling.num_beams > 1:
-            yield self._completion(request, self._run([request])[0]).text
+            yield self.answers.completion(request, self._run([request])[0]).text
             return
         tokens = _TokenQueue(len(request.prompt_ids))
         cancel = threading.Event()
         worker = threading.Thread(target=self._work, args=(request, tokens, cancel), name="luthier-stream", daemon=True)
         worker.start()
-        text = IncrementalText(self.tokenizer.decode, request.sampling.stop)
         try:
-            for token in tokens:
-                if token in self._eos:
-                    break
-                piece = text.push(token)
-                if piece:
-                    yield piece
-                if text.stopped:
-                    break
-            rest = text.finish()
-            if rest:
-                yield rest
+            yield from self.answers.pieces(request, iter(tokens))
         finally:
             cancel.set()
             worker.join()
@@ -347,16 +282,11 @@ class _TokenQueue(BaseStreamer):  # type: ignore[misc]
 class _StopText(StoppingCriteria):  # type: ignore[misc]
     """Ends a row as soon as its answer holds a stop string."""
 
-    def __init__(self, tokenizer: Tokens, stops: Sequence[str], width: int) -> None:
-        self._tokenizer = tokenizer
-        self._stops = stops
-        self._width = width
-        # A character takes at most four tokens, one a byte; a little more for the join with what precedes.
-        self._window = 4 * max(map(len, stops)) + 8
+    def __init__(self, answers: Answers, stops: Sequence[str], width: int) -> None:
+        self._answers, self._stops, self._width = answers, stops, width
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        start = max(self._width, input_ids.shape[1] - self._window)
-        done = [cut_at_stop(self._tokenizer.decode(row), self._stops)[1] for row in input_ids[:, start:].tolist()]
+        done = [self._answers.has_stop(row, self._stops) for row in input_ids[:, self._width :].tolist()]
         return torch.tensor(done, device=input_ids.device)
 
 
@@ -375,11 +305,6 @@ def _end_ids(tokenizer: Tokens, model: Any) -> tuple[int, ...]:
     own = model.generation_config.eos_token_id if getattr(model, "generation_config", None) else None
     more = [] if own is None else own if isinstance(own, (list, tuple)) else [own]
     return tuple(dict.fromkeys(int(token) for token in [*tokenizer.eos_ids, *more]))
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    text = str(error).lower()
-    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in text or "can't allocate memory" in text
 
 
 @contextmanager

@@ -82,6 +82,37 @@ def attend(
     return _padded(q_tnd, k_tnd, v_tnd, where, scale, window, softcap)
 
 
+def attend_cached(
+    q_rnd: torch.Tensor,
+    k_rcnd: torch.Tensor,
+    v_rcnd: torch.Tensor,
+    held_r: torch.Tensor,
+    *,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+) -> torch.Tensor:
+    """[r, heads, d]: one query a row over the first ``held_r`` [r] of its keys and values, which may have fewer heads.
+
+    ``window``: of these, the last so many. Without gradient.
+    """
+    rows, heads, width = q_rnd.shape
+    kv_heads = k_rcnd.shape[2]
+    place = torch.arange(k_rcnd.shape[1], device=q_rnd.device)
+    seen = place < held_r[:, None]
+    if window is not None and window < k_rcnd.shape[1]:
+        seen = seen & (place >= held_r[:, None] - window)
+    # The queries that share a key head stand in the place of several tokens: nothing is repeated.
+    q = q_rnd.view(rows, kv_heads, heads // kv_heads, width)
+    k, v = k_rcnd.transpose(1, 2), v_rcnd.transpose(1, 2)
+    if softcap is None:
+        out = torch.nn.functional.scaled_dot_product_attention(q, k, v, seen[:, None, None], scale=scale)
+    else:
+        scores = softcap * torch.tanh(q @ k.transpose(-1, -2) * (scale / softcap))
+        out = wide(scores).masked_fill(~seen[:, None, None], float("-inf")).softmax(-1).to(v.dtype) @ v
+    return out.reshape(rows, heads, width)
+
+
 class _Flash(torch.autograd.Function):
     """torch's own varlen Flash attention; its operators are called directly since the public name still changes."""
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from luthier.kernels.attention import Kind, Spans, attend
 from luthier.kernels.linear import Linear, Norm
+from luthier.kernels.rotary import Heads
 from luthier.model.decoder.lora import Group, Pair
 from luthier.model.decoder.nodes import normed, rotated, taken
 from luthier.model.decoder.shape import Rotary, Shape
@@ -74,11 +75,15 @@ class Layer(nn.Module):
         self, x_th: torch.Tensor, turn: tuple[torch.Tensor, torch.Tensor], key_t: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """Rotated queries and keys, values ([t, their heads, d] each), and x for the residual path."""
-        shape = self.shape
         qkv, x_th = self.products["qkv"].with_input(x_th, key_t)
+        return *self.split(qkv, turn), x_th
+
+    def split(self, qkv: torch.Tensor, turn: tuple[torch.Tensor, torch.Tensor]) -> Heads:
+        """Rotated queries and keys, and values, from their fused product."""
+        shape = self.shape
         if shape.head_norms:
             qkv = self._norm_heads(qkv)
-        return *rotated(qkv, *turn, shape.heads, shape.kv_heads, shape.head_dim), x_th
+        return rotated(qkv, *turn, shape.heads, shape.kv_heads, shape.head_dim)
 
     def feed_forward(self, x_th: torch.Tensor, key_t: torch.Tensor | None) -> torch.Tensor:
         """The gated feed-forward layer, added to x."""

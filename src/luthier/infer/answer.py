@@ -1,0 +1,112 @@
+"""From a request to what may be generated for it, and from generated ids to a `Completion`: what all engines share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from luthier.infer.text import IncrementalText, cut_at_stop
+from luthier.model.tunable import Tokens
+from luthier.types import Completion, Request
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The bounds of a model, and how its ids become answers.
+
+    ends: every id that ends an answer. limit: positions of the model's context, None where it has none.
+    """
+
+    tokenizer: Tokens
+    ends: tuple[int, ...]
+    limit: int | None
+    vocabulary: int
+
+    @property
+    def pad(self) -> int:
+        """An id for places that are masked."""
+        pad = self.tokenizer.pad_id
+        return pad if pad is not None else (self.ends[0] if self.ends else 0)
+
+    def refusal(self, request: Request) -> str | None:
+        """Why this row cannot be answered, or None."""
+        length = len(request.prompt_ids)
+        if not length:
+            return "the prompt is empty: it has no token to continue from"
+        if self.limit is not None and length >= self.limit:
+            return f"the prompt has {length} tokens and the model's context {self.limit}: no room for an answer"
+        if max(request.prompt_ids) >= self.vocabulary or min(request.prompt_ids) < 0:
+            return f"the prompt holds an id outside the model's vocabulary of {self.vocabulary}"
+        limit = request.sampling.extra.get("max_length")
+        if limit is not None and length >= int(limit):
+            return f"the prompt has {length} tokens and generation.max_length is {limit}: no room for an answer"
+        return None
+
+    def steps(self, request: Request) -> int:
+        """New tokens for a row: as asked, and no further than `max_length` and the model's context reach."""
+        length = len(request.prompt_ids)
+        limits = [request.sampling.max_new_tokens]
+        if self.limit is not None:
+            limits.append(self.limit - length)
+        if request.sampling.extra.get("max_length") is not None:
+            limits.append(int(request.sampling.extra["max_length"]) - length)
+        return min(limits)
+
+    def trim(self, row: Sequence[int]) -> list[int]:
+        """A row's ids through its first end-of-sequence id; what follows is padding."""
+        end = next((at for at, token in enumerate(row) if token in self.ends), None)
+        return list(row) if end is None else list(row[: end + 1])
+
+    def completion(self, request: Request, ids: list[int], logprobs: Sequence[float] | None = None) -> Completion:
+        """The answer as text. ``ids`` keeps the end-of-sequence id where the model wrote one; the text does not."""
+        ended = bool(ids) and ids[-1] in self.ends
+        stops = request.sampling.stop
+        stopped = False
+        if stops:
+            ids, stopped = self._ids_to_stop(ids, stops)
+            ended = ended and not stopped
+        text, _ = cut_at_stop(self.tokenizer.decode(ids[:-1] if ended else ids), stops)
+        kept = None if logprobs is None else tuple(logprobs[: len(ids)])
+        return Completion(request.key, tuple(ids), text, "stop" if ended or stopped else "length", kept)
+
+    def pieces(self, request: Request, tokens: Iterator[int]) -> Iterator[str]:
+        """The text of ids as they come, in whole characters; ends at an end-of-sequence id or a stop string."""
+        text = IncrementalText(self.tokenizer.decode, request.sampling.stop)
+        for token in tokens:
+            if token in self.ends:
+                break
+            piece = text.push(token)
+            if piece:
+                yield piece
+            if text.stopped:
+                break
+        rest = text.finish()
+        if rest:
+            yield rest
+
+    def has_stop(self, ids: Sequence[int], stops: Sequence[str]) -> bool:
+        """Whether the last of ``ids`` completed a stop string. Looks at the end alone, whatever the length."""
+        # A character takes at most four tokens, one a byte; a little more for the join with what precedes.
+        window = 4 * max(map(len, stops)) + 8
+        return cut_at_stop(self.tokenizer.decode(ids[-window:]), stops)[1]
+
+    def _ids_to_stop(self, ids: list[int], stops: Sequence[str]) -> tuple[list[int], bool]:
+        """The ids through the token that completed a stop string (a batch runs on until its last row is done)."""
+        if not cut_at_stop(self.tokenizer.decode(ids), stops)[1]:
+            return ids, False
+        low, high = 1, len(ids)  # the shortest prefix whose text holds a stop string, by bisection
+        while low < high:
+            middle = (low + high) // 2
+            if cut_at_stop(self.tokenizer.decode(ids[:middle]), stops)[1]:
+                high = middle
+            else:
+                low = middle + 1
+        return ids[:low], True
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a device or the host had no room."""
+    import torch
+
+    text = str(error).lower()
+    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in text or "can't allocate memory" in text

@@ -1,0 +1,184 @@
+"""The generation engine on Luthier's own decoder: the weights that are trained, a cache, continuous batches.
+
+    requests → refused ones complete with an error → rows → Session rounds → Completions as rows finish
+
+Settings that a single beam's steps cannot serve (beams, guidance) go through transformers' `generate` on the same
+decoder, so no key is ever ignored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
+
+import torch
+
+from luthier.events import Sink, progress, silent
+from luthier.infer.answer import Answers, is_out_of_memory
+from luthier.infer.cache import Cache, token_bytes
+from luthier.infer.forward import Forward, Prefix, free_bytes
+from luthier.infer.generate import HfEngine
+from luthier.infer.rules import Rules, unknown
+from luthier.infer.session import Row, Session
+from luthier.infer.wrapped import Wrapped
+from luthier.model.decoder.decoder import Decoder
+from luthier.model.tunable import Tokens
+from luthier.types import Completion, Request
+
+ROWS = {"cuda": 256, "cpu": 32}  # at once, when neither the caller nor memory says otherwise
+READ = {"cuda": 8192, "cpu": 2048}  # prompt tokens of one round
+SHARE = {"cuda": 0.85, "cpu": 0.5}  # of the free memory, for keys and values
+ROUNDED = 64  # capacities are multiples of it
+SHARED = 16  # tokens that prompts must have in common to be read once
+
+
+class DecoderEngine:
+    """Implements `types.Engine` over a `Decoder`. A row's answer does not depend on the rows beside it."""
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        tokenizer: Tokens,
+        *,
+        batch_size: int | None = None,
+        use_base: bool = False,
+        sink: Sink = silent,
+        context: int | None = None,
+        logprobs: bool = False,
+        stage: str = "generate",
+    ) -> None:
+        """The decoder may be in training mode; it is asked with the weights that it has when a call begins.
+
+        Args:
+            decoder: the model, on its device.
+            tokenizer: decodes answers and names the ids that end them.
+            batch_size: most rows at once; None lets memory decide.
+            use_base: leave the adapter out.
+            sink: receives progress, in rows.
+            context: positions of the model's context; None where it has no bound.
+            logprobs: completions carry the log-probability of each token before any rule or warping.
+            stage: the name under which progress is reported.
+        """
+        self.decoder, self.tokenizer, self.use_base = decoder, tokenizer, use_base
+        self.batch_size, self.sink, self.logprobs, self.stage = batch_size, sink, logprobs, stage
+        ends = tuple(dict.fromkeys(int(token) for token in tokenizer.eos_ids))
+        self.answers = Answers(tokenizer, ends, context, decoder.shape.vocab)
+
+    def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
+        """Completions as rows finish, in any order; match them by key. A row that cannot be run yields an error."""
+        waiting = list(requests)
+        yield from progress(self.sink, self.stage, self._complete(waiting), total=len(waiting), unit="rows")
+
+    def stream(self, request: Request) -> Iterator[str]:
+        """The answer to one request in whole characters, as it grows; closing the iterator stops the model.
+
+        Beam search knows its answer only at the end, so it arrives in one piece.
+
+        Raises:
+            ValueError: the request cannot be run; the message says why.
+        """
+        fault = self.answers.refusal(request)
+        if fault:
+            raise ValueError(fault)
+        if unknown(request.sampling):
+            yield from self._by_transformers().stream(request)
+            return
+        yield from self.answers.pieces(request, self._tokens(request))
+
+    def _tokens(self, request: Request) -> Iterator[int]:
+        (row,) = rows = self._rows([request])
+        session = self._session(Forward(self.decoder, use_base=self.use_base), rows, 1)
+        while session.open:
+            before = row.made
+            session.round()
+            yield from row.answer[before:]
+
+    # ------------------------------------------------------------------------------------------------ many rows
+
+    def _complete(self, requests: Sequence[Request]) -> Iterator[Completion]:
+        own, others = [], []
+        for request in requests:
+            fault = self.answers.refusal(request)
+            if fault:
+                yield Completion(request.key, (), "", "error", error=fault)
+            else:
+                (others if unknown(request.sampling) else own).append(request)
+        if own:
+            yield from self._run(self._rows(own))
+        if others:
+            yield from self._by_transformers().generate(others)
+
+    def _rows(self, requests: Sequence[Request]) -> list[Row]:
+        """Longest first, so that memory is asked for at its largest at once and the last rows to finish are short."""
+        device = str(self.decoder.device)
+        rows = []
+        for request in requests:
+            steps = self.answers.steps(request)
+            rules = Rules(request, steps, self.answers.ends, device)
+            rows.append(Row(request, steps, rules, list(request.prompt_ids)))
+        return sorted(rows, key=lambda row: (-len(row.ids) - row.steps, row.request.key))
+
+    def _run(self, rows: list[Row]) -> Iterator[Completion]:
+        """Answer rows; when memory runs out, go on with half as many at once, and give up on a row that is alone."""
+        forward = Forward(self.decoder, use_base=self.use_base)
+        slots = self._slots(rows)
+        while rows:
+            try:
+                session = self._session(forward, rows, slots)
+                while session.open:
+                    for row in session.round():
+                        rows.remove(row)
+                        yield self.answers.completion(
+                            row.request, row.answer, row.logprobs if self.logprobs else None
+                        )
+            except (torch.OutOfMemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                if slots == 1:
+                    lost = rows.pop(0)
+                    yield Completion(lost.request.key, (), "", "error", error="out of memory for this row; shorten it")
+                slots = max(1, min(slots, len(rows)) // 2)
+                rows = self._rows([row.request for row in rows])  # from the start: their draws are keyed
+            session = None  # its cache is let go of before another is made
+            if rows and torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+    def _session(self, forward: Forward, rows: Sequence[Row], slots: int) -> Session:
+        kind = self.decoder.device.type
+        with torch.inference_mode():
+            cache = Cache(self.decoder.shape, slots, _capacity(rows), self.decoder.device, self.decoder.dtype)
+            shared = _shared([tuple(row.request.prompt_ids) for row in rows])
+            prefix = forward.read_prefix(shared) if shared else Prefix()
+        return Session(
+            forward, self.answers, cache, rows,
+            prefix=prefix, read=READ.get(kind, READ["cpu"]), logprobs=self.logprobs,
+        )  # fmt: skip
+
+    def _slots(self, rows: Sequence[Row]) -> int:
+        kind = self.decoder.device.type
+        one = _capacity(rows) * token_bytes(self.decoder.shape, self.decoder.dtype)
+        room = int(SHARE.get(kind, SHARE["cpu"]) * free_bytes(self.decoder.device) // one)
+        return max(1, min(len(rows), self.batch_size or ROWS.get(kind, ROWS["cpu"]), room))
+
+    def _by_transformers(self) -> HfEngine:
+        context = self.decoder.without_adapter if self.use_base else nullcontext
+        self.decoder.refresh()
+        return HfEngine(
+            Wrapped(self.decoder, self.answers.limit), self.tokenizer,
+            batch_size=self.batch_size, context=context, stage=self.stage,
+        )  # fmt: skip
+
+
+def _capacity(rows: Sequence[Row]) -> int:
+    """Tokens of the longest row, prompt and answer; the last one is never read."""
+    return -(-max(len(row.request.prompt_ids) + row.steps for row in rows) // ROUNDED) * ROUNDED
+
+
+def _shared(prompts: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """What all prompts begin with, short of any whole prompt; nothing where it is not worth reading apart."""
+    if len(prompts) < 2:
+        return ()
+    first, last = min(prompts), max(prompts)  # in the order of their ids: what these two share, all share
+    most = min(len(prompt) for prompt in prompts) - 1
+    count = next((at for at in range(most) if first[at] != last[at]), most)
+    return tuple(first[:count]) if count >= SHARED else ()

@@ -1,0 +1,186 @@
+"""The decoder's forward pass for generation: prompts packed into a pass, answers one token a row, no gradients.
+
+Names: ``r`` rows of a step, ``t`` tokens of a pass, ``n`` heads, ``d`` their width, ``v`` vocabulary, ``c`` capacity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import cast
+
+import torch
+
+from luthier.infer.cache import Cache
+from luthier.kernels.attention import Kind, Spans, attend, attend_cached
+from luthier.kernels.linear import Linear, Matrix
+from luthier.kernels.norm import rms_norm
+from luthier.model.decoder.decoder import Decoder
+from luthier.model.decoder.layer import Layer
+from luthier.model.decoder.weights import Quantised, Resident, Trained
+from luthier.plan.machine import probe
+
+ROOM = 0.6  # of the free memory, for weights that are spread out; the rest is for keys and values
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """Tokens that begin every prompt, read once: their keys and values [t, n, d], a layer each."""
+
+    ids: tuple[int, ...] = ()
+    keys: tuple[torch.Tensor, ...] = ()
+    values: tuple[torch.Tensor, ...] = ()
+
+
+class Forward:
+    """Runs a decoder's layers over a cache, with the weights that it has when this is made."""
+
+    def __init__(self, decoder: Decoder, *, use_base: bool = False) -> None:
+        """``use_base`` leaves the adapter out."""
+        self.decoder, self.shape, self.device = decoder, decoder.shape, decoder.device
+        decoder.refresh()
+        self.layers = cast(list[Layer], list(decoder.layers))
+        flash = self.device.type == "cuda" and decoder.dtype in (torch.bfloat16, torch.float16)
+        self.attention: Kind = "flash" if flash and torch.cuda.get_device_capability(self.device)[0] >= 8 else "padded"
+        with torch.no_grad(), decoder.without_adapter() if use_base else nullcontext():
+            self._products = resident([layer.products for layer in self.layers], decoder)
+            self._head_vh = decoder.head_weight()
+
+    def read_prefix(self, ids: Sequence[int]) -> Prefix:
+        """Read tokens that several prompts begin with."""
+        held = Cache(self.shape, 1, len(ids), self.device, self.decoder.dtype)
+        self.prefill([tuple(ids)], [0], held, Prefix())
+        return Prefix(tuple(ids), tuple(k[0] for k in held.keys), tuple(v[0] for v in held.values))
+
+    def prefill(
+        self, prompts: Sequence[Sequence[int]], slots: Sequence[int], cache: Cache, prefix: Prefix
+    ) -> torch.Tensor:
+        """[r, v] fp32 scores of what follows each prompt; its keys and values are put into its slot.
+
+        All prompts begin with the prefix and are longer than it.
+        """
+        start = len(prefix.ids)
+        lengths = [len(prompt) - start for prompt in prompts]
+        ids_t = torch.tensor([token for prompt in prompts for token in prompt[start:]], device=self.device)
+        place = [torch.arange(start, start + length) for length in lengths]
+        positions_t = torch.cat(place).to(self.device)
+        bases = zip(slots, place, strict=True)
+        place_t = torch.cat([slot * cache.capacity + own for slot, own in bases]).to(self.device)
+        last_r = torch.tensor(lengths).cumsum(0).sub(1).to(self.device)
+        turns = self.decoder.turns(positions_t)
+        spans = _spans(lengths, start, self.device)
+        x_th = self.decoder.embed(ids_t)
+        for number, layer in enumerate(self.layers):
+            q, k, v = self._heads(layer, x_th, turns)
+            cache.put(number, place_t, k, v)
+            if start:
+                cache.spread(number, slots, prefix.keys[number], prefix.values[number])
+                k, v = torch.cat([prefix.keys[number], k]), torch.cat([prefix.values[number], v])
+            out = attend(
+                q, k, v, spans,
+                kind=self.attention, scale=self.shape.attention_scale, window=self.shape.window[number],
+                softcap=self.shape.attention_softcap,
+            ).flatten(1)  # fmt: skip
+            if number == len(self.layers) - 1:
+                out, x_th = out[last_r], x_th[last_r]
+            x_th = self._rest(layer, out, x_th)
+        return self._scores(x_th)
+
+    def step(self, ids_r: torch.Tensor, lengths_r: torch.Tensor, cache: Cache, longest: int) -> torch.Tensor:
+        """[r, v] fp32 scores of what follows one more token of each of the first r slots.
+
+        ``lengths_r`` [r] int64: tokens that the slots hold, which is where the new one goes. ``longest``: no slot holds
+        more than this with the new one.
+        """
+        rows = len(ids_r)
+        turns = self.decoder.turns(lengths_r)
+        place_r = torch.arange(rows, device=self.device) * cache.capacity + lengths_r
+        held_r = lengths_r + 1
+        x_rh = self.decoder.embed(ids_r)
+        for number, layer in enumerate(self.layers):
+            q, k, v = self._heads(layer, x_rh, turns)
+            cache.put(number, place_r, k, v)
+            out = attend_cached(
+                q, cache.keys[number][:rows, :longest], cache.values[number][:rows, :longest], held_r,
+                scale=self.shape.attention_scale, window=self.shape.window[number],
+                softcap=self.shape.attention_softcap,
+            ).flatten(1)  # fmt: skip
+            x_rh = self._rest(layer, out, x_rh)
+        return self._scores(x_rh)
+
+    def _heads(
+        self, layer: Layer, x_th: torch.Tensor, turns: dict[object, tuple[torch.Tensor, torch.Tensor]]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        return layer.split(self._products[layer.number]["qkv"].inferred(x_th), turns[self.shape.rotary[layer.number]])
+
+    def _rest(self, layer: Layer, out: torch.Tensor, x_th: torch.Tensor) -> torch.Tensor:
+        x_th = self._joined(layer, "o", out, x_th)
+        return self._joined(layer, "down", self._products[layer.number]["gate_up"].inferred(x_th), x_th)
+
+    def _joined(self, layer: Layer, product: str, value: torch.Tensor, x_th: torch.Tensor) -> torch.Tensor:
+        op, norm = self._products[layer.number][product], layer.norms.get(product)
+        if norm is None:
+            return op.inferred(value, x_th)
+        return x_th + rms_norm(op.inferred(value), norm.weight, norm.eps, norm.offset)[0]
+
+    def _scores(self, x_rh: torch.Tensor) -> torch.Tensor:
+        norm = self.decoder.norm
+        hidden_rh, _ = rms_norm(x_rh, norm.weight, norm.eps, norm.offset)
+        scores_rv = hidden_rh @ self._head_vh.t()
+        if self.shape.final_softcap is not None:
+            scores_rv = self.shape.final_softcap * torch.tanh(scores_rv / self.shape.final_softcap)
+        return scores_rv.float()
+
+
+Products = Mapping[str, Linear]
+
+
+def resident(layers: Sequence[Products], decoder: Decoder) -> list[Products]:
+    """The products with their matrices in the compute type, where there is room for all of them; else as they are.
+
+    A step of a few rows takes as long as its weights are read: four bits that are spread out anew for each step cost
+    more than sixteen that lie there.
+    """
+    ops = [op for products in layers for op in products.values() if isinstance(op.matrix, (Quantised, Trained))]
+    size = sum(_elements(op.matrix) for op in ops) * decoder.dtype.itemsize
+    if not ops or size > ROOM * free_bytes(decoder.device):
+        return list(layers)
+    spread = {id(op): replace(op, matrix=Resident(_kept(op.matrix))) for op in ops}
+    return [{name: spread.get(id(op), op) for name, op in products.items()} for products in layers]
+
+
+def free_bytes(device: torch.device) -> int:
+    """What may still be taken on the device, torch's own reserve included."""
+    if device.type != "cuda":
+        return probe("cpu").free_memory
+    free, _ = torch.cuda.mem_get_info(device)
+    return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
+
+
+def _elements(matrix: Matrix) -> int:
+    if isinstance(matrix, Quantised):
+        return sum(part.shape[0] * part.shape[1] for part in matrix.parts)
+    return 0 if matrix.parameter is None else matrix.parameter.numel()
+
+
+def _kept(matrix: Matrix) -> torch.Tensor:
+    """The matrix apart from the buffer that it is made in."""
+    return matrix.get().clone() if isinstance(matrix, Quantised) else matrix.get()
+
+
+def _spans(lengths: Sequence[int], start: int, device: torch.device) -> Spans:
+    """Rows that each continue the same ``start`` tokens, which come first among the keys."""
+    queries = tuple(lengths)
+    keys = tuple(length + start for length in lengths)
+
+    def sums(parts: Sequence[int]) -> torch.Tensor:
+        return torch.tensor([0, *parts], dtype=torch.int32).cumsum(0, dtype=torch.int32).to(device)
+
+    if not start:
+        return Spans(queries, queries, sums(queries), sums(queries))
+    pieces, at = [], start
+    for length in lengths:
+        pieces += [torch.arange(start), torch.arange(at, at + length)]
+        at += length
+    return Spans(queries, keys, sums(queries), sums(keys), torch.cat(pieces).to(device))

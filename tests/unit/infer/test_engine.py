@@ -1,0 +1,216 @@
+"""The engine on the decoder against transformers' `generate`, and against itself under other batches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from architectures import CASES, make
+from transformers import GenerationConfig
+
+from luthier.config.adapter import Lora
+from luthier.infer.engine import DecoderEngine
+from luthier.infer.generate import HfEngine
+from luthier.model.decoder.decoder import Decoder
+from luthier.model.decoder.load import Placing, load_decoder
+from luthier.model.decoder.shape import read_shape
+from luthier.types import Request, Sampling
+
+PROMPTS = [[5, 9, 17], [3], [40, 41, 42, 43, 44, 45, 46, 47, 48], [7, 7], [11, 12, 13, 14], [40, 41, 42, 43, 44]]
+END = 2
+
+
+class Letters:
+    """A tokenizer whose id n is the character chr(32 + n); id 2 ends an answer."""
+
+    eos_ids = (END,)
+    pad_id = 0
+
+    def decode(self, ids):
+        return "".join(chr(32 + token) for token in ids)
+
+
+def both(folder: Path, case: str = "llama", dtype: torch.dtype = torch.float32) -> tuple[Any, Decoder]:
+    """transformers' model and ours, of the same weights."""
+    theirs = make(folder, case)
+    for parameter in theirs.parameters():
+        parameter.data *= 1.6  # answers that repeat one token would prove little
+    theirs.to(dtype).save_pretrained(folder)
+    return theirs, load_decoder(folder, read_shape(folder), Placing(dtype=dtype))
+
+
+def adapted(decoder: Decoder) -> Decoder:
+    decoder.adapt(Lora(r=3, alpha=5), seed=3)
+    generator = torch.Generator().manual_seed(1)
+    for pair in decoder.pairs:
+        pair.lora_B.data.normal_(std=0.3, generator=generator)
+    return decoder
+
+
+def with_peft(theirs: Any, decoder: Decoder) -> Any:
+    import peft
+
+    config = peft.LoraConfig(r=3, lora_alpha=5, target_modules="all-linear", task_type="CAUSAL_LM")
+    model = peft.get_peft_model(theirs, config)
+    state = dict(model.named_parameters())
+    for pair in decoder.pairs:
+        for factor in ("lora_A", "lora_B"):
+            state[f"base_model.model.{pair.name}.{factor}.default.weight"].data.copy_(getattr(pair, factor))
+    return model.eval()
+
+
+def reference(model: Any, prompt: list[int], steps: int) -> list[int]:
+    config = GenerationConfig(max_new_tokens=steps, do_sample=False, eos_token_id=END, pad_token_id=0)
+    ids = torch.tensor([prompt])
+    model.generation_config = GenerationConfig()
+    return model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)[0, len(prompt) :].tolist()
+
+
+def ask(engine: Any, sampling: Sampling, prompts: list[list[int]] = PROMPTS) -> dict[int, Any]:
+    return {c.key: c for c in engine.generate([Request(key, p, sampling) for key, p in enumerate(prompts)])}
+
+
+def ids(answers: dict[int, Any]) -> dict[int, tuple[int, ...]]:
+    return {key: completion.ids for key, completion in answers.items()}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_greedy_equals_transformers_with_and_without_adapter(tmp_path: Path, case: str) -> None:
+    theirs, ours = both(tmp_path, case)
+    want = {key: tuple(reference(theirs, prompt, 20)) for key, prompt in enumerate(PROMPTS)}
+    sampling = Sampling(max_new_tokens=20)
+    assert ids(ask(DecoderEngine(ours, Letters()), sampling)) == want
+    adapted(ours)
+    assert ids(ask(DecoderEngine(ours, Letters(), use_base=True, batch_size=2), sampling)) == want
+    tuned = with_peft(theirs, ours)
+    want_tuned = {key: tuple(reference(tuned, prompt, 20)) for key, prompt in enumerate(PROMPTS)}
+    ours.train()
+    assert want_tuned != want
+    assert ids(ask(DecoderEngine(ours, Letters(), batch_size=4), sampling)) == want_tuned
+    assert ours.training
+
+
+@pytest.fixture(scope="module")
+def decoder(tmp_path_factory: pytest.TempPathFactory) -> Decoder:
+    return both(tmp_path_factory.mktemp("llama"))[1]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return both(tmp_path_factory.mktemp("llama"))[0]
+
+
+SETTINGS = [
+    Sampling(max_new_tokens=12),
+    Sampling(max_new_tokens=12, do_sample=True, seed=3),
+    Sampling(max_new_tokens=9, do_sample=True, seed=3, temperature=0.7, top_k=20, top_p=0.9, extra={"min_p": 0.01}),
+    Sampling(max_new_tokens=12, repetition_penalty=3.0, min_new_tokens=12),
+    Sampling(max_new_tokens=12, do_sample=True, seed=5, repetition_penalty=1.3, extra={"no_repeat_ngram_size": 2}),
+    Sampling(max_new_tokens=6, num_beams=3, extra={"length_penalty": 2.0, "early_stopping": True}),
+    Sampling(max_new_tokens=6, extra={"guidance_scale": 1.5}),
+    Sampling(max_new_tokens=6, extra={"encoder_repetition_penalty": 3.0}),
+    Sampling(max_new_tokens=6, extra={"bad_words_ids": ((13,), (40, 41)), "suppress_tokens": (7,)}),
+    Sampling(max_new_tokens=6, extra={"begin_suppress_tokens": (5, 9), "forced_eos_token_id": 2, "max_length": 9}),
+    Sampling(max_new_tokens=6, extra={"forced_bos_token_id": 33, "min_length": 5, "use_cache": False}),
+    Sampling(max_new_tokens=9, extra={"exponential_decay_length_penalty": (2, 1.5), "remove_invalid_values": True}),
+    Sampling(max_new_tokens=6, do_sample=True, seed=2, extra={"typical_p": 0.8, "sequence_bias": (((7,), 3.0),)}),
+    Sampling(max_new_tokens=6, extra={"renormalize_logits": True, "max_time": 60.0}),
+]
+
+
+@pytest.mark.parametrize("sampling", SETTINGS, ids=repr)
+def test_settings_mean_what_they_mean_in_transformers(decoder: Decoder, model: Any, sampling: Sampling) -> None:
+    prompts = [prompt for prompt in PROMPTS if len(prompt) < 8]
+    want = ids(ask(HfEngine(model, Letters()), sampling, prompts))
+    assert ids(ask(DecoderEngine(decoder, Letters(), context=64), sampling, prompts)) == want
+    assert ids(ask(DecoderEngine(decoder, Letters(), context=64, batch_size=1), sampling, prompts)) == want
+
+
+def test_rows_of_other_settings_share_a_batch(decoder: Decoder) -> None:
+    requests = [Request(key, PROMPTS[key % 6], sampling) for key, sampling in enumerate(SETTINGS)]
+    engine = DecoderEngine(decoder, Letters(), batch_size=3)
+    together = ids({c.key: c for c in engine.generate(requests)})
+    alone = {r.key: next(iter(engine.generate([r]))).ids for r in requests}
+    assert together == alone
+
+
+def test_what_prompts_share_is_read_once(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    shared = [(5 * i) % 90 + 3 for i in range(20)]
+    prompts = [shared + tail for tail in PROMPTS]
+    engine = DecoderEngine(decoder, Letters(), batch_size=4)
+    read = []
+    embed = decoder.embed
+    monkeypatch.setattr(decoder, "embed", lambda ids_t: read.append(len(ids_t)) or embed(ids_t))
+    got = ids(ask(engine, Sampling(max_new_tokens=1), prompts))
+    assert sum(read) == 20 + sum(map(len, PROMPTS))
+    alone = [next(iter(engine.generate([Request(0, p, Sampling(max_new_tokens=1))]))).ids for p in prompts]
+    assert list(dict(sorted(got.items())).values()) == alone
+
+
+def test_bad_rows_complete_with_an_error_and_the_rest_is_answered(decoder: Decoder) -> None:
+    prompts = [[5, 9], [], [3] * 48, [96], [7], [3] * 46]
+    engine = DecoderEngine(decoder, Letters(), context=48)
+    answers = ask(engine, Sampling(max_new_tokens=3), prompts)
+    assert [answers[k].finish_reason == "error" for k in range(6)] == [False, True, True, True, False, False]
+    assert len(answers[5].ids) <= 2
+    with pytest.raises(ValueError, match="empty"):
+        list(engine.stream(Request(0, [], Sampling())))
+
+
+def test_stop_strings_end_a_row_and_a_stream_gives_the_same(decoder: Decoder) -> None:
+    full = ask(DecoderEngine(decoder, Letters()), Sampling(max_new_tokens=12, min_new_tokens=12))
+    stop = full[0].text[2:4]
+    sampling = Sampling(max_new_tokens=12, min_new_tokens=12, stop=(stop,))
+    engine = DecoderEngine(decoder, Letters())
+    stopped = ask(engine, sampling)
+    assert stopped[0].text == full[0].text[: full[0].text.index(stop)]
+    assert stopped[0].finish_reason == "stop"
+    for key, prompt in enumerate(PROMPTS):
+        assert "".join(engine.stream(Request(key, prompt, sampling))) == stopped[key].text
+    beams = Sampling(max_new_tokens=5, num_beams=2)
+    assert "".join(engine.stream(Request(0, PROMPTS[0], beams))) == ask(engine, beams)[0].text
+
+
+def test_logprobs_are_the_models_own_before_any_rule(decoder: Decoder, model: Any) -> None:
+    sampling = Sampling(max_new_tokens=8, min_new_tokens=8, do_sample=True, seed=1, temperature=0.5, top_k=5)
+    for key, done in ask(DecoderEngine(decoder, Letters(), logprobs=True), sampling).items():
+        whole = torch.tensor([[*PROMPTS[key], *done.ids]])
+        with torch.no_grad():
+            logp = model(whole, use_cache=False).logits[0].log_softmax(-1)
+        start = len(PROMPTS[key]) - 1
+        want = [float(logp[start + i, token]) for i, token in enumerate(done.ids)]
+        assert done.logprobs == pytest.approx(want, abs=1e-4)
+
+
+def test_out_of_memory_halves_the_rows_at_once(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    want = ids(ask(DecoderEngine(decoder, Letters()), Sampling(max_new_tokens=4)))
+    from luthier.infer.forward import Forward
+
+    step = Forward.step
+
+    def small(self, ids_r, *rest):
+        if len(ids_r) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return step(self, ids_r, *rest)
+
+    monkeypatch.setattr(Forward, "step", small)
+    assert ids(ask(DecoderEngine(decoder, Letters()), Sampling(max_new_tokens=4))) == want
+
+    def none(self, ids_r, *rest):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Forward, "step", none)
+    answers = ask(DecoderEngine(decoder, Letters()), Sampling(max_new_tokens=4, min_new_tokens=4))
+    assert all("out of memory" in done.error for done in answers.values())
+    assert len(answers) == len(PROMPTS)
+
+
+def test_quantised_weights_are_spread_out_where_there_is_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path, "qwen2")
+    how = Placing(dtype=torch.float32, quantised="nf4", weights="quantised")
+    decoder = adapted(load_decoder(tmp_path, read_shape(tmp_path), how))
+    spread = ids(ask(DecoderEngine(decoder, Letters()), Sampling(max_new_tokens=8)))
+    monkeypatch.setattr("luthier.infer.forward.ROOM", 0.0)
+    assert ids(ask(DecoderEngine(decoder, Letters()), Sampling(max_new_tokens=8))) == spread
