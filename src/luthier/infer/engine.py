@@ -96,7 +96,8 @@ class DecoderEngine:
     # ------------------------------------------------------------------------------------------------ many rows
 
     def _complete(self, requests: Sequence[Request]) -> Iterator[Completion]:
-        own, others = [], []
+        own: list[Request] = []
+        others: list[Request] = []
         for request in requests:
             fault = self.answers.refusal(request)
             if fault:
@@ -122,6 +123,7 @@ class DecoderEngine:
         """Answer rows; when memory runs out, go on with half as many at once, and give up on a row that is alone."""
         forward = Forward(self.decoder, use_base=self.use_base)
         slots = self._slots(rows)
+        session: Session | None = None
         while rows:
             try:
                 session = self._session(forward, rows, slots)

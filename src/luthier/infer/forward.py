@@ -18,6 +18,7 @@ from luthier.kernels.linear import Linear, Matrix
 from luthier.kernels.norm import rms_norm
 from luthier.model.decoder.decoder import Decoder
 from luthier.model.decoder.layer import Layer
+from luthier.model.decoder.shape import Rotary
 from luthier.model.decoder.weights import Quantised, Resident, Trained
 from luthier.plan.machine import probe
 
@@ -110,7 +111,7 @@ class Forward:
         return self._scores(x_rh)
 
     def _heads(
-        self, layer: Layer, x_th: torch.Tensor, turns: dict[object, tuple[torch.Tensor, torch.Tensor]]
+        self, layer: Layer, x_th: torch.Tensor, turns: Mapping[Rotary, tuple[torch.Tensor, torch.Tensor]]
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         return layer.split(self._products[layer.number]["qkv"].inferred(x_th), turns[self.shape.rotary[layer.number]])
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import (
@@ -105,7 +105,7 @@ def choose(scores_rv: torch.Tensor, rows: Sequence[Rules], ids: Sequence[Sequenc
         scores_rv = scores_rv.clone()
         for at, (rule, own) in enumerate(zip(rows, ids, strict=True)):
             if rule.processors:
-                own_1t = torch.tensor([list(own)], device=device)
+                own_1t = cast(torch.LongTensor, torch.tensor([list(own)], device=device))
                 scores_rv[at] = rule.processors(own_1t, scores_rv[at : at + 1])[0]
     chosen_r = scores_rv.argmax(-1)
     groups: dict[str, list[int]] = {}
@@ -114,7 +114,8 @@ def choose(scores_rv: torch.Tensor, rows: Sequence[Rules], ids: Sequence[Sequenc
             groups.setdefault(rule.warping, []).append(at)
     for members in groups.values():
         index = torch.tensor(members, device=device)
-        own_rv = warpers(rows[members[0]].sampling, str(device))(index[:, None], scores_rv[index])
+        unread_r1 = cast(torch.LongTensor, index[:, None])  # warpers ask for ids and look at scores alone
+        own_rv = warpers(rows[members[0]].sampling, str(device))(unread_r1, scores_rv[index])
         numbers = [float(_at(rows[at].uniform_s, len(ids[at]) - rows[at].prompt)) for at in members]
         chosen_r[index] = draw(own_rv, torch.tensor(numbers, dtype=torch.float64, device=device))
     return chosen_r

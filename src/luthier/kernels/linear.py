@@ -21,7 +21,10 @@ from luthier.kernels.norm import rms_norm, rms_norm_backward, rms_norm_weight_gr
 class Matrix(Protocol):
     """A weight [out, in] wherever it lies."""
 
-    parameter: torch.Tensor | None  # the weight itself where it is trained
+    @property
+    def parameter(self) -> torch.Tensor | None:
+        """The weight itself where it is trained."""
+        ...
 
     def get(self) -> torch.Tensor:
         """It in the compute type on the compute device; valid until another matrix is asked for."""
