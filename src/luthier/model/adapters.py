@@ -13,6 +13,7 @@ import torch
 
 from luthier.assets.network import trust_own_bundle
 from luthier.errors import AssetError
+from luthier.model.decoder.lora import start_a
 from luthier.registry import Registry
 from luthier.run.atomic import write_json
 from luthier.types import Base
@@ -146,6 +147,7 @@ def add_adapter(
         try:
             made = peft_config_with_steps(adapter_config, total_steps)
             tuned: PeftModel = peft.get_peft_model(_ready(model), made)
+            _start(tuned, adapter_config, seed)
         except (ValueError, RuntimeError, TypeError) as error:
             raise AssetError(
                 "asset-unsupported",
@@ -155,6 +157,17 @@ def add_adapter(
                 fix="set adapter.target_modules to names of its linear layers, or use type: lora",
             ) from error
     return tuned
+
+
+def _start(tuned: PeftModel, section: Any, seed: int) -> None:
+    """LoRA starts from (seed, module) alone, as in the decoder: how a run is executed changes no number of it."""
+    if section.type != "lora" or section.init_lora_weights not in ("default", "gaussian"):
+        return
+    with torch.no_grad():
+        for name, module in tuned.get_base_model().named_modules():
+            if "default" in getattr(module, "lora_A", {}):
+                weight = module.lora_A["default"].weight
+                weight.copy_(start_a(seed, name, weight.shape[0], weight.shape[1], section.init_lora_weights))
 
 
 def peft_config_with_steps(section: Any, total_steps: int | None) -> PeftConfig:
@@ -196,7 +209,7 @@ def load_adapter(
     for name in ("adapter_config.json", WEIGHTS):
         if not (folder / name).is_file():
             raise AssetError("asset-not-found", f"the adapter's folder has no {name}", where=str(folder))
-    _check_base(folder, expect_base_hash)
+    check_base(folder, expect_base_hash)
     config = peft.PeftConfig.from_pretrained(str(folder))
     config.inference_mode = not trainable
     # The kind of start is kept: pissa and olora subtract from the base what they put into the factors, from its own
@@ -315,7 +328,8 @@ def _same_kind(folder: Path, declared: str) -> None:
         )
 
 
-def _check_base(folder: Path, expected: str | None) -> None:
+def check_base(folder: Path, expected: str | None) -> None:
+    """Raises AssetError asset-wrong-base when the adapter's record names another base."""
     record = folder / RECORD
     if expected is None or not record.is_file():
         return

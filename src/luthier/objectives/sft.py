@@ -27,12 +27,12 @@ class Sft:
 
     def loss(self, logprobs: torch.Tensor, batch: Batch, constants: Mapping[str, float]) -> Loss:
         """One term, ``nll``; statistics ``tokens`` and ``nll``, the plain sums over supervised tokens."""
-        trained = batch.target_weight != 0
+        trained = batch.supervised if batch.supervised is not None else batch.target_weight.nonzero().squeeze(-1)
         weights = batch.target_weight[trained].float()
         if self.normalization == "sample":
             segment = batch.segment[trained]
             totals = weights.new_zeros(len(batch.lengths)).index_add_(0, segment, weights)
             weights = weights / totals[segment]
         negative = -logprobs.float()
-        statistics = {"tokens": trained.sum().float(), "nll": negative.detach().sum()}
+        statistics = {"tokens": logprobs.new_tensor(float(len(trained))), "nll": negative.detach().sum()}
         return Loss({"nll": Term((negative * weights).sum(), weights.sum())}, statistics)

@@ -1,9 +1,9 @@
 """The composition root: who meets whom, and in which order. It alone knows all parts; the parts know no other.
 
-    config + dataset ── preparing.prepare ──▶ Work: base, tokenizer, table, layout, examples, plan (no weights yet)
-    Work ── opening.open_for_tuning ──▶ Tunable: the weights, an adapter on them, an engine to ask them
-    Work + Tunable ── training.train ──▶ run folder + Tuned
-    run folder ── loading.load ──▶ Tuned (see `luthier.tuned`)
+config + dataset ── preparing.prepare ──▶ Work: base, tokenizer, table, layout, examples, plan (no weights yet)
+Work ── opening.open_for_tuning ──▶ Tunable: the weights, an adapter on them, an engine to ask them
+Work + Tunable ── training.train ──▶ run folder + Tuned
+run folder ── loading.load ──▶ Tuned (see `luthier.tuned`)
 """
 
 from luthier.pipeline.loading import load, untuned

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from luthier import events
+from luthier.assets.spec import read_json
 from luthier.config import Config
+from luthier.errors import AssetError
+from luthier.plan.support import BUILT, not_decoder, refusal_of
 from luthier.run import RunFolder
 from luthier.types import Base, Plan
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from luthier.model.decoder.decoder import Decoder
     from luthier.model.tunable import Tunable
     from luthier.train.precision import Precision
 
@@ -24,11 +28,20 @@ def open_for_tuning(
 
     ``steps``: optimizer steps of the whole run, which adapters with a schedule of their own need to know.
     """
+    adapter = settings.adapter
+    if plan.model == "decoder":
+        from luthier.pipeline.decoded import Decoded
+
+        decoder = _decoder(settings, base, precision, plan, sink, trained=adapter is None)
+        if adapter is not None:
+            _adapt(decoder, settings)
+        tunable = Decoded(decoder, base, "adapter" if adapter else "weights", adapter=adapter)
+        tunable.adopt(plan)
+        return tunable
     from luthier.model import adapters
     from luthier.pipeline.generic import Generic
 
-    model = _transformers(settings, base, precision, plan.device, sink, frozen=settings.adapter is not None)
-    adapter = settings.adapter
+    model = _transformers(settings, base, precision, plan.device, sink, frozen=adapter is not None)
     adapted: Any = model
     if adapter is None:
         model.requires_grad_(True)
@@ -55,16 +68,33 @@ def open_tuned(
     from luthier.model import adapters
     from luthier.pipeline.generic import Generic
 
-    if run.weights.is_dir():
-        whole = _transformers(settings, replace(base, path=run.weights), precision, device, sink, frozen=False)
-        return Generic(whole.eval(), base, "weights", precision=precision, device=device)
-    model = _transformers(settings, base, precision, device, sink)
+    whole = run.weights.is_dir()
+    files = replace(base, path=run.weights) if whole else base
+    if _decodes(settings, base):
+        from luthier.model.decoder.save import load_adapter
+        from luthier.pipeline.decoded import Decoded
+
+        decoder = _decoder(settings, files, precision, Plan(device, 0, "decoder", _attention(precision, device)), sink)
+        if whole:
+            return Decoded(decoder, base, "weights")
+        adapters.check_base(run.adapter, base.content_hash)
+        _adapt(decoder, settings)
+        load_adapter(decoder, run.adapter)
+        return Decoded(decoder, base, "adapter", adapter=settings.adapter)
+    model = _transformers(settings, files, precision, device, sink, frozen=not whole)
+    if whole:
+        return Generic(model.eval(), base, "weights", precision=precision, device=device)
     adapted = adapters.load_adapter(model, run.adapter, expect_base_hash=base.content_hash)
     return Generic(adapted.eval(), base, "adapter", precision=precision, device=device)
 
 
 def open_base(settings: Config, base: Base, precision: Precision, device: str, sink: events.Sink) -> Tunable:
     """The base as it is."""
+    if _decodes(settings, base):
+        from luthier.pipeline.decoded import Decoded
+
+        plan = Plan(device, 0, "decoder", _attention(precision, device))
+        return Decoded(_decoder(settings, base, precision, plan, sink), base, "nothing")
     from luthier.pipeline.generic import Generic
 
     model = _transformers(settings, base, precision, device, sink)
@@ -74,6 +104,69 @@ def open_base(settings: Config, base: Base, precision: Precision, device: str, s
 def declared_precision(settings: Config) -> str:
     """Ludwig's `use_mixed_precision: false` is fp32; true and absent leave it to `precision`."""
     return "fp32" if settings.trainer.use_mixed_precision is False else settings.trainer.precision
+
+
+def _decodes(settings: Config, base: Base) -> bool:
+    """Whether the decoder runs this config, as the planner decides it for training."""
+    if settings.execution.model == "generic":
+        return False
+    engine = replace(BUILT, refusal=refusal_of(read_json(base.path / "config.json")))
+    return not_decoder(settings, base.spec, engine) is None
+
+
+def _decoder(
+    settings: Config, base: Base, precision: Precision, plan: Plan, sink: events.Sink, *, trained: bool = False
+) -> Decoder:
+    """The decoder with its weights where the plan wants them. Raises AssetError."""
+    from luthier.model.decoder.load import Placing, load_decoder
+    from luthier.model.decoder.shape import Unsupported, read_shape
+    from luthier.model.load import DTYPES
+
+    quantization = settings.quantization
+    how = Placing(
+        dtype=DTYPES[precision],
+        device=plan.device,
+        quantised=quantization.bnb_4bit_quant_type if quantization else None,
+        double=quantization.bnb_4bit_use_double_quant if quantization else True,
+        weights=plan.weights,
+        embeddings=plan.embeddings,
+        trained=trained,
+    )
+    try:
+        shape = read_shape(base.path, settings.model_parameters.rope_scaling)
+    except Unsupported as error:
+        raise AssetError(
+            "asset-unsupported",
+            f"Luthier's own decoder cannot run this base: {error}",
+            where=str(base.path),
+            received=base.spec.architecture,
+            fix="set execution.model: generic",
+        ) from error
+    with events.stage(sink, "load", base.name):
+        return load_decoder(
+            base.path, shape, how,
+            told=lambda done, total: sink(events.Progress(stage="load", completed=done, total=total, unit="layers")),
+        )  # fmt: skip
+
+
+def _adapt(decoder: Decoder, settings: Config) -> None:
+    try:
+        decoder.adapt(settings.adapter, settings.random_seed)
+    except ValueError as error:
+        raise AssetError(
+            "asset-unsupported",
+            f"an adapter of type lora does not fit this base: {error}",
+            where="adapter",
+            fix="set adapter.target_modules to names of its linear layers, or leave it out for all of them",
+        ) from error
+
+
+def _attention(precision: Precision, device: str) -> Literal["flash", "padded"]:
+    """How a model that is only asked attends."""
+    import torch
+
+    flash = device.startswith("cuda") and precision != "fp32" and torch.cuda.get_device_capability(device) >= (8, 0)
+    return "flash" if flash else "padded"
 
 
 def _transformers(

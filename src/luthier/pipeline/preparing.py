@@ -8,6 +8,7 @@ from typing import Any
 
 from luthier import assets, config, events
 from luthier.assets.cache import cache_root
+from luthier.assets.spec import read_json
 from luthier.assets.tokenizer import Tokenizer
 from luthier.config import Config
 from luthier.data import columns, sources, split
@@ -20,6 +21,7 @@ from luthier.data.table import Table
 from luthier.errors import ConfigError, Fault
 from luthier.plan import machine as machines
 from luthier.plan import planner
+from luthier.plan.support import BUILT, refusal_of
 from luthier.types import Base, Machine, Plan
 
 
@@ -85,7 +87,8 @@ def prepare(
 
     seen = examine(settings, dataset, base_of, encoding=encoding, sink=sink)
     machine = machines.probe(settings.execution.device)
-    plan = planner.make_plan(seen.config, seen.base.spec, seen.prepared.stats, machine)
+    engine = replace(BUILT, refusal=refusal_of(read_json(seen.base.path / "config.json")))
+    plan = planner.make_plan(seen.config, seen.base.spec, seen.prepared.stats, machine, engine=engine)
     return Work(
         seen.config, seen.base, seen.tokenizer, seen.table, seen.layout, seen.splits, seen.renderer, seen.prepared,
         machine, plan,
@@ -175,9 +178,7 @@ def _refuse_unbuilt(settings: Config) -> None:
         for where in ("input_features", "output_features")
         for at, feature in enumerate(getattr(settings, where) or ())
     }
-    renamed = {
-        f"{where}.column": one.column for where, one in features.items() if one.column not in (None, one.name)
-    }
+    renamed = {f"{where}.column": one.column for where, one in features.items() if one.column not in (None, one.name)}
     limited = {f"{where}.preprocessing.max_sequence_length": one.preprocessing.max_sequence_length
                for where, one in features.items()}  # fmt: skip
     unbuilt = [(key, value, "name the feature as the column is named") for key, value in renamed.items()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,16 @@ FIRST_CLASS = frozenset(
     {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "Gemma2ForCausalLM",
      "Gemma3ForCausalLM", "Phi3ForCausalLM"}
 )  # fmt: skip
+
+
+# What an adapter's keys may be in the decoder; everything else is PEFT's.
+PLAIN: Mapping[str, tuple[Any, ...]] = {
+    "use_dora": (False,),
+    "bias_type": ("none",),
+    "modules_to_save": (None, ()),
+    "init_lora_weights": ("default", "gaussian"),
+    "pretrained_adapter_weights": (None,),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +42,21 @@ class Engine:
 
 
 WHOLE = Engine()  # all that the design has
-# What the pipeline opens today: nothing yet; the decoder enters its architectures and means here when it is wired.
-BUILT = Engine(architectures=frozenset(), optimizer_on_host=False)
+BUILT = Engine(architectures=frozenset(), optimizer_on_host=False)  # the decoder waits for its generation engine
+ROTARY_BY_LENGTH = ("dynamic", "longrope", "su")  # their frequencies depend on the longest sample of a batch
+SWITCHES = ("mlp_bias", "attention_bias", "use_bidirectional_attention")
+
+
+def refusal_of(values: Mapping[str, Any]) -> str | None:
+    """Why the decoder does not take the model of this config.json, where its architecture alone would let it."""
+    for switch in SWITCHES:
+        if values.get(switch):
+            return f"{switch} is set in the model's config"
+    scaling = values.get("rope_scaling") or values.get("rope_parameters") or {}
+    kind = scaling.get("rope_type") or scaling.get("type")
+    if kind in ROTARY_BY_LENGTH:
+        return f"rotary positions of the type {kind} depend on the longest sample of a batch"
+    return None
 
 
 def not_decoder(config: Any, spec: ModelSpec, engine: Engine) -> str | None:
@@ -45,11 +69,18 @@ def not_decoder(config: Any, spec: ModelSpec, engine: Engine) -> str | None:
     if adapter is not None:
         if adapter.type != "lora":
             return f"the adapter {adapter.type} runs through PEFT"
-        for name, plain in (("use_dora", False), ("bias_type", "none"), ("modules_to_save", None)):
-            if getattr(adapter, name, plain) not in (plain, ()):
+        for name, plain in PLAIN.items():
+            if getattr(adapter, name, plain[0]) not in plain:
                 return f"adapter.{name} runs through PEFT"
     if quantization is not None and quantization.bits != 4:
         return f"a base in {quantization.bits} bits runs through bitsandbytes"
+    if quantization is not None and quantization.bnb_4bit_compute_dtype != "auto":
+        return "quantization.bnb_4bit_compute_dtype runs through bitsandbytes"
+    parameters = config.model_parameters
+    if parameters.neftune_noise_alpha:
+        return "model_parameters.neftune_noise_alpha runs through transformers"
+    if parameters.rope_scaling is not None and parameters.rope_scaling.rope_type in ROTARY_BY_LENGTH:
+        return f"rope_scaling {parameters.rope_scaling.rope_type} runs through transformers"
     return None
 
 

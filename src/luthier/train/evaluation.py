@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from luthier.data.collate import collate, to_device
+from luthier.data.collate import collate
 from luthier.data.pack import schedule
 from luthier.events import Sink, progress, silent
 from luthier.types import Batch, Example, Plan
@@ -50,19 +50,18 @@ class Evaluator:
         """Evaluate now. At least one example must be there."""
         examples = self.examples[: self.max_rows]
         assert examples, "an evaluation needs an example; leave Setup.evaluate out otherwise"
-        device = self.plan.device
         sums = torch.zeros(4, dtype=torch.float64)  # weighted nll, weight, hits, tokens
         known = True
         passes = schedule([example.length for example in examples], self.plan, 1)[0]
         with evaluating(self.model):
             for indices in progress(self.sink, "evaluate", passes, unit="passes"):
-                batch = to_device(collate([examples[i] for i in indices]), device)
+                batch = collate([examples[i] for i in indices])
                 logprobs, top = self.score(batch)
                 weights = batch.target_weight[batch.target_weight != 0].double()
                 hits = torch.zeros(()) if top is None else top.sum().cpu()
                 known = known and top is not None
-                nll = -(logprobs.double() * weights).sum()
-                sums += torch.stack([nll.cpu(), weights.sum().cpu(), hits.double(), torch.tensor(float(len(weights)))])
+                nll = -(logprobs.double().cpu() * weights).sum()
+                sums += torch.stack([nll, weights.sum(), hits.double(), torch.tensor(float(len(weights)))])
             extra = dict(self.generated()) if self.generated is not None else {}
         nll_sum, weight, hit, tokens = sums.tolist()
         loss = nll_sum / weight

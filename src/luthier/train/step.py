@@ -122,8 +122,9 @@ def _run_passes(
             continue
         # Dropout depends on (seed, step, pass) alone, so neither a resume nor an evaluation changes it.
         torch.manual_seed((setup.seed * 1_000_003 + now.step) * 1_009 + number)
-        batch = to_device(collate(examples, now.step), device)
-        made = setup.objective.loss(setup.logprobs(batch), batch, constants)
+        batch = collate(examples, now.step)
+        logprobs = setup.logprobs(batch)  # it moves what it needs itself: shapes are known on the host alone
+        made = setup.objective.loss(logprobs, to_device(batch, device), constants)
         loss = torch.stack(
             [term.coefficient * term.sum / constants[name] for name, term in made.terms.items()]  # divided here, once
         ).sum()

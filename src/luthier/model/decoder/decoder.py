@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from luthier.kernels import attention
+from luthier.kernels import attention, keyed
 from luthier.kernels.linear import Norm
 from luthier.kernels.logprob import score, selected_logprob
 from luthier.model.decoder import lora
@@ -55,6 +55,7 @@ class Decoder(nn.Module):
         self._copies: lora.Copies | None = None
         self._graphs: Graphs | None = None
         self._warm = False
+        self._seed = 0
         self._inverse = {
             kind: torch.tensor(kind.inverse, dtype=torch.float32, device=self.device) for kind in set(shape.rotary)
         }
@@ -98,13 +99,20 @@ class Decoder(nn.Module):
             turns=self.turns(batch.positions.to(device, non_blocking=True)),
             attention=self.execution.attention,
             keep=keep.to(device, non_blocking=True),
-            key_t=None if batch.key is None or not self.training else batch.key.to(device, non_blocking=True),
+            key_t=self._keys(batch),
         )
         hidden_nh = normed(self.run(self.embed(batch.ids), now), self.norm)
         if len(keep) != len(back):
             hidden_nh = hidden_nh[back.to(device, non_blocking=True)]
         targets = batch.ids[batch.supervised].to(device, non_blocking=True)
         return hidden_nh, targets
+
+    def _keys(self, batch: Batch) -> torch.Tensor | None:
+        """The tokens' keys for dropout, in 32 bits and with the seed in them; None where nothing is drawn."""
+        if batch.key is None or not self.training or not any(pair.rank.p for pair in self.pairs):
+            return None
+        high, low = batch.key >> 32, batch.key & keyed.MASK
+        return keyed.mix(low ^ keyed.mix(high ^ keyed.hash_of(self._seed))).to(self.device, non_blocking=True)
 
     def refresh(self) -> None:
         """Bring the compute copies of the adapters up to date; to be called after their weights have changed."""
@@ -191,6 +199,7 @@ class Decoder(nn.Module):
                     pairs.append((lora.Pair(name, chosen[name], place.stop - place.start, start), place))
                 if pairs:
                     layer.adapt(product, pairs, self.dtype)
+        self._seed = seed
         self._copies, self._graphs = None, None
 
     @contextmanager

@@ -24,18 +24,18 @@ from luthier.model.decoder.shape import Shape
 from luthier.model.decoder.weights import Quantised, Resident, Scratch, Stage, Streamed, Trained
 
 Placement = Literal["resident", "quantised", "streamed"]
-NORMS = {
-    "qkv": "input_layernorm",
-    "gate_up": "post_attention_layernorm",
-    "o": None,
-    "down": None,
-}
+NORMS = {"qkv": "input_layernorm", "gate_up": "post_attention_layernorm"}
 GEMMA_NORMS = {
     "qkv": "input_layernorm",
     "o": "post_attention_layernorm",
     "gate_up": "pre_feedforward_layernorm",
     "down": "post_feedforward_layernorm",
 }
+
+
+def norm_names(shape: Shape) -> dict[str, str]:
+    """Product -> the norm before it (qkv, gate_up) or after it (o, down), as files name it."""
+    return GEMMA_NORMS if shape.post_norms else NORMS
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +125,7 @@ class _Builder:
 
     def _layer(self, number: int) -> Layer:
         shape, prefix = self.shape, f"model.layers.{number}."
-        names = GEMMA_NORMS if shape.post_norms else NORMS
-        norms = {product: self._norm(prefix + name) for product, name in names.items() if name is not None}
+        norms = {product: self._norm(prefix + name) for product, name in norm_names(shape).items()}
         before = {product: norm for product, norm in norms.items() if product in ("qkv", "gate_up")}
         alone = {product: norm for product, norm in norms.items() if product in ("o", "down")}
         if shape.head_norms:

@@ -1,0 +1,112 @@
+"""Luthier's own way to run a model: the packed decoder with its adapters, trained and asked with the same weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from luthier.errors import RunError
+from luthier.events import Sink, silent
+from luthier.model.adapters import RECORD
+from luthier.model.decoder.decoder import Decoder, Execution
+from luthier.model.decoder.save import save_adapter, save_weights
+from luthier.model.tunable import Tokens
+from luthier.run import atomic
+from luthier.run.folder import ADAPTER, WEIGHTS
+from luthier.types import Base, Batch, Engine, Plan
+
+Tuned = Literal["adapter", "weights", "nothing"]  # what is tuned of a model
+
+
+class Decoded:
+    """Implements `model.tunable.Tunable` over the decoder."""
+
+    def __init__(self, decoder: Decoder, base: Base, tuned: Tuned, *, adapter: Any = None) -> None:
+        """``adapter``: the config's section that the adapter was made from, where ``tuned`` is "adapter"."""
+        self.decoder, self.base, self.tuned, self.adapter = decoder, base, tuned, adapter
+
+    @property
+    def module(self) -> nn.Module:
+        """The decoder; its parameters are the adapter's, or all weights."""
+        return self.decoder
+
+    @property
+    def has_base(self) -> bool:
+        """Whether the base can still be asked."""
+        return self.tuned != "weights"
+
+    def logprobs(self, batch: Batch) -> torch.Tensor:
+        """[n] log-probabilities of the supervised targets, with gradient."""
+        return self.decoder.logprobs(batch)
+
+    def score(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """[n] the same without gradient, and whether each target was the likeliest token."""
+        return self.decoder.score(batch)
+
+    def penalty(self) -> None:
+        """None: low-rank pairs have no term of their own."""
+
+    def after_update(self, step: int) -> None:
+        """Nothing: the compute copies follow the weights before the next pass."""
+
+    def state(self) -> dict[str, Any]:
+        """Nothing beside the weights."""
+        return {}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+    def base_only(self) -> AbstractContextManager[Any]:
+        """The adapter is off while it is open. Raises RunError when all weights were tuned."""
+        if self.tuned == "adapter":
+            return self.decoder.without_adapter()
+        if self.tuned == "nothing":
+            return nullcontext()
+        raise RunError(
+            "run-not-a-run",
+            "all weights were tuned: the base model is not in this run",
+            fix="compare with a run of `trainer.type: none` on the same base",
+        )
+
+    def engine(
+        self, tokenizer: Tokens, *, batch_size: int | None = None, use_base: bool = False, sink: Sink = silent
+    ) -> Engine:
+        """Generation with the weights and the adapter of training."""
+        from luthier.infer.engine import DecoderEngine  # type: ignore[import-not-found,unused-ignore]
+
+        if use_base and not self.has_base:
+            self.base_only()  # raises, and says why
+        engine: Engine = DecoderEngine(self.decoder, tokenizer, batch_size=batch_size, use_base=use_base, sink=sink)
+        return engine
+
+    def adopt(self, plan: Plan) -> None:
+        """Execute another plan from the next pass on."""
+        self.decoder.execution = execution_of(plan)
+
+    def save(self, folder: Path) -> Path:
+        """The adapter in PEFT's format, or the whole model where all of it was trained."""
+        record = {"format": 1, "base": self.base.name, "base_hash": self.base.content_hash}
+        target = folder / (ADAPTER if self.tuned == "adapter" else WEIGHTS)
+        if self.tuned == "adapter":
+            save_adapter(self.decoder, self.adapter, target, self.base.name)
+        else:
+            stored = getattr(torch, self.base.spec.dtype, torch.float32)
+            save_weights(self.decoder, self.base.path, target, stored)
+        atomic.write_json(target / RECORD, record)
+        return target
+
+
+def execution_of(plan: Plan) -> Execution:
+    """The part of a plan that the decoder carries out pass by pass."""
+    return Execution(
+        attention=plan.attention,
+        recompute_layers=plan.recompute_layers,
+        offload=plan.offload_checkpoints,
+        loss_chunk=plan.loss_chunk,
+        graphs=plan.graphs,
+    )
