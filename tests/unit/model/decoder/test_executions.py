@@ -17,7 +17,7 @@ from test_architectures import examples, load, make
 from luthier.config.adapter import Lora
 from luthier.data.collate import collate
 from luthier.kernels import attention
-from luthier.model.decoder.decoder import Decoder, Execution
+from luthier.model.decoder.decoder import Decoder
 from luthier.model.decoder.load import Placing, load_decoder
 from luthier.model.decoder.shape import read_shape
 from luthier.types import Example
