@@ -34,9 +34,12 @@ def render_chat(
     eos_token: str | None = None,
     now: datetime = DATE,
     where: str | None = None,
+    copied: bool = False,
     **variables: Any,
 ) -> str:
     """The text of a conversation. ``variables`` reach the template as they are.
+
+    ``copied``: the messages are the caller's own copy, of JSON types only, which nothing else can reach.
 
     Raises:
         DataError: ``data-chat`` when the template refuses the conversation or exceeds its bounds.
@@ -50,7 +53,7 @@ def render_chat(
     BUDGET.set([MAX_STEPS])
     clock = _clock(now)
     context = {
-        "messages": json.loads(json.dumps([dict(m) for m in messages])),  # a copy that no template can reach back from
+        "messages": list(messages) if copied else json.loads(json.dumps([dict(m) for m in messages])),
         "tools": list(tools) if tools else None,
         "add_generation_prompt": add_generation_prompt,
         "strftime_now": clock,

@@ -194,6 +194,7 @@ def _answers(request: Mapping[str, Any]) -> Iterator[Any]:
                     job["messages"][:count],
                     tools=job["tools"],
                     add_generation_prompt=opened,
+                    copied=True,
                     **request["variables"],
                 )
                 for count, opened in job["cuts"]

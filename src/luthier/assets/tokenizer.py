@@ -179,15 +179,19 @@ class Tokenizer:
 
     def find_special(self, text: str) -> list[Span]:
         """Where special-token strings stand in ``text``, leftmost and longest first."""
-        if self._pattern is None or not any(c in text for c in self._first_characters):
+        if self._pattern is None or self._opening.search(text) is None:
             return []
         return [m.span() for m in self._pattern.finditer(text) if self._stands(m)]
 
     def hazards(self, text: str) -> list[Span]:
         """Spans of ``text`` that are, or with other text around them could become, special-token strings."""
         found = self.find_special(text)
-        head = next((n for n in range(min(self._longest - 1, len(text)), 0, -1) if text[:n] in self._suffixes), 0)
-        tail = next((n for n in range(min(self._longest - 1, len(text)), 0, -1) if text[-n:] in self._prefixes), 0)
+        head = tail = 0
+        most = min(self._longest - 1, len(text))
+        if self._closing.search(text, 0, most):  # the rest of a token ends as a token does
+            head = next((n for n in range(most, 0, -1) if text[:n] in self._suffixes), 0)
+        if self._opening.search(text, len(text) - most):
+            tail = next((n for n in range(most, 0, -1) if text[-n:] in self._prefixes), 0)
         if head and not (found and found[0][0] < head):
             found.insert(0, (0, head))
         start = len(text) - tail
@@ -262,8 +266,14 @@ class Tokenizer:
         return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
 
     @cached_property
-    def _first_characters(self) -> str:
-        return "".join(sorted({s[0] for s in self.special_strings}))
+    def _opening(self) -> re.Pattern[str]:
+        """Any character that a special string begins with."""
+        return _any_of(s[0] for s in self.special_strings)
+
+    @cached_property
+    def _closing(self) -> re.Pattern[str]:
+        """Any character that a special string ends with."""
+        return _any_of(s[-1] for s in self.special_strings)
 
     @cached_property
     def _longest(self) -> int:
@@ -313,6 +323,11 @@ class Tokenizer:
         probe = self._backend.encode("a", add_special_tokens=True)
         count = next((i for i, special in enumerate(probe.special_tokens_mask) if not special), 0)
         return tuple(probe.ids[:count])
+
+
+def _any_of(characters: Iterable[str]) -> re.Pattern[str]:
+    found = "".join(sorted({re.escape(c) for c in characters}))
+    return re.compile(f"[{found}]" if found else r"(?!)")
 
 
 def _declare_specials(backend: tokenizers.Tokenizer, names: Sequence[str], settings: dict[str, Any]) -> None:

@@ -9,13 +9,14 @@ import json
 import random
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from luthier.assets.cache import build_once, code_hash, forget_old
-from luthier.data.duplicates import Groups, fingerprint, near_pairs, normalised
+from luthier.data import rowkeys
+from luthier.data.duplicates import Groups, near_pairs
 from luthier.data.sources.splits import SPLIT_COLUMN, number
 from luthier.data.table import Table
 from luthier.errors import DataError
@@ -124,22 +125,24 @@ def _assign(
     notes: list[str] = []
     if kind != "fixed" and SPLIT_COLUMN in table.columns:
         notes.append(f"the column {SPLIT_COLUMN!r} is not used, because preprocessing.split.type is {kind}")
-    keyed = _key_columns(table, target, columns, split)
-    keys = array("Q", map(fingerprint, _texts(table, keyed)))
-    if not columns and _distinct(keys) < 0.5 * len(table):  # such as a source beside a conversation: look at all
-        keyed = _usable(table, split)
-        keys = array("Q", map(fingerprint, _texts(table, keyed)))
+    apart = (split.group, split.column)
+    keyed = rowkeys.key_columns(table, target, columns, apart)
+    keys = rowkeys.keys(table, keyed)
+    if not columns and rowkeys.distinct(keys) < 0.5 * len(table):  # such as a source beside a conversation: look at all
+        keyed = rowkeys.usable(table, apart)
+        keys = rowkeys.keys(table, keyed)
     groups = Groups(len(table))
     groups.join_equal(keys)
     duplicates = sum(len(one) - 1 for one in groups.sets()[0])
     if near_duplicates and kind in ("random", "stratify"):
-        pairs, alike = near_pairs(_texts(table, keyed), lambda row: _text_at(table, keyed, row), len(table))
+        again = functools.partial(rowkeys.text_at, table, keyed)
+        pairs, alike = near_pairs(rowkeys.texts(table, keyed), again, len(table))
         for one, other in pairs:
             groups.join(one, other)
         if alike:
             notes.append(f"{alike} rows are nearly alike; taken as a common form, not as duplicates of each other")
     if split.group is not None:
-        groups.join_equal(_value_keys(table, split.group))
+        groups.join_equal(rowkeys.value_keys(table, split.group))
     own_seed = seed if split.seed is None else split.seed
     units, alone = groups.sets()
     job = Job(table, split, units, alone, keys, _shares(split.probabilities), own_seed, target, notes)
@@ -162,7 +165,7 @@ def _assign(
 @functools.cache
 def _code() -> str:
     here = Path(__file__)
-    return code_hash(here, here.with_name("duplicates.py"))
+    return code_hash(here, here.with_name("duplicates.py"), here.with_name("rowkeys.py"))
 
 
 def split_column(table: Table, column: str = SPLIT_COLUMN) -> list[int] | None:
@@ -217,7 +220,7 @@ def _stratify(job: Job) -> list[int]:
             where="preprocessing.split.column",
             allowed=job.table.columns,
         )
-    labels = np.frombuffer(_value_keys(job.table, column), dtype="u8")
+    labels = np.frombuffer(rowkeys.value_keys(job.table, column), dtype="u8")
     together: dict[int, list[list[int]]] = {}
     for unit in job.units:
         together.setdefault(Counter(labels[unit].tolist()).most_common(1)[0][0], []).append(unit)
@@ -288,7 +291,7 @@ def _automatic(table: Table, split: SplitConfig, target: str | None) -> str:
         if value is None:
             continue
         answered += 1
-        seen.add(_text(value))
+        seen.add(rowkeys.text(value))
         if len(seen) > FEW_CLASSES:
             return "random"
     return "stratify" if len(seen) >= 2 and answered >= ROWS_PER_CLASS * len(seen) else "random"
@@ -356,47 +359,6 @@ def _shares(probabilities: Sequence[float]) -> tuple[float, float, float]:
     return given[0] / total, given[1] / total, given[2] / total
 
 
-def _usable(table: Table, split: SplitConfig) -> list[str]:
-    apart = {SPLIT_COLUMN, split.group, split.column}
-    return [c for c in table.columns if c not in apart] or table.columns
-
-
-def _key_columns(table: Table, target: str | None, columns: Sequence[str] | None, split: SplitConfig) -> list[str]:
-    """The columns that make a row what it is."""
-    if columns:
-        return [c for c in columns if c in table.columns]
-    return [c for c in _usable(table, split) if c != target]
-
-
-def _texts(table: Table, columns: Sequence[str]) -> Iterator[str]:
-    """Each row's normalised text over ``columns``."""
-    if not columns:
-        return iter([""] * len(table))
-    parts = (map(_text, table.values(column)) for column in columns)
-    return (normalised("\n".join(values)) for values in zip(*parts, strict=True))
-
-
-def _text_at(table: Table, columns: Sequence[str], row: int) -> str:
-    return normalised("\n".join(map(_text, table.at(row, columns).values())))
-
-
-def _value_keys(table: Table, column: str) -> array[int]:
-    """The fingerprint of each row's value; 0 where there is none."""
-    return array("Q", (0 if v is None else fingerprint(_text(v) or "\0") for v in table.values(column)))
-
-
-def _distinct(keys: array[int]) -> int:
-    import numpy as np
-
-    return len(np.unique(np.frombuffer(keys, dtype="u8"))) if keys else 0
-
-
-def _text(value: Any) -> str:
-    if value is None or isinstance(value, str):
-        return value or ""
-    return json.dumps(value, ensure_ascii=False, default=str)
-
-
 def _leaked(sides: Sequence[int], keys: array[int]) -> int:
     """Rows outside train that repeat a row in train."""
     import numpy as np
@@ -408,6 +370,7 @@ def _leaked(sides: Sequence[int], keys: array[int]) -> int:
 
 def _time(value: Any, where: str) -> float:
     """Seconds since the epoch of a date, a number, or ISO 8601 text; a time without zone counts as UTC."""
+    given = value
     if isinstance(value, str):
         try:
             value = datetime.datetime.fromisoformat(value.strip().replace("/", "-"))
@@ -426,7 +389,7 @@ def _time(value: Any, where: str) -> float:
         "data-split",
         "a value is not a date or time",
         where=where,
-        received=value,
+        received="nothing" if given is None else given,
         allowed="a date such as 2024-05-31 or 2024-05-31T12:00:00, or a number",
         fix="mend the value, or split in another way",
     )

@@ -79,6 +79,8 @@ class ChatRenderer:
         out = []
         for one, prompts, targets in zip(ready, texts, answers, strict=True):
             made = []
+            for index, target in zip(one.wanted, targets, strict=True):
+                _require_calls(target, one, one.turns[index])
             for turn, (prompt, target) in enumerate(zip(prompts[::2], targets, strict=True)):
                 opening, answer = one.guard.restore(prompt), one.guard.restore(target)
                 made.append(Draft(opening, answer, turn, True, bool(opening.data or answer.data), one.guard.control))
@@ -154,6 +156,22 @@ class ChatRenderer:
                 for job in wanted
             )
         return [next(texts) if job.cuts else [] for job in jobs]
+
+
+def _require_calls(target: str, one: Guarded, turn: Mapping[str, Any]) -> None:
+    """Many templates know no tools and leave a call out: the model would learn to answer nothing."""
+    for call in turn.get("tool_calls", ()):
+        name = call["function"]["name"]
+        if name not in target:
+            raise DataError(
+                "data-chat",
+                "the chat template does not write tool calls, so this answer cannot be supervised",
+                where=one.where,
+                received=f"a call of {one.guard.restore(name).text!r}",
+                allowed="a template that writes message['tool_calls']",
+                fix="choose a base model whose template knows tools, set prompt.chat_template to one that does, "
+                'or give these turns "weight": 0',
+            )
 
 
 def _after_marker(whole: str, marked: str, one: Guarded, turn: Mapping[str, Any]) -> str:
