@@ -43,16 +43,12 @@ class Memory:
     context: int
     peak: int  # of the device through torch: what torch.cuda.max_memory_allocated shows
     moments: Mapping[str, float]  # of a step, beside what is there all the time; the largest makes the peak
+    host_total: int  # the host's peak: loading, running and saving do not fall together
 
     @property
     def total(self) -> int:
         """The device's peak with what torch does not count."""
         return self.peak + self.context
-
-    @property
-    def host_total(self) -> int:
-        """The host's peak."""
-        return sum(self.host.values())
 
 
 def memory(job: Job, plan: Plan, tokens: int) -> Memory:
@@ -80,13 +76,16 @@ def memory(job: Job, plan: Plan, tokens: int) -> Memory:
         "generation": round(moments["generation"]),
     }
     saving = round(max(4.0, job.state) * count) * (2 if cuda else 1)  # a checkpoint is put together in host memory
-    host = {"process": PROCESS[plan.device.split(":")[0]], "data": PER_TOKEN * job.tokens, "saving": saving}
-    host |= _host(job, plan, tokens, c)
-    if not cuda:
-        host["run"] = peak
-        host.pop("loading")  # weights are read into the place where they stay
-    kept = {name: size for name, size in host.items() if size}
-    return Memory(fixed | items, kept, CONTEXT if cuda else 0, peak, moments)
+    host = {"process": PROCESS[plan.device.split(":")[0]], "data": PER_TOKEN * job.tokens} | _away(job, plan, tokens)
+    passing = {"saving": saving}
+    if cuda:
+        passing["loading"] = _loading(job)
+    else:  # weights are read into the place where they stay, and a checkpoint is written between steps
+        passing["run"] = peak
+        passing["saving"] += sum(fixed.values())
+    kept = {name: size for name, size in (host | passing).items() if size}
+    most = sum(host.values()) + max(passing.values())
+    return Memory(fixed | items, kept, CONTEXT if cuda else 0, peak, moments, most)
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,11 +227,16 @@ def _answers(job: Job) -> int:
     return rows * (job.longest + job.answer) * spec.layers * 2 * shape.kv * job.compute
 
 
-def _host(job: Job, plan: Plan, tokens: int, c: int) -> dict[str, int]:
-    shape, spec = job.shape, job.shape.spec
-    stored = 4 if spec.dtype == "float32" else 2
-    widest = max(shape.embedding, shape.largest)
-    out = {"loading": widest * (stored + c)}  # tensors are read one at a time; pages of the file can be dropped
+def _loading(job: Job) -> int:
+    """Tensors are read one at a time; pages of the file can be dropped."""
+    stored = 4 if job.shape.spec.dtype == "float32" else 2
+    return max(job.shape.embedding, job.shape.largest) * (stored + job.compute)
+
+
+def _away(job: Job, plan: Plan, tokens: int) -> dict[str, int]:
+    """What the plan keeps on the host for the device."""
+    shape, c = job.shape, job.compute
+    out: dict[str, int] = {}
     if plan.embeddings == "host":
         out["embeddings"] = c * shape.embedding
     if plan.weights == "streamed":
@@ -240,5 +244,5 @@ def _host(job: Job, plan: Plan, tokens: int, c: int) -> dict[str, int]:
     if plan.optimizer == "host" or job.paged:
         out["optimizer"] = round((4 + job.state) * job.trained.weights)  # with the gradients on their way
     if plan.offload_checkpoints:
-        out["checkpointed inputs"] = tokens * plan.recompute_layers * spec.hidden * c
+        out["checkpointed inputs"] = tokens * plan.recompute_layers * shape.spec.hidden * c
     return out

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
+import time
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,7 @@ from luthier.model.generic import GenericModel
 from luthier.model.load import DTYPES, load_base
 from luthier.plan.job import Job
 from luthier.plan.memory import Memory, memory
+from luthier.plan.speed import rates_of, speed
 from luthier.train.precision import autocast
 from luthier.types import Base, DataStats, Example, Machine, Plan
 
@@ -129,3 +133,55 @@ def test_weights_adapter_and_gradients_are_exact(case: tuple[Path, list[int]]) -
         assert found.device["optimizer"] == 8 * trained, name
         assert found.device["weights"] == 4 * read_spec(folder).parameters, name
         assert found.device["adapter"] == (0 if section is None else 4 * trained), name
+
+
+def test_time_of_a_pass_on_one_core(tmp_path: Path) -> None:
+    """Within a factor of four of the processor time of a real pass: a busy machine and a small model allow no more."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    made = LlamaConfig(vocab_size=2048, hidden_size=384, intermediate_size=1024, num_hidden_layers=6,
+                       num_attention_heads=6, num_key_value_heads=6)  # fmt: skip
+    LlamaForCausalLM._from_config(made, dtype=torch.float32).save_pretrained(tmp_path)
+    settings = config.load({"base_model": str(tmp_path), "trainer": {"batch_size": 4, "precision": "fp32"}})
+    lengths = [128] * 4
+    stats = DataStats(tuple(lengths), sum(lengths) // 2, "hash")
+    job = Job.of(settings, read_spec(tmp_path), stats, CPU)
+    plan = Plan("cpu", 4096, "decoder", loss_chunk=64)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        model = load_decoder(tmp_path, read_shape(tmp_path), Placing(dtype=torch.float32))
+        model.adapt(settings.adapter, 1)
+        rows = [Example([1 + i % 300 for i in range(n)], [0.0] * (n // 2) + [1.0] * (n - n // 2), 0) for n in lengths]
+        took = min(_pass_seconds(model.train(), collate(rows)) for _ in range(3))
+        square = torch.ones(512, 512)
+        started = time.process_time()
+        for _ in range(8):
+            square @ square
+        fp32 = 8 * 2.0 * 512**3 / (time.process_time() - started)
+    finally:
+        torch.set_num_threads(before)
+    rates = rates_of(replace(CPU, cores=1), "cpu", "fp32", (fp32, fp32))
+    assert took / 4 < speed(job, plan, rates).seconds < took * 4
+
+
+def _pass_seconds(model: Any, batch: Any) -> float:
+    started = time.process_time()
+    (-(model.logprobs(batch) * batch.target_weight[batch.target_weight != 0]).sum()).backward()
+    return time.process_time() - started
+
+
+def test_the_benchmark_of_accuracy_runs_real_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = Path(__file__).resolve().parents[3] / "benchmarks"
+    monkeypatch.syspath_prepend(str(path))
+    module = importlib.import_module("plan_accuracy")
+    made = importlib.import_module("workload")
+    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+             "num_key_value_heads": 1}  # fmt: skip
+    monkeypatch.setitem(made.SHAPES, "small", small)
+    monkeypatch.setattr(made, "VOCAB", 128)
+    case = {"name": "small", "shape": "small", "batch": 4, "tokens": [20, 40], "config": {}}
+    row = module.run_case(case, module.model_of(case, tmp_path), steps=4)
+    assert set(row) == set(module.COLUMNS) and row["steps"] == 4
+    assert all(row[name] > 0 for name in ("predicted_peak_gib", "measured_peak_gib", "measured_step_s", "tokens_per_s"))
+    assert len({one["name"] for one in module.CASES}) == len(module.CASES) >= 8

@@ -1,0 +1,246 @@
+"""Is what the planner predicts what happens? Peak memory and step time of real training steps, as CSV.
+
+python benchmarks/plan_accuracy.py                       the built-in cases, each in a process of its own
+python benchmarks/plan_accuracy.py --cases cases.yaml    other ones: a list of mappings as in CASES
+python benchmarks/plan_accuracy.py --only qlora-7b --steps 8 --out accuracy.csv
+
+A case trains a Llama of the named shape with random weights for a few steps, through the code of `luthier train`: the
+planner's plan, `pipeline.opening`, `train.loop.fit`. Nothing but Luthier is needed, no tokenizer and no network.
+Peak memory on CUDA is torch.cuda.max_memory_allocated from the first step on; on a CPU the process's peak resident set.
+The time of a step is the median after the first two. Luthier's own shapes and lengths are used for nothing else, so a
+case is a test of the planner only while no constant was fitted to it; `calibration: true` marks those that were.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import random
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+GIB = 2**30
+QLORA = {"quantization": {"bits": 4}}
+SEED = {"adapter": {"type": "lora", "r": 8, "target_modules": ["q_proj", "v_proj"]}}
+FULL = {"adapter": None}
+
+# name, shape of workload.SHAPES, rows of a step, tokens of a row (a number, or median and most), config
+CASES: list[dict[str, Any]] = [
+    {"name": "qlora-7b-seed", "shape": "7b", "batch": 16, "tokens": [115, 512], "config": QLORA | SEED},
+    {"name": "qlora-7b", "shape": "7b", "batch": 16, "tokens": [115, 512], "config": QLORA},
+    {"name": "qlora-7b-long", "shape": "7b", "batch": 4, "tokens": 2048, "config": QLORA},
+    {"name": "qlora-7b-8192", "shape": "7b", "batch": 2, "tokens": 8192, "config": QLORA},
+    {"name": "lora-7b", "shape": "7b", "batch": 16, "tokens": [250, 1024], "config": {}},
+    {"name": "qlora-7b-15gib", "shape": "7b", "batch": 16, "tokens": [250, 1024],
+     "config": QLORA | {"execution": {"memory_limit": "15GiB"}}},
+    {"name": "qlora-7b-6gib", "shape": "7b", "batch": 16, "tokens": [115, 512],
+     "config": QLORA | SEED | {"execution": {"memory_limit": "6GiB"}}},
+    {"name": "lora-1b", "shape": "1b", "batch": 32, "tokens": [400, 2048], "config": {}},
+    {"name": "full-1b", "shape": "1b", "batch": 16, "tokens": [250, 1024], "config": FULL},
+    {"name": "lora-360m", "shape": "360m", "batch": 64, "tokens": [128, 512], "config": {}},
+    {"name": "full-360m", "shape": "360m", "batch": 16, "tokens": 1024, "config": FULL},
+    {"name": "lora-135m", "shape": "135m", "batch": 16, "tokens": [115, 512], "config": SEED},
+    {"name": "full-135m-4096", "shape": "135m", "batch": 8, "tokens": 4096, "config": FULL},
+    {"name": "generic-1b", "shape": "1b", "batch": 16, "tokens": [250, 1024],
+     "config": {"execution": {"model": "generic"}}},
+]  # fmt: skip
+COLUMNS = [
+    "case", "device", "calibration", "precision", "plan", "predicted_peak_gib", "measured_peak_gib", "peak_ratio",
+    "predicted_step_s", "measured_step_s", "step_ratio", "tokens_per_s", "steps",
+]  # fmt: skip
+
+
+@dataclass
+class Steps:
+    """A sink that keeps the seconds and tokens of each step, and forgets the memory of loading when training begins."""
+
+    device: str
+    seconds: list[float] = field(default_factory=list)
+    tokens: list[float] = field(default_factory=list)
+
+    def __call__(self, event: Any) -> None:
+        """Take what an event says of a training step."""
+        from luthier.events import Progress, Stepped
+
+        if isinstance(event, Progress) and event.stage == "train" and not self.seconds and event.completed == 0:
+            _forget_peak(self.device)
+        if isinstance(event, Stepped) and event.split == "train":
+            self.tokens.append(event.values["tokens"])
+            self.seconds.append(event.values["tokens"] / event.values["tokens_per_s"])
+
+
+def run_case(case: dict[str, Any], folder: Path, steps: int) -> dict[str, Any]:
+    """One row of the table, made in this process. ``folder`` holds the model of the case."""
+    from luthier import config
+    from luthier.assets.spec import read_spec
+    from luthier.data.source import TableSource
+    from luthier.objectives.sft import Sft
+    from luthier.pipeline.opening import open_for_tuning
+    from luthier.plan import plan_for, probe
+    from luthier.plan.measure import cpu_rates
+    from luthier.train.loop import fit
+    from luthier.train.setup import Setup
+    from luthier.types import Base, DataStats
+
+    trainer = {"batch_size": case["batch"], "train_steps": steps, "steps_per_evaluation": steps,
+               "eval_generation_rows": 0}  # fmt: skip
+    given = case.get("config", {})
+    settings = config.load(
+        {"base_model": str(folder), **given, "trainer": {**given.get("trainer", {}), **trainer}}
+    )
+    spec = read_spec(folder)
+    examples = _examples(case, steps, spec.vocab)
+    lengths = tuple(example.length for example in examples)
+    stats = DataStats(lengths, sum(example.supervised for example in examples), "accuracy")
+    machine = probe(settings.execution.device)
+    planned = plan_for(settings, spec, stats, machine, measured=None if machine.gpus else cpu_rates())
+    plan, precision = planned.plan, planned.job.precision
+    kept = Steps(plan.device)
+    base = Base(case["name"], folder, "folder", "", spec)
+    model = open_for_tuning(settings, base, precision, plan, kept, steps=steps)
+    with tempfile.TemporaryDirectory() as scratch:
+        fit(
+            Setup(
+                model=model.module,
+                logprobs=model.logprobs,
+                objective=Sft(settings.trainer.loss_normalization),
+                source=TableSource(examples, case["batch"], settings.random_seed, "accuracy"),
+                plan=plan,
+                trainer=settings.trainer,
+                checkpoints=Path(scratch),
+                precision=precision,
+                sink=kept,
+            )
+        )
+    return _row(case, planned, kept)
+
+
+def _row(case: dict[str, Any], planned: Any, kept: Steps) -> dict[str, Any]:
+    plan, cuda = planned.plan, planned.plan.device.startswith("cuda")
+    wanted = planned.memory.peak if cuda else planned.memory.host_total
+    peak = _peak(plan.device)
+    steady = kept.seconds[2:] or kept.seconds
+    took = statistics.median(steady)
+    said = f"{plan.model} {plan.attention} {plan.weights} {plan.tokens_per_pass} recompute {plan.recompute_layers}"
+    said += " graphs" * plan.graphs + " offload" * plan.offload_checkpoints + f" chunk {plan.loss_chunk}"
+    said += " host-embeddings" * (plan.embeddings == "host") + " host-optimizer" * (plan.optimizer == "host")
+    return {
+        "case": case["name"],
+        "device": planned.rates.name,
+        "calibration": bool(case.get("calibration", False)),
+        "precision": planned.job.precision,
+        "plan": said,
+        "predicted_peak_gib": round(wanted / GIB, 3),
+        "measured_peak_gib": round(peak / GIB, 3),
+        "peak_ratio": round(wanted / peak, 3),
+        "predicted_step_s": round(planned.speed.seconds, 4),
+        "measured_step_s": round(took, 4),
+        "step_ratio": round(planned.speed.seconds / took, 3),
+        "tokens_per_s": round(statistics.mean(kept.tokens) / took, 1),
+        "steps": len(kept.seconds),
+    }
+
+
+def _examples(case: dict[str, Any], steps: int, vocab: int) -> list[Any]:
+    """Random rows of the wanted lengths, the second half of each supervised; enough that no row comes twice."""
+    from luthier.types import Example
+
+    draw, wanted = random.Random(11), case["tokens"]
+    out = []
+    for row in range(case["batch"] * steps):
+        length = wanted
+        if isinstance(wanted, list):
+            length = int(min(wanted[1], max(16, wanted[0] * draw.lognormvariate(0, 0.5))))
+        prompt = length // 2
+        ids = [draw.randrange(3, vocab) for _ in range(length)]
+        out.append(Example(ids, [0.0] * prompt + [1.0] * (length - prompt), row))
+    return out
+
+
+def _forget_peak(device: str) -> None:
+    if device.startswith("cuda"):
+        import torch
+
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def _peak(device: str) -> int:
+    if device.startswith("cuda"):
+        import torch
+
+        return int(torch.cuda.max_memory_allocated(device))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def model_of(case: dict[str, Any], models: Path) -> Path:
+    """The folder of the case's model, made when it is not there."""
+    import torch
+    from workload import make_model
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    layers = case.get("layers")
+    return make_model(models / f"{case['shape']}-{layers or 'all'}", case["shape"], device, layers)
+
+
+def main() -> None:
+    """Run the cases that were asked for, each in its own process, and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", type=Path, help="a YAML list of cases instead of the built-in ones")
+    parser.add_argument("--only", nargs="*", help="names of the cases to run")
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--models", type=Path, default=Path(tempfile.gettempdir()) / "luthier-accuracy")
+    parser.add_argument("--out", type=Path, help="where the CSV goes; stdout as well")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        case = json.loads(options.one)
+        print("ROW " + json.dumps(run_case(case, model_of(case, options.models), options.steps)))
+        return
+    rows = []
+    for case in _chosen(options):
+        rows.append(_apart(case, options))
+        print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
+    streams = [sys.stdout] if options.out is None else [sys.stdout, options.out.open("w", newline="")]
+    for stream in streams:
+        writer = csv.DictWriter(stream, COLUMNS, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _chosen(options: argparse.Namespace) -> list[dict[str, Any]]:
+    cases = CASES
+    if options.cases:
+        from ruamel.yaml import YAML
+
+        cases = YAML(typ="safe", pure=True).load(options.cases)
+    return [with_defaults(case) for case in cases if not options.only or case["name"] in options.only]
+
+
+def with_defaults(case: dict[str, Any]) -> dict[str, Any]:
+    """A case with the keys that may be left out."""
+    return {"batch": 16, "tokens": [115, 512], "config": {}} | case
+
+
+def _apart(case: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
+    """The row of a case from a fresh process; a case that fails is a row that says how."""
+    command = [sys.executable, __file__, "--one", json.dumps(case), "--steps", str(options.steps)]
+    done = subprocess.run([*command, "--models", str(options.models)], capture_output=True, text=True)
+    found = [line for line in done.stdout.splitlines() if line.startswith("ROW ")]
+    if found:
+        row: dict[str, Any] = json.loads(found[-1].removeprefix("ROW "))
+        return row
+    last = (done.stderr.strip().splitlines() or ["no output"])[-1]
+    return {"case": case["name"], "plan": f"failed: {last[:300]}"}
+
+
+if __name__ == "__main__":
+    main()
