@@ -70,10 +70,25 @@ def load_base(
         raise _damaged(base, f"{len(missing)} weights are missing, such as {missing[0]}")
     if quantization is None:
         model.to(device)
+    elif quantization.bits == 4:
+        _keep_gradients(model)
     model.requires_grad_(False)
     model.config.use_cache = False
     ready: PreTrainedModel = model.eval()
     return ready
+
+
+def _keep_gradients(model: Any) -> None:
+    """Have bitsandbytes keep its 4-bit weights as they are.
+
+    On CPUs with bf16 instructions the first forward without gradient repacks them for a kernel that has no backward:
+    whatever is trained after an evaluation would get no gradient through those layers, with no more than a warning.
+    """
+    from bitsandbytes.nn import Linear4bit
+
+    for layer in model.modules():
+        if isinstance(layer, Linear4bit):
+            layer.support_avx512bf16_for_cpu = False
 
 
 def _damaged(base: Base, why: str) -> AssetError:

@@ -11,6 +11,7 @@ from luthier.assets.tokenizer import Tokenizer
 from luthier.config import Config
 from luthier.data import sources
 from luthier.data.columns import Layout
+from luthier.data.render.template import fields_of
 from luthier.data.table import Table
 from luthier.errors import AssetError
 from luthier.pipeline.opening import declared_precision, open_base, open_tuned
@@ -68,8 +69,16 @@ def untuned(settings: Config, *, trust_remote_code: bool = False, sink: events.S
     layout = Layout("columns" if inputs else "text", inputs, output.name if output else None, classes=classes)
     model = open_base(settings, base, precision, planner.device_of(machine), sink)
     tokenizer = Tokenizer.load(base.path)
-    renderer = renderer_of(settings, layout, tokenizer, base, None, "data")
+    renderer = renderer_of(settings, layout, tokenizer, base, _columns(settings), "data")
     return Tuned(settings, tokenizer, layout, renderer, model)
+
+
+def _columns(settings: Config) -> list[str] | None:
+    """What a table for this config has to have, where none is at hand: what the features and the template name."""
+    named = [one.name for one in (*(settings.input_features or ()), *(settings.output_features or ()))]
+    if settings.prompt.template is not None:
+        named += [name for name in fields_of(settings.prompt.template) if not name.startswith("__")]
+    return list(dict.fromkeys(named)) or None
 
 
 def _training_data(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from luthier.assets import resolve
 from luthier.config import adapter as sections
@@ -178,6 +178,33 @@ def test_eight_bits_stay_near(base: Base) -> None:
     with torch.no_grad():
         got = GenericModel(load_base(base, quantization=Quantization(bits=8))).logprobs(batch())
     assert (got - want).abs().max() < 0.1
+
+
+def test_four_bits_have_gradients_after_an_evaluation(base: Base, tiny_llama: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_llama, tmp_path / "wide"))
+    config = AutoConfig.from_pretrained(folder)
+    config.hidden_size, config.intermediate_size, config.head_dim = 64, 128, 16  # blocks of 64 weights fit
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    wide = load_base(resolve(str(folder), cache=tmp_path), quantization=Quantization(bits=4))
+    model = adapters.add_adapter(wide, sections.Lora(r=2, init_lora_weights="gaussian"), seed=1)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight.fill_(0.05)
+    generic = GenericModel(model)
+
+    def gradients() -> dict[str, torch.Tensor]:
+        model.train()
+        generic.logprobs(batch()).sum().backward()
+        found = {name: w.grad.clone() for name, w in model.named_parameters() if w.grad is not None}
+        model.zero_grad(set_to_none=True)
+        return found
+
+    before = gradients()
+    model.eval()
+    with torch.no_grad():
+        generic.score(batch())
+    torch.testing.assert_close(gradients(), before)
 
 
 def test_neftune_is_keyed_by_step_and_sample_and_only_while_training(base: Base) -> None:

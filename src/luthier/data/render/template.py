@@ -112,6 +112,14 @@ def parse(
     return Template(source, tuple((literal, field, spec or "") for literal, field, spec, _ in parsed))
 
 
+def fields_of(source: str) -> tuple[str, ...]:
+    """The fields that a template names, unchecked; none of one that `parse` will find malformed."""
+    try:
+        return tuple(dict.fromkeys(field for _, field, _, _ in string.Formatter().parse(source) if field))
+    except ValueError:
+        return ()
+
+
 def is_missing(value: Any) -> bool:
     """Whether a value is absent: None, NaN, pandas' NA and NaT."""
     if value is None or type(value).__name__ in ("NAType", "NaTType"):
