@@ -84,7 +84,7 @@ def _keep_gradients(model: Any) -> None:
     On CPUs with bf16 instructions the first forward without gradient repacks them for a kernel that has no backward:
     whatever is trained after an evaluation would get no gradient through those layers, with no more than a warning.
     """
-    from bitsandbytes.nn import Linear4bit
+    from bitsandbytes.nn.modules import Linear4bit
 
     for layer in model.modules():
         if isinstance(layer, Linear4bit):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,8 @@ def load(
     table, splits = _training_data(settings, known, layout, lock, sink)
     tokenizer = Tokenizer.load(base.path)
     renderer = renderer_of(settings, layout, tokenizer, base, known["columns"], "data")
-    return Tuned(settings, tokenizer, layout, renderer, model, folder.path, table, splits)
+    open_it = partial(open_base, settings, base, precision, planner.device_of(machine), sink)
+    return Tuned(settings, tokenizer, layout, renderer, model, folder.path, table, splits, open_it)
 
 
 def untuned(settings: Config, *, trust_remote_code: bool = False, sink: events.Sink = events.silent) -> Tuned:

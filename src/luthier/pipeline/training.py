@@ -18,7 +18,7 @@ from luthier.data.source import TableSource
 from luthier.errors import ConfigError, Interrupted
 from luthier.pipeline.finishing import merge, report, versions
 from luthier.pipeline.loading import load
-from luthier.pipeline.opening import declared_precision, open_for_tuning
+from luthier.pipeline.opening import declared_precision, open_base, open_for_tuning
 from luthier.pipeline.preparing import Work, prepare
 from luthier.plan.recorded import continued, leaner
 from luthier.run import Lock, RunFolder, atomic, hash_config, read_metrics, require_space
@@ -123,14 +123,16 @@ def _fit(work: Work, folder: RunFolder, precision: Precision, sink: events.Sink)
     from luthier.train.setup import Setup
 
     settings, plan, trainer = work.config, work.plan, work.config.trainer
+    trackers = _trackers(settings, folder)  # first: one that is not installed is told before the work
     source = _source(work)
     steps = trainer.train_steps or trainer.epochs * source.steps_per_epoch
     model = open_for_tuning(settings, work.base, precision, plan, sink, steps=steps)
     trained = sum(weight.numel() for weight in trainable(model.module).values())
     require_space(folder.path, trained * BYTES_PER_TRAINED_WEIGHT * (trainer.keep_last + 2))
+    open_it = partial(open_base, settings, work.base, precision, plan.device, sink)
     tuned = Tuned(
-        settings, work.tokenizer, work.layout, work.renderer, model, folder.path, work.table, work.splits
-    )  # fmt: skip
+        settings, work.tokenizer, work.layout, work.renderer, model, folder.path, work.table, work.splits, open_it
+    )
     examples = work.prepared.examples
     shown = work.prepared.rows["validation"][: trainer.eval_generation_rows]
     evaluator = partial(
@@ -155,7 +157,7 @@ def _fit(work: Work, folder: RunFolder, precision: Precision, sink: events.Sink)
         restore_model=model.restore,
         precision=precision,
         seed=settings.random_seed,
-        sink=events.fan_out(sink, _PlanKeeper(folder), *_trackers(settings, folder)),
+        sink=events.fan_out(sink, _PlanKeeper(folder), *trackers),
         loraplus_lr_ratio=getattr(settings.adapter, "loraplus_lr_ratio", None),
         leaner=partial(_leaner, model, work.base.spec.layers),
         resume_hint=f"luthier train {folder.path / 'config.yaml'} --output {folder.path}",

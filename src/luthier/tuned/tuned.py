@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +46,8 @@ class Tuned:
     folder: Path | None = None
     table: Table | None = None  # the table it was trained on, when that is at hand
     splits: Sequence[int] | None = None  # 0, 1, 2 a row of that table
+    open_base: Callable[[], Tunable] | None = None  # loads the base, where all weights were tuned and hold it no more
+    _base: Tunable | None = None
 
     @property
     def output(self) -> str:
@@ -136,8 +138,9 @@ class Tuned:
             for ids in endings:
                 owners.append(at)
                 examples.append(Example([*prompt, *ids], [0.0] * len(prompt) + [1.0] * len(ids), request.key))
-        with self.model.base_only() if use_base else nullcontext():
-            found = logprobs_of(self.model, examples, sink=sink)
+        model, adapter_off = self._model(use_base)
+        with model.base_only() if adapter_off else nullcontext():
+            found = logprobs_of(model, examples, sink=sink)
         by_row: list[list[list[float]]] = [[] for _ in requests]
         for at, values in zip(owners, found, strict=True):
             by_row[at].append(values)
@@ -193,6 +196,7 @@ class Tuned:
                 generation={"stop": [SEPARATOR if any("\n" in answer.strip() for _, answer in pairs) else "\n"]},
                 sink=sink,
             )
+        self._base = None
         contestants["tuned"] = self.answer(table, held, sink=sink)
         comparison = compare(
             held,
@@ -221,7 +225,10 @@ class Tuned:
         held = [i for i in _held_out(self.splits) if reference_of(self.table.row(i), self.layout) is not None][:count]
         if not held:
             return []
-        before = self.answer(self.table, held, use_base=True).texts if self.model.has_base else [""] * len(held)
+        try:
+            before = self.answer(self.table, held, use_base=True).texts
+        finally:
+            self._base = None  # it takes as much memory as what was tuned
         after = self.answer(self.table, held)
         return [
             {"prompt": self._prompt_of(self.table, i), "before": was, "answer": now, "reference": reference or ""}
@@ -272,7 +279,16 @@ class Tuned:
     def _engine(self, use_base: bool, batch_size: int | None = None, sink: events.Sink = events.silent) -> Engine:
         declared = self.config.trainer.eval_batch_size
         rows = batch_size if batch_size is not None else (declared if isinstance(declared, int) else None)
-        return self.model.engine(self.tokenizer, batch_size=rows, use_base=use_base, sink=sink)
+        model, adapter_off = self._model(use_base)
+        return model.engine(self.tokenizer, batch_size=rows, use_base=adapter_off, sink=sink)
+
+    def _model(self, use_base: bool) -> tuple[Tunable, bool]:
+        """Who answers, and whether with its adapter off; the base is loaded where the tuned weights replaced it."""
+        if not use_base or self.model.has_base or self.open_base is None:
+            return self.model, use_base
+        if self._base is None:
+            self._base = self.open_base()
+        return self._base, False
 
     def _training_table(self) -> tuple[Table, Sequence[int]]:
         if self.table is None or self.splits is None:

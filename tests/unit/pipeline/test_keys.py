@@ -217,3 +217,36 @@ def test_a_run_folder_is_uploaded_as_its_adapter(train, monkeypatch) -> None:
     made = train()
     assert LudwigModel.upload_to_hf_hub("me/mine", str(made.folder)) == "there"
     assert sent == {"folder": made.folder / "adapter", "repo": "me/mine"}
+
+
+def test_all_weights_tuned_are_compared_with_their_base(train, rows) -> None:
+    made = train(adapter=None, trainer__epochs=4, output_features=[{"name": "label", "type": "text"}])
+    assert (made.folder / "weights" / "model.safetensors").is_file()
+    report = (made.folder / "report.html").read_text(encoding="utf-8")
+    assert ">before<" in report
+    base = pipeline.untuned(made.tuned.config).predict(rows[36:]).texts
+    again = pipeline.load(made.folder)
+    assert again.predict(rows[36:], use_base=True).texts == base
+    assert again.predict(rows[36:]).texts == made.tuned.predict(rows[36:]).texts != base
+
+
+def test_going_on_from_an_adapter_starts_where_it_ended(train) -> None:
+    first = train("first", trainer__epochs=4)
+    start = {"type": "lora", "r": 4, "pretrained_adapter_weights": str(first.folder / "adapter")}
+    second = train("second", adapter=start)
+    assert second.history["train"]["loss"][0] < first.history["train"]["loss"][0] - 0.1
+    best = min(first.history["validation"]["loss"])
+    assert second.history["validation"]["loss"][-1] < best
+
+
+def test_a_tracker_that_is_not_installed_is_told_before_the_model_is_loaded(train, monkeypatch) -> None:
+    import sys
+
+    from luthier.errors import DependencyError
+    from luthier.events import Stage
+
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    seen: list[str] = []
+    with pytest.raises(DependencyError):
+        train(trainer__track=["wandb"], sink=lambda e: seen.append(e.name) if isinstance(e, Stage) else None)
+    assert "load" not in seen

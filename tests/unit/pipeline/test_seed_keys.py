@@ -17,7 +17,8 @@ from luthier.types import Request
 
 SEED = Path(__file__).parents[3] / "examples" / "seed" / "seed_config.yaml"
 ROWS = [
-    {"instruction": f"Say {i}.", "input": f"it is {i}", "output": f"{i}", "split": 0 if i < 40 else 2} for i in range(44)
+    {"instruction": f"Say {i}.", "input": f"it is {i}", "output": str(i), "split": 0 if i < 40 else 2}
+    for i in range(44)
 ]
 STEPS_PER_EPOCH = 3  # 40 training rows in steps of 16
 
