@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from luthier.data.collate import collate, to_device
+from luthier.data.collate import collate
 from luthier.data.pack import schedule
 from luthier.events import Sink, progress, silent
 from luthier.model.tunable import Tunable
@@ -24,13 +24,12 @@ def logprobs_of(
     found: list[list[float]] = [[] for _ in examples]
     module = model.module
     training = [one for one in module.modules() if one.training]
-    device = next(module.parameters()).device
     passes = schedule([example.length for example in examples], plan)[0]
     module.eval()
     try:
         with torch.no_grad():
             for indices in progress(sink, "score", passes, unit="passes"):
-                batch = to_device(collate([examples[i] for i in indices]), device)
+                batch = collate([examples[i] for i in indices])  # the model moves what it needs
                 owners = batch.segment[batch.target_weight != 0].tolist()
                 for owner, value in zip(owners, model.logprobs(batch).tolist(), strict=True):
                     found[indices[owner]].append(value)
