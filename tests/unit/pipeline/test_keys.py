@@ -173,7 +173,7 @@ def test_class_probabilities_sum_to_one(train, rows) -> None:
 
 
 def test_class_probabilities_are_those_of_the_answers_as_trained(train, rows) -> None:
-    made = train()
+    made = train(execution__model="generic")  # whose module is asked directly below
     answered = made.tuned.predict(rows[36:38], probabilities=True)
     module, tokenizer = made.tuned.model.module, made.tuned.tokenizer
     prompt = list(made.tuned.renderer.prompt(rows[37]).ids)
@@ -190,7 +190,7 @@ def test_class_probabilities_are_those_of_the_answers_as_trained(train, rows) ->
 
 
 def test_text_probability_is_the_product_of_its_tokens(train, rows) -> None:
-    made = train(output_features=[{"name": "label", "type": "text"}])
+    made = train(execution__model="generic", output_features=[{"name": "label", "type": "text"}])
     answered = made.tuned.predict(rows[36:38], probabilities=True)
     module, done = made.tuned.model.module, answered.completions[0]
     prompt = list(made.tuned.renderer.prompt(rows[36]).ids)

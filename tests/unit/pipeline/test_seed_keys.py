@@ -56,7 +56,9 @@ def run(wide_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[
         overrides = [f"{name.replace('__', '.')}={json.dumps(value)}" for name, value in changes.items()]
         name = " ".join(overrides)
         if name not in known:
-            short = [f"base_model={wide_llama}", "trainer.precision=fp32", "generation.max_new_tokens=6"]
+            # the path through transformers, PEFT and bitsandbytes, whose parts the tests below look at
+            short = [f"base_model={wide_llama}", "execution.model=generic", "trainer.precision=fp32"]
+            short.append("generation.max_new_tokens=6")
             made = config.load(SEED, [*short, *overrides])
             known[name] = pipeline.train(made, ROWS, output=tmp_path_factory.mktemp("runs") / "run")
         return known[name]
@@ -180,6 +182,7 @@ def test_reduce_on_plateau_lowers_the_rate(run) -> None:
         SEED,
         [
             f"base_model={run().tuned.model.base.path}",
+            "execution.model=generic",
             "trainer.precision=fp32",
             "generation.max_new_tokens=6",
             "trainer.eval_generation_rows=0",
