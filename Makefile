@@ -52,7 +52,6 @@ types: $(STAMP) ## strict typing
 
 docs: $(STAMP) ## regenerate the generated pages and build the site into site/
 	$(BIN)/python scripts/generate_docs.py
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
 	$(BIN)/mkdocs build --strict
 
 clean: ## remove what make made, .venv excepted
