@@ -31,6 +31,14 @@ def cache_root(cache: Path | None = None) -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "luthier"
 
 
+def writable_cache() -> Path | None:
+    """`cache_root`, where this process may write there; None in a read-only home or container."""
+    root = near = cache_root()
+    while not near.exists() and near != near.parent:
+        near = near.parent
+    return root if near.is_dir() and os.access(near, os.W_OK) else None
+
+
 def file_hash(path: Path) -> str:
     """Sha256 of a file's bytes, as hexadecimal."""
     with path.open("rb") as stream:
@@ -56,18 +64,18 @@ def remembered_hash(path: Path, root: Path) -> str:
     return digest
 
 
-def build_once(folder: Path, make: Callable[[Path], None]) -> Path:
+def build_once(folder: Path, make: Callable[[Path], None], wait: float = WAIT) -> Path:
     """``folder``, made by ``make`` in a folder beside it and renamed when complete; concurrent callers wait.
 
-    Raises TimeoutError when another process holds the lock for longer than `WAIT`, RunError ``run-no-space`` when the
-    disk is full. What fails leaves nothing behind.
+    Raises TimeoutError when another process holds the lock for longer than ``wait`` seconds, RunError ``run-no-space``
+    when the disk is full. What fails leaves nothing behind.
     """
     if folder.is_dir():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder.with_name(f"{folder.name}.lock"), os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        _hold(handle, folder)
+        _hold(handle, folder, wait)
         if folder.is_dir():  # another process was faster
             return folder
         staging = folder.with_name(f"{folder.name}.partial")
@@ -113,11 +121,11 @@ def _full(folder: Path) -> RunError:
     )
 
 
-def _hold(handle: int, folder: Path) -> None:
-    deadline = time.monotonic() + WAIT
+def _hold(handle: int, folder: Path, wait: float) -> None:
+    deadline = time.monotonic() + wait
     while not _try_lock(handle):
         if time.monotonic() > deadline:
-            raise TimeoutError(f"another process has been making {folder} for more than {WAIT:.0f} s")
+            raise TimeoutError(f"another process has been making {folder} for more than {wait:.0f} s")
         time.sleep(0.2)
 
 

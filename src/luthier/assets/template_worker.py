@@ -49,6 +49,7 @@ class TemplateWorker:
     def __init__(self, memory: int = MEMORY, patience: float = PATIENCE) -> None:
         self._memory, self._patience = memory, patience
         self._process: subprocess.Popen[bytes] | None = None
+        self._owner = os.getpid()
         self._lock = threading.Lock()
 
     def render(self, template: str, jobs: Sequence[Job], variables: Mapping[str, Any]) -> list[list[str]]:
@@ -112,6 +113,8 @@ class TemplateWorker:
         return replies
 
     def _started(self) -> subprocess.Popen[bytes]:
+        if self._owner != os.getpid():  # a fork: the child it knows of is its parent's
+            self._process, self._owner = None, os.getpid()
         if self._process is not None and self._process.poll() is None:
             return self._process
         self.close()

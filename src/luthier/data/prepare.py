@@ -17,6 +17,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from importlib import metadata
 from itertools import islice
+from math import inf
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -68,7 +69,7 @@ def prepare(
     folder = cache / "prepared" / _key(table, splits, renderer)
     if folder.is_dir():
         sink(Note(text="tokenised before: taken from the cache"))
-    build_once(folder, lambda staging: _write(staging, table, splits, renderer, sink))
+    build_once(folder, lambda staging: _write(staging, table, splits, renderer, sink), inf)
     forget_old(folder)
     return _read(folder, table)
 

@@ -11,6 +11,7 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -105,7 +106,7 @@ def assign(
         known = asdict(replace(found, rows=[]))
         (folder / "split.json").write_text(json.dumps(known), encoding="utf-8")
 
-    folder = build_once(cache / "splits" / key, make)
+    folder = build_once(cache / "splits" / key, make, inf)
     forget_old(folder)
     known = json.loads((folder / "split.json").read_text(encoding="utf-8"))
     return SplitResult(**{**known, "rows": list((folder / "sides").read_bytes()), "notes": tuple(known["notes"])})

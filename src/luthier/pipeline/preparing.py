@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from luthier import assets, config, events
-from luthier.assets.cache import cache_root
+from luthier.assets.cache import writable_cache
 from luthier.assets.spec import read_json
 from luthier.assets.tokenizer import Tokenizer
 from luthier.config import Config
@@ -131,7 +131,7 @@ def examine(
     for line in (*table.notes, *layout.explanation, *divided.notes):
         sink(events.Note(text=line))
     renderer = renderer_of(settings, layout, tokenizer, base, table.columns, table.name)
-    prepared = tokenise(table, splits, renderer, sink=sink, cache=cache_root())
+    prepared = tokenise(table, splits, renderer, sink=sink, cache=writable_cache())
     return Examined(settings, base, tokenizer, table, layout, splits, renderer, prepared)
 
 
@@ -167,7 +167,7 @@ def divide(settings: Config, table: Table, layout: Layout) -> split.SplitResult:
         target=target,
         columns=layout.inputs or None,
         near_duplicates=settings.preprocessing.near_duplicates,
-        cache=cache_root(),
+        cache=writable_cache(),
     )
 
 

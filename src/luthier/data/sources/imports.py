@@ -6,9 +6,10 @@ import functools
 import hashlib
 import json
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 
-from luthier.assets.cache import build_once, cache_root, code_hash, forget_old, remembered_hash
+from luthier.assets.cache import build_once, code_hash, forget_old, remembered_hash, writable_cache
 from luthier.data.sources.formats import Options, Reader, check_size, mapped
 from luthier.data.table import Table
 
@@ -17,10 +18,13 @@ LARGE = 64 << 20  # bytes of a file from which on it is kept in the cache; below
 
 def imported(path: Path, name: str, options: Options, reader: Reader) -> Table:
     """What ``reader`` makes of the file, from the cache where it is there; the key is the content, not the name."""
+    root = writable_cache()
+    if root is None:
+        return reader(path, name, options)
     check_size(path, name, options)
-    parts = (remembered_hash(path, cache_root()), path.suffix.lower(), repr(replace(options, spill=None)), _code())
-    folder = cache_root() / "tables" / hashlib.sha256("\n".join(parts).encode()).hexdigest()[:40]
-    build_once(folder, lambda staging: _write(staging, path, name, options, reader))
+    parts = (remembered_hash(path, root), path.suffix.lower(), repr(replace(options, spill=None)), _code())
+    folder = root / "tables" / hashlib.sha256("\n".join(parts).encode()).hexdigest()[:40]
+    build_once(folder, lambda staging: _write(staging, path, name, options, reader), inf)
     forget_old(folder)
     known = json.loads((folder / "table.json").read_text(encoding="utf-8"))
     return Table(mapped(folder / "rows.arrow"), name, known["notes"], content_hash=known["content_hash"])

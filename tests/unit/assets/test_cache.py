@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from luthier.assets.cache import build_once, code_hash, forget_old, writable_cache
+from luthier.errors import RunError
+
+
+def test_a_full_disk_is_explained_and_leaves_nothing(tmp_path: Path) -> None:
+    def make(staging: Path) -> None:
+        (staging / "half").write_text("x")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(RunError) as caught:
+        build_once(tmp_path / "made", make)
+    assert caught.value.code == "run-no-space" and "LUTHIER_CACHE" in str(caught.value)
+    assert [p.name for p in tmp_path.iterdir()] == ["made.lock"]
+
+
+def test_only_what_was_not_used_for_long_is_forgotten(tmp_path: Path) -> None:
+    for name, age in (("now", 0), ("recent", 10), ("old", 40)):
+        (tmp_path / name).mkdir()
+        when = (tmp_path / name).stat().st_mtime - age * 86400
+        os.utime(tmp_path / name, (when, when))
+    forget_old(tmp_path / "now")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["now", "recent"]
+
+
+def test_other_code_has_another_hash(tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text("1")
+    before = code_hash(tmp_path)
+    (tmp_path / "a.py").write_text("2")
+    assert code_hash(tmp_path) != before
+
+
+def test_a_cache_that_cannot_be_written_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LUTHIER_CACHE", str(tmp_path / "not" / "yet"))
+    assert writable_cache() == tmp_path / "not" / "yet"
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert writable_cache() is None
