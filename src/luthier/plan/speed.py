@@ -29,7 +29,7 @@ ADAPTER = 5.0  # times that LoRA's inputs and outputs go through memory in a pas
 # Share of a CPU's matrix ceiling that a training reaches, and its ceilings a core: measured on two cores of an AMD EPYC
 # with AVX-512 bf16 at SmolLM2-135M's sizes (516e9 and 187e9 operations a second).
 CPU_SHARE, CPU_BF16, CPU_FP32, CPU_BANDWIDTH = 0.6, 258e9, 93e9, 7.5e9
-CACHE = 2**20  # second-level cache of a core; a pass whose layer does not fit goes through memory
+CACHE = 8 * 2**20  # of a core: a pass whose layer does not fit slows down; larger passes gained nothing on that CPU
 RANGE = {True: (0.85, 1.15), False: (0.6, 1.8)}  # calibrated -> low and high, as shares of the prediction
 
 

@@ -136,7 +136,7 @@ def test_weights_adapter_and_gradients_are_exact(case: tuple[Path, list[int]]) -
 
 
 def test_time_of_a_pass_on_one_core(tmp_path: Path) -> None:
-    """Within a factor of four of the processor time of a real pass: a busy machine and a small model allow no more."""
+    """Within a factor of two and a half of the processor time of a real pass: a busy machine and a small model allow no more."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     made = LlamaConfig(vocab_size=2048, hidden_size=384, intermediate_size=1024, num_hidden_layers=6,
@@ -162,7 +162,7 @@ def test_time_of_a_pass_on_one_core(tmp_path: Path) -> None:
     finally:
         torch.set_num_threads(before)
     rates = rates_of(replace(CPU, cores=1), "cpu", "fp32", (fp32, fp32))
-    assert took / 4 < speed(job, plan, rates).seconds < took * 4
+    assert took / 2.5 < speed(job, plan, rates).seconds < took * 2.5
 
 
 def _pass_seconds(model: Any, batch: Any) -> float:
