@@ -8,6 +8,7 @@ from typing import Any
 
 from luthier import events
 from luthier.assets.sketch import Sketch, sketch
+from luthier.assets.spec import read_json
 from luthier.config import Config
 from luthier.data import columns, sources
 from luthier.pipeline.preparing import examine
@@ -18,7 +19,7 @@ from luthier.plan.estimate import Times
 from luthier.plan.measure import cpu_rates
 from luthier.plan.planner import Planned
 from luthier.plan.remedies import Remedy, remedies
-from luthier.plan.support import BUILT
+from luthier.plan.support import BUILT, Engine, refusal_of
 from luthier.types import Base, DataStats, Machine
 
 ASSUMED_ROWS, ASSUMED_TOKENS = 1000, 256  # where no dataset is named
@@ -34,6 +35,7 @@ class Need:
     stats: DataStats
     validation_tokens: int
     notes: tuple[str, ...]  # what was assumed
+    engine: Engine = BUILT  # what of Luthier's own decoder serves this model
 
 
 @dataclass(frozen=True)
@@ -82,16 +84,17 @@ def need_of(
     here = Base(base.name, base.folder, base.source, "", base.spec)
     seen = examine(settings, dataset, lambda name: here, encoding=encoding, sink=sink)
     validation = sum(example.length for example in seen.prepared.examples["validation"])
-    return Need(seen.config, base, seen.prepared.stats, validation, ())
+    engine = replace(BUILT, refusal=refusal_of(read_json(base.folder / "config.json")))
+    return Need(seen.config, base, seen.prepared.stats, validation, (), engine)
 
 
 def estimate_of(need: Need, machine: Machine, *, measured: tuple[float, float] | None = None) -> Estimate:
     """The plan of ``need`` on ``machine``, or the leanest one with what would make it fit."""
-    found = planner.best(need.config, need.base.spec, need.stats, machine, measured=measured)
+    found = planner.best(need.config, need.base.spec, need.stats, machine, engine=need.engine, measured=measured)
     told = estimate.times(found, need.validation_tokens)
     changes: tuple[Remedy, ...] = ()
     if not found.fits:
-        changes = tuple(remedies(need.config, need.base.spec, need.stats, machine, BUILT))
+        changes = tuple(remedies(need.config, need.base.spec, need.stats, machine, need.engine))
     return Estimate(need, machine, found, told, changes)
 
 
@@ -107,7 +110,7 @@ def sweep(need: Need) -> list[Estimate]:
     out = []
     for card in CARDS:
         machine = imagined(card)
-        found = planner.best(free.config, need.base.spec, need.stats, machine)
+        found = planner.best(free.config, need.base.spec, need.stats, machine, engine=need.engine)
         out.append(Estimate(free, machine, found, estimate.times(found, need.validation_tokens), ()))
     return out
 

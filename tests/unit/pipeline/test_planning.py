@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ from luthier.cli import app
 from luthier.config import load
 from luthier.errors import AssetError, ConfigError
 from luthier.pipeline import planning
+from luthier.plan import planner
 from luthier.plan.cards import card_named, imagined
 from luthier.plan.estimate import duration, price_of, seconds_of
 
@@ -79,6 +81,20 @@ def test_the_data_is_measured_with_the_models_tokenizer(tiny_llama: Path, tmp_pa
     need = planning.need_of(settings, str(table(tmp_path)))
     work = pipeline.prepare(settings, str(table(tmp_path)))
     assert need.stats == work.prepared.stats and need.notes == () and need.base.download == 0
+    machine = imagined(card_named("A100"))
+    planned = planning.estimate_of(need, machine).planned.plan
+    assert planned == planner.make_plan(work.config, work.base.spec, work.prepared.stats, machine)
+
+
+def test_a_model_that_the_decoder_refuses_is_planned_as_it_will_be_run(tiny_llama: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "biased"
+    shutil.copytree(tiny_llama, folder)
+    stated = json.loads((folder / "config.json").read_text()) | {"mlp_bias": True}
+    (folder / "config.json").write_text(json.dumps(stated))
+    settings = load(write(tmp_path, base_model=str(folder), quantization=None))
+    need = planning.need_of(settings, str(table(tmp_path)))
+    found = planning.estimate_of(need, imagined(card_named("A100"))).planned.plan
+    assert found.model == "generic" and "mlp_bias" in found.reasons["model"]
 
 
 def test_without_a_tokenizer_lengths_are_guessed_and_said_to_be(tmp_path: Path) -> None:
