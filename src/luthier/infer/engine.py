@@ -13,7 +13,7 @@ from contextlib import nullcontext
 
 import torch
 
-from luthier.events import Sink, progress, silent
+from luthier.events import Sink, Warned, progress, silent
 from luthier.infer.answer import Answers, is_out_of_memory
 from luthier.infer.cache import Cache, token_bytes
 from luthier.infer.forward import Forward, Prefix, free_bytes
@@ -154,6 +154,7 @@ class DecoderEngine:
         return Session(
             forward, self.answers, cache, rows,
             prefix=prefix, read=READ.get(kind, READ["cpu"]), logprobs=self.logprobs,
+            told=lambda message: self.sink(Warned(text=message)),
         )  # fmt: skip
 
     def _slots(self, rows: Sequence[Row]) -> int:

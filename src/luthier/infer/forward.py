@@ -14,12 +14,12 @@ import torch
 
 from luthier.infer.cache import Cache
 from luthier.kernels.attention import Kind, Spans, attend, attend_cached
-from luthier.kernels.linear import Linear, Matrix
+from luthier.kernels.linear import Linear, Matrix, Part, Update
 from luthier.kernels.norm import rms_norm
 from luthier.model.decoder.decoder import Decoder
 from luthier.model.decoder.layer import Layer
 from luthier.model.decoder.shape import Rotary
-from luthier.model.decoder.weights import Quantised, Resident, Trained
+from luthier.model.decoder.weights import Quantised, Resident, Streamed, Trained
 from luthier.plan.machine import probe
 
 ROOM = 0.6  # of the free memory, for weights that are spread out; the rest is for keys and values
@@ -45,8 +45,17 @@ class Forward:
         flash = self.device.type == "cuda" and decoder.dtype in (torch.bfloat16, torch.float16)
         self.attention: Kind = "flash" if flash and torch.cuda.get_device_capability(self.device)[0] >= 8 else "padded"
         with torch.no_grad(), decoder.without_adapter() if use_base else nullcontext():
-            self._products = resident([layer.products for layer in self.layers], decoder)
+            products = resident([layer.products for layer in self.layers], decoder)
+            self._products = [{name: joined(op) for name, op in own.items()} for own in products]
             self._head_vh = decoder.head_weight()
+
+        self._side = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+
+    @property
+    def graphable(self) -> bool:
+        """Whether a step is the same work on the device each time: all it reads lies there."""
+        here = not any(isinstance(op.matrix, Streamed) for products in self._products for op in products.values())
+        return self.device.type == "cuda" and self.decoder.embedding.device.type == "cuda" and here
 
     def read_prefix(self, ids: Sequence[int]) -> Prefix:
         """Read tokens that several prompts begin with."""
@@ -113,17 +122,23 @@ class Forward:
     def _heads(
         self, layer: Layer, x_th: torch.Tensor, turns: Mapping[Rotary, tuple[torch.Tensor, torch.Tensor]]
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        return layer.split(self._products[layer.number]["qkv"].inferred(x_th), turns[self.shape.rotary[layer.number]])
+        qkv_to = self._product(self._products[layer.number]["qkv"], x_th)
+        return layer.split(qkv_to, turns[self.shape.rotary[layer.number]])
 
     def _rest(self, layer: Layer, out: torch.Tensor, x_th: torch.Tensor) -> torch.Tensor:
         x_th = self._joined(layer, "o", out, x_th)
-        return self._joined(layer, "down", self._products[layer.number]["gate_up"].inferred(x_th), x_th)
+        return self._joined(layer, "down", self._product(self._products[layer.number]["gate_up"], x_th), x_th)
 
     def _joined(self, layer: Layer, product: str, value: torch.Tensor, x_th: torch.Tensor) -> torch.Tensor:
         op, norm = self._products[layer.number][product], layer.norms.get(product)
         if norm is None:
-            return op.inferred(value, x_th)
-        return x_th + rms_norm(op.inferred(value), norm.weight, norm.eps, norm.offset)[0]
+            return self._product(op, value, x_th)
+        return x_th + rms_norm(self._product(op, value), norm.weight, norm.eps, norm.offset)[0]
+
+    def _product(self, op: Linear, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+        """In a graph, the update's first factor runs beside the matrix; elsewhere a second stream costs too much."""
+        beside = self._side if self._side is not None and torch.cuda.is_current_stream_capturing() else None
+        return op.inferred(x, residual, beside)
 
     def _scores(self, x_rh: torch.Tensor) -> torch.Tensor:
         norm = self.decoder.norm
@@ -149,6 +164,19 @@ def resident(layers: Sequence[Products], decoder: Decoder) -> list[Products]:
         return list(layers)
     spread = {id(op): replace(op, matrix=Resident(_kept(op.matrix))) for op in ops}
     return [{name: spread.get(id(op), op) for name, op in products.items()} for products in layers]
+
+
+def joined(op: Linear) -> Linear:
+    """The product with the updates of its parts as one of all its rows: two small products instead of four or six."""
+    update = op.update
+    if update is None or len(update.parts) < 2 or len({part.scale for part in update.parts}) > 1:
+        return op
+    first, last = min(p.rows.start for p in update.parts), max(p.rows.stop for p in update.parts)
+    b_or = update.a_rh.new_zeros(last - first, len(update.a_rh))
+    for part, b in zip(update.parts, update.b, strict=True):
+        b_or[part.rows.start - first : part.rows.stop - first, part.ranks] = b
+    whole = Part(slice(first, last), slice(0, len(update.a_rh)), update.parts[0].scale)
+    return replace(op, update=Update((whole,), update.a_rh, (b_or,)))
 
 
 def free_bytes(device: torch.device) -> int:

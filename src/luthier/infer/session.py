@@ -8,7 +8,7 @@ Rows lie in the first slots without gaps, so that a step is a prefix of the cach
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -17,7 +17,10 @@ from luthier.infer.answer import Answers
 from luthier.infer.cache import Cache
 from luthier.infer.forward import Forward, Prefix
 from luthier.infer.rules import Rules, choose
+from luthier.infer.stepping import Stepper
 from luthier.types import Request
+
+BURST = 4  # steps between two looks at what they made, on a device that works while the host does not
 
 
 @dataclass
@@ -55,13 +58,16 @@ class Session:
         prefix: Prefix,
         read: int,
         logprobs: bool = False,
+        told: Callable[[str], None] = lambda message: None,
     ) -> None:
-        """``read``: prompt tokens that are read in one round, so that answers on their way are not kept waiting."""
+        """``read``: prompt tokens that are read in one round, so that answers on their way are not kept waiting.
+
+        ``told`` hears what should be known of how it runs.
+        """
         self.forward, self.answers, self.cache = forward, answers, cache
         self.waiting, self.running = deque(rows), list[Row]()
         self.prefix, self.read, self.logprobs = prefix, read, logprobs
-        self._ends = torch.tensor(answers.ends, dtype=torch.long, device=forward.device)
-        self._ids_r = self._lengths_r = torch.zeros(0, dtype=torch.long, device=forward.device)
+        self.stepper = Stepper(forward, cache, answers.ends, told)
         self._changed = True
 
     @property
@@ -98,43 +104,63 @@ class Session:
         self.running += chosen
         self._changed = True
         scores_rv = self.forward.prefill([row.ids for row in chosen], slots, self.cache, self.prefix)
-        self._take(chosen, scores_rv)
+        floor = torch.tensor([row.rules.floor for row in chosen], device=scores_rv.device)
+        blocked = any(row.rules.floor for row in chosen) and len(self.answers.ends) > 0
+        own_rv = self.stepper.block(scores_rv, floor) if blocked else scores_rv
+        self._take(chosen, scores_rv, own_rv, own_rv.argmax(-1))
         return True
 
     # -------------------------------------------------------------------------------------------------- answering
 
     def _step(self) -> None:
+        """A token for every row; several where nothing but their end has to be looked at."""
         rows = self.running
         if self._changed:
-            device = self.forward.device
-            self._ids_r = torch.tensor([row.ids[-1] for row in rows], device=device)
-            self._lengths_r = torch.tensor([len(row.ids) - 1 for row in rows], device=device)
+            blocked = [row.rules.floor - row.made for row in rows]
+            self.stepper.put([row.ids[-1] for row in rows], [len(row.ids) - 1 for row in rows], blocked)
             self._changed = False
+        count = self._burst()
         longest = max(len(row.ids) for row in rows)
-        scores_rv = self.forward.step(self._ids_r, self._lengths_r, self.cache, longest)
-        self._ids_r = self._take(rows, scores_rv)
-        self._lengths_r = self._lengths_r + 1
+        floor = bool(self.answers.ends) and any(row.made < row.rules.floor for row in rows)
+        made = []
+        for number in range(count):
+            step = self.stepper.advance(len(rows), longest + number, floor)
+            made.append(step.likeliest.clone() if count > 1 else step.likeliest)
+        if count == 1:
+            chosen_r = self._take(rows, step.raw, step.scores, step.likeliest)
+            if chosen_r is not step.likeliest:
+                self.stepper.ids[: len(rows)] = chosen_r
+            return
+        for tokens in torch.stack(made).tolist():
+            for row, token in zip(rows, tokens, strict=True):
+                if not row.done:
+                    self._append(row, token)
 
-    def _take(self, rows: Sequence[Row], scores_rv: torch.Tensor) -> torch.Tensor:
+    def _burst(self) -> int:
+        """How many steps may be taken before their tokens are looked at."""
+        if not self.stepper.graphs or self.logprobs:
+            return 1
+        if not all(row.rules.plain and not row.request.sampling.stop for row in self.running):
+            return 1
+        return min(BURST, *(row.steps - row.made for row in self.running))
+
+    def _take(
+        self, rows: Sequence[Row], raw_rv: torch.Tensor, scores_rv: torch.Tensor, likeliest_r: torch.Tensor
+    ) -> torch.Tensor:
         """Choose the next token of each row and settle which rows that finishes; the tokens, on the device."""
-        raw_rv = scores_rv
-        blocked = [at for at, row in enumerate(rows) if row.made < row.rules.floor]
-        if blocked and len(self._ends):
-            if self.logprobs:
-                scores_rv = scores_rv.clone()
-            index = torch.tensor(blocked, device=scores_rv.device)
-            scores_rv[index[:, None], self._ends] = float("-inf")
-        if all(row.rules.plain for row in rows):
-            chosen_r = scores_rv.argmax(-1)
-        else:
+        chosen_r = likeliest_r
+        if not all(row.rules.plain for row in rows):
             chosen_r = choose(scores_rv, [row.rules for row in rows], [row.ids for row in rows])
         logprobs = self._logprobs(raw_rv, chosen_r) if self.logprobs else None
         for at, (row, token) in enumerate(zip(rows, chosen_r.tolist(), strict=True)):
-            row.ids.append(token)
             if logprobs is not None:
                 row.logprobs.append(logprobs[at])
-            row.done = self._finished(row, token)
+            self._append(row, token)
         return chosen_r
+
+    def _append(self, row: Row, token: int) -> None:
+        row.ids.append(token)
+        row.done = self._finished(row, token)
 
     def _finished(self, row: Row, token: int) -> bool:
         if token in self.answers.ends or row.made >= row.steps:

@@ -13,7 +13,7 @@ from typing import Any, Literal, cast
 
 import torch
 
-from luthier.kernels.backend import wide
+from luthier.kernels.backend import fused, wide
 
 Kind = Literal["flash", "padded"]
 
@@ -96,6 +96,10 @@ def attend_cached(
 
     ``window``: of these, the last so many. Without gradient.
     """
+    if fused(q_rnd):
+        from luthier.kernels.gpu import cached as gpu
+
+        return gpu.attend_cached(q_rnd, k_rcnd, v_rcnd, held_r, scale, window, softcap)
     rows, heads, width = q_rnd.shape
     kv_heads = k_rcnd.shape[2]
     place = torch.arange(k_rcnd.shape[1], device=q_rnd.device)

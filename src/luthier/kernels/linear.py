@@ -87,12 +87,26 @@ class Linear:
         )
         return cast(tuple[torch.Tensor, torch.Tensor], made)
 
-    def inferred(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
-        """The product without a trace for gradients and without dropout: what generation calls a thousand times."""
+    def inferred(
+        self, x: torch.Tensor, residual: torch.Tensor | None = None, beside: torch.cuda.Stream | None = None
+    ) -> torch.Tensor:
+        """The product without a trace for gradients and without dropout: what generation calls a thousand times.
+
+        ``beside``: a stream on which the low-rank update's first factor runs while the matrix is read.
+        """
         entered, _ = _enter(self, x)
-        out = _multiply(entered, self.matrix.get(), self.bias, residual)
-        if self.update is not None:
+        if self.update is None:
+            return _multiply(entered, self.matrix.get(), self.bias, residual)
+        if beside is None:
+            out = _multiply(entered, self.matrix.get(), self.bias, residual)
             _add_update(out, entered, self.update, None)
+            return out
+        beside.wait_stream(torch.cuda.current_stream(x.device))
+        with torch.cuda.stream(beside):
+            inner_tr = _inner(entered, self.update, None)
+        out = _multiply(entered, self.matrix.get(), self.bias, residual)
+        torch.cuda.current_stream(x.device).wait_stream(beside)
+        _add_outer(out, inner_tr, self.update)
         return out
 
 
@@ -201,9 +215,13 @@ def _multiply(
 def _add_update(out_to: torch.Tensor, x: torch.Tensor, update: Update, key_t: torch.Tensor | None) -> torch.Tensor:
     """Add scale * B A x to the rows of each part, in place; gives A x [t, r] back."""
     inner_tr = _inner(x, update, key_t)
+    _add_outer(out_to, inner_tr, update)
+    return inner_tr
+
+
+def _add_outer(out_to: torch.Tensor, inner_tr: torch.Tensor, update: Update) -> None:
     for part, b in zip(update.parts, update.b, strict=True):
         out_to[:, part.rows].addmm_(inner_tr[:, part.ranks], b.t(), alpha=part.scale)
-    return inner_tr
 
 
 def _inner(x: torch.Tensor, update: Update, key_t: torch.Tensor | None) -> torch.Tensor:

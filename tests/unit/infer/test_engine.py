@@ -12,7 +12,10 @@ from transformers import GenerationConfig
 
 from luthier.config.adapter import Lora
 from luthier.infer.engine import DecoderEngine
+from luthier.infer.forward import Forward
 from luthier.infer.generate import HfEngine
+from luthier.infer.rules import unknown
+from luthier.infer.stepping import Step, Stepper
 from luthier.model.decoder.decoder import Decoder
 from luthier.model.decoder.load import Placing, load_decoder
 from luthier.model.decoder.shape import read_shape
@@ -186,8 +189,6 @@ def test_logprobs_are_the_models_own_before_any_rule(decoder: Decoder, model: An
 
 def test_out_of_memory_halves_the_rows_at_once(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
     want = ids(ask(DecoderEngine(decoder, Letters()), Sampling(max_new_tokens=4)))
-    from luthier.infer.forward import Forward
-
     step = Forward.step
 
     def small(self, ids_r, *rest):
@@ -205,6 +206,45 @@ def test_out_of_memory_halves_the_rows_at_once(decoder: Decoder, monkeypatch: py
     answers = ask(DecoderEngine(decoder, Letters()), Sampling(max_new_tokens=4, min_new_tokens=4))
     assert all("out of memory" in done.error for done in answers.values())
     assert len(answers) == len(PROMPTS)
+
+
+class Repeated:
+    """What a graph does, without one: the same step again, into the same tensors."""
+
+    def __init__(self, stepper: Stepper, rows: int) -> None:
+        self.stepper, self.rows = stepper, rows
+        shape = (rows, stepper.forward.shape.vocab)
+        self.left = Step(torch.empty(shape), torch.empty(shape), torch.empty(rows, dtype=torch.long))
+
+    def replay(self) -> None:
+        new = self.stepper._once(self.rows, self.stepper.cache.capacity, True)
+        for name in ("raw", "scores", "likeliest"):
+            getattr(self.left, name).copy_(getattr(new, name))
+
+
+def test_replayed_steps_give_the_same_answers(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+
+    def capture(self, rows):
+        graph = Repeated(self, rows)
+        self._captured[rows] = (graph, graph.left)
+        sizes.append(rows)
+        return True
+
+    def requests():
+        lengths = (3, 17, 9, 30, 12, 1, 25)
+        plain = [Sampling(max_new_tokens=n, min_new_tokens=n // 2) for n in lengths]
+        mixed = [*plain, *(s for s in SETTINGS if not unknown(s))]
+        for settings in (plain, mixed):
+            yield [Request(key, PROMPTS[key % 6], sampling) for key, sampling in enumerate(settings)]
+
+    engine = DecoderEngine(decoder, Letters(), batch_size=5)
+    want = [ids({c.key: c for c in engine.generate(some)}) for some in requests()]
+    monkeypatch.setattr(Forward, "graphable", True)
+    monkeypatch.setattr(Stepper, "_capture", capture)
+    got = [ids({c.key: c for c in engine.generate(some)}) for some in requests()]
+    assert got == want
+    assert {4, 5} <= set(sizes)
 
 
 def test_quantised_weights_are_spread_out_where_there_is_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import torch
 
-from luthier.kernels import backend, glu, keyed, logprob, nf4, norm, rotary
+from luthier.kernels import attention, backend, glu, keyed, logprob, nf4, norm, rotary
 
 DEVICE = sys.argv[1] if len(sys.argv) > 1 else "cpu"
 BOUNDS = {torch.float32: 2e-6, torch.float16: 5e-4, torch.bfloat16: 4e-3}  # relative to the norm: the type's rounding
@@ -16,6 +16,17 @@ BOUNDS = {torch.float32: 2e-6, torch.float16: 5e-4, torch.bfloat16: 4e-3}  # rel
 NARROW = torch.float16 if DEVICE == "cpu" else torch.bfloat16
 failed: list[str] = []
 kernels: set[str] = set()
+
+if DEVICE == "cpu":  # the interpreter turns one-element arrays into loop bounds, which NumPy 2.4 refuses
+    from triton.runtime import interpreter
+
+    patch = interpreter._patch_lang_tensor
+
+    def with_bounds(tensor: type, scope: object) -> None:
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))  # type: ignore[attr-defined]
+
+    interpreter._patch_lang_tensor = with_bounds
 
 
 def draw(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> torch.Tensor:
@@ -69,6 +80,18 @@ for dtype in (torch.float32, NARROW):
         for activation in ("silu", "gelu_tanh"):
             both("gated", lambda: glu.gated(fused, activation), dtype)
             both("gated_backward", lambda: glu.gated_backward(grad, fused, activation), dtype)
+    for rows, heads, kv_heads, dim, places in ((1, 1, 1, 16, 3), (3, 4, 2, 24, 150), (2, 3, 1, 64, 700)):
+        store = draw(rows + 1, places + 5, 2 * kv_heads, dim, dtype=dtype)  # rows of a larger cache
+        k, v = store[:rows, :places, :kv_heads], store[:rows, :places, kv_heads:]
+        q = draw(rows, heads, dim, dtype=dtype)
+        held = torch.tensor([1, places, places // 2][:rows], device=DEVICE)
+        for window in (None, 5, 70):
+            for softcap in (None, 2.0):
+                both(
+                    "attend_cached",
+                    lambda: attention.attend_cached(q, k, v, held, scale=0.3, window=window, softcap=softcap),
+                    dtype,
+                )
     for rows, width in ((1, 7), (3, 96), (2, 9000)):
         logits = 3 * draw(rows, width, dtype=dtype)
         targets = torch.tensor([(width - 1) * (i % 2) for i in range(rows)], device=DEVICE)
