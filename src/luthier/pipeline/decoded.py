@@ -77,12 +77,14 @@ class Decoded:
         self, tokenizer: Tokens, *, batch_size: int | None = None, use_base: bool = False, sink: Sink = silent
     ) -> Engine:
         """Generation with the weights and the adapter of training."""
-        from luthier.infer.engine import DecoderEngine  # type: ignore[import-not-found,unused-ignore]
+        from luthier.infer.engine import DecoderEngine
 
         if use_base and not self.has_base:
             self.base_only()  # raises, and says why
-        engine: Engine = DecoderEngine(self.decoder, tokenizer, batch_size=batch_size, use_base=use_base, sink=sink)
-        return engine
+        return DecoderEngine(
+            self.decoder, tokenizer,
+            batch_size=batch_size, use_base=use_base, sink=sink, context=self.base.spec.context,
+        )  # fmt: skip
 
     def adopt(self, plan: Plan) -> None:
         """Execute another plan from the next pass on."""
