@@ -118,13 +118,20 @@ def attend_cached(
 
 
 class _Flash(torch.autograd.Function):
-    """torch's own varlen Flash attention; its operators are called directly since the public name still changes."""
+    """Varlen attention: this package's kernel, or torch's where keys are not the tokens in their order (prefixes)."""
 
     @staticmethod
     def forward(
         ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, where: Spans, scale: float, window: int | None
     ) -> torch.Tensor:
         ctx.where, ctx.scale, ctx.window = where, scale, window
+        if fused(q) and where.gather is None:
+            from luthier.kernels.gpu import attention as gpu
+
+            out, lse = gpu.attend(q, k, v, where.starts_q, where.longest, scale, window)
+            ctx.save_for_backward(q, k, v, out, lse)
+            return out
+        # torch's operators are called directly, since their public name still changes.
         out, lse, rng, unused, _ = torch.ops.aten._flash_attention_forward(
             q, k, v, where.starts_q, where.starts_k, max(where.queries), where.longest, 0.0, True, False,
             scale=scale, **_sides(window),
@@ -134,13 +141,21 @@ class _Flash(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        q, k, v, out, lse, rng, unused = ctx.saved_tensors
+        q, k, v, out, lse, *more = ctx.saved_tensors
         where: Spans = ctx.where
-        grad_q, grad_k, grad_v = torch.ops.aten._flash_attention_backward(
-            grads[0].contiguous(), q, k, v, out, lse, where.starts_q, where.starts_k, max(where.queries), where.longest,
-            0.0, True, rng, unused, scale=ctx.scale, **_sides(ctx.window),
+        grad = grads[0].contiguous()
+        if not more:
+            from luthier.kernels.gpu import attention as gpu
+
+            found = gpu.attend_backward(
+                grad, q, k, v, out, lse, where.starts_q, where.longest, ctx.scale, ctx.window
+            )
+            return *found, None, None, None
+        found = torch.ops.aten._flash_attention_backward(
+            grad, q, k, v, out, lse, where.starts_q, where.starts_k, max(where.queries), where.longest,
+            0.0, True, *more, scale=ctx.scale, **_sides(ctx.window),
         )  # fmt: skip
-        return grad_q, grad_k, grad_v, None, None, None
+        return *found, None, None, None
 
 
 def _sides(window: int | None) -> dict[str, int]:

@@ -42,7 +42,7 @@ class Engine:
 
 
 WHOLE = Engine()  # all that the design has
-BUILT = Engine(architectures=frozenset(), optimizer_on_host=False)  # the decoder waits for its generation engine
+BUILT = Engine(optimizer_on_host=False)  # what the pipeline opens today
 ROTARY_BY_LENGTH = ("dynamic", "longrope", "su")  # their frequencies depend on the longest sample of a batch
 SWITCHES = ("mlp_bias", "attention_bias", "use_bidirectional_attention")
 

@@ -108,6 +108,29 @@ for dtype in (torch.float32, NARROW):
         kept = keyed.dropout(torch.ones(64, 4096, device=DEVICE), torch.arange(64, device=DEVICE), salt, 0.3) != 0
         if abs(float(kept.float().mean()) - 0.7) > 0.005:
             failed.append(f"dropout keeps {float(kept.float().mean()):.3f} instead of 0.7")
+    for lengths, heads, kv_heads, dim, window in (
+        ((5, 1, 70), 2, 1, 8, None), ((130, 3), 2, 2, 16, None), ((64, 0, 65), 4, 2, 24, 7), ((200,), 1, 1, 32, 64),
+    ):  # fmt: skip
+        tokens = sum(lengths)
+        q, grad = draw(tokens, heads, dim, dtype=dtype), draw(tokens, heads, dim, dtype=dtype, seed=4)
+        k, v = (draw(tokens, kv_heads, dim, dtype=dtype, seed=seed) for seed in (5, 6))
+        where = attention.spans(lengths, DEVICE)
+
+        def attend(kind: str, wide: bool = False) -> list[torch.Tensor]:
+            leaves = [(one.double() if wide else one).detach().requires_grad_(True) for one in (q, k, v)]
+            out = attention.attend(*leaves, where, kind=kind, scale=0.3, window=window)
+            out.backward(grad.to(out.dtype))
+            return [out.detach(), *(leaf.grad for leaf in leaves)]
+
+        kernels.add("attend")
+        with backend.use("plain"):
+            want = attend("padded", wide=True)
+        with backend.use("triton"):
+            got = attend("flash")
+        for mine, theirs in zip(got, want, strict=True):
+            error = float((mine.double() - theirs).norm() / theirs.norm())
+            if error > 3 * BOUNDS[dtype]:  # several roundings in a row
+                failed.append(f"attend {dtype} {lengths} window {window}: relative error {error:.1e}")
     for rows, width, double in ((4, 64, False), (64, 256, True), (3, 128, True), (130, 192, True)):
         packed = nf4.quantise(draw(rows, width, dtype=dtype), kind="nf4", double=double)
         out = torch.full((rows, width), float("nan"), dtype=dtype, device=DEVICE)
