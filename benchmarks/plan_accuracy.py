@@ -94,9 +94,7 @@ def run_case(case: dict[str, Any], folder: Path, steps: int) -> dict[str, Any]:
     trainer = {"batch_size": case["batch"], "train_steps": steps, "steps_per_evaluation": steps,
                "eval_generation_rows": 0}  # fmt: skip
     given = case.get("config", {})
-    settings = config.load(
-        {"base_model": str(folder), **given, "trainer": {**given.get("trainer", {}), **trainer}}
-    )
+    settings = config.load({"base_model": str(folder), **given, "trainer": {**given.get("trainer", {}), **trainer}})
     spec = read_spec(folder)
     examples = _examples(case, steps, spec.vocab)
     lengths = tuple(example.length for example in examples)

@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -141,9 +142,12 @@ def content_hash(folder: Path, cache: Path | None = None) -> str:
     files = {path.name: path for path in weight_files(folder)}
     files |= {name: folder / name for name in HASHED if (folder / name).is_file()}
     files |= {path.name: path for path in folder.glob("*.py")}
+    root, names = cache_root(cache), sorted(files)
+    with ThreadPoolExecutor(max_workers=8) as pool:  # hashing lets go of the interpreter: files in parallel
+        hashes = list(pool.map(lambda name: remembered_hash(files[name], root), names))
     digest = hashlib.sha256()
-    for name in sorted(files):
-        digest.update(f"{name}\0{remembered_hash(files[name], cache_root(cache))}\n".encode())
+    for name, found in zip(names, hashes, strict=True):
+        digest.update(f"{name}\0{found}\n".encode())
     return digest.hexdigest()
 
 

@@ -130,9 +130,7 @@ class DecoderEngine:
                 while session.open:
                     for row in session.round():
                         rows.remove(row)
-                        yield self.answers.completion(
-                            row.request, row.answer, row.logprobs if self.logprobs else None
-                        )
+                        yield self.answers.completion(row.request, row.answer, row.logprobs if self.logprobs else None)
             except (torch.OutOfMemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise

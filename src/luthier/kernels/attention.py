@@ -147,9 +147,7 @@ class _Flash(torch.autograd.Function):
         if not more:
             from luthier.kernels.gpu import attention as gpu
 
-            found = gpu.attend_backward(
-                grad, q, k, v, out, lse, where.starts_q, where.longest, ctx.scale, ctx.window
-            )
+            found = gpu.attend_backward(grad, q, k, v, out, lse, where.starts_q, where.longest, ctx.scale, ctx.window)
             return *found, None, None, None
         found = torch.ops.aten._flash_attention_backward(
             grad, q, k, v, out, lse, where.starts_q, where.starts_k, max(where.queries), where.longest,

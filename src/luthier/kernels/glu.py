@@ -23,13 +23,13 @@ def gated(gate_up_tf: torch.Tensor, activation: Activation) -> torch.Tensor:
 
 
 def gated_backward(
-    grad_tf: torch.Tensor, gate_up_tf: torch.Tensor, activation: Activation
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """[t, 2 f] gradient of the fused product, and [t, f] the activation's product again (for an update's gradient)."""
+    grad_tf: torch.Tensor, gate_up_tf: torch.Tensor, activation: Activation, again: bool = True
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """[t, 2 f] gradient of the fused product; with ``again`` also [t, f], what `gated` gave."""
     if fused(gate_up_tf):
         from luthier.kernels.gpu import glu as gpu
 
-        return gpu.gated_backward(grad_tf, gate_up_tf, activation)
+        return gpu.gated_backward(grad_tf, gate_up_tf, activation, again)
     gate_tf, up_tf = gate_up_tf.chunk(2, -1)
     act_tf = _act(gate_tf, activation)
     slope_tf = _slope(wide(gate_tf), activation)
@@ -37,7 +37,7 @@ def gated_backward(
     gate_grad, up_grad = out_tf.chunk(2, -1)
     gate_grad.copy_(wide(grad_tf) * wide(up_tf) * slope_tf)
     torch.mul(grad_tf, act_tf, out=up_grad)
-    return out_tf, act_tf * up_tf
+    return out_tf, act_tf * up_tf if again else None
 
 
 def _act(gate_tf: torch.Tensor, activation: Activation) -> torch.Tensor:

@@ -193,7 +193,7 @@ def _leave(
     if op.gate is not None:
         if entered_grad is None:
             return None, gated(x, op.gate)
-        grad_x, gated_again = gated_backward(entered_grad, x, op.gate)
+        grad_x, gated_again = gated_backward(entered_grad, x, op.gate, wants_entered)
         return grad_x if passed_grad is None else grad_x + passed_grad, gated_again
     if entered_grad is None or passed_grad is None:
         return entered_grad, x

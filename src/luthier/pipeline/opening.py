@@ -14,9 +14,13 @@ from luthier.run import RunFolder
 from luthier.types import Base, Plan
 
 if TYPE_CHECKING:
+    from threading import Thread
+
     from transformers import PreTrainedModel
 
     from luthier.model.decoder.decoder import Decoder
+    from luthier.model.decoder.load import Placing
+    from luthier.model.decoder.shape import Shape
     from luthier.model.tunable import Tunable
     from luthier.train.precision import Precision
 
@@ -143,10 +147,39 @@ def _decoder(
             fix="set execution.model: generic",
         ) from error
     with events.stage(sink, "load", base.name):
-        return load_decoder(
+        compiling = _compiling(shape, how)
+        decoder = load_decoder(
             base.path, shape, how,
             told=lambda done, total: sink(events.Progress(stage="load", completed=done, total=total, unit="layers")),
         )  # fmt: skip
+        if compiling is not None:
+            compiling.join()
+        return decoder
+
+
+def _compiling(shape: Shape, how: Placing) -> Thread | None:
+    """Compile the kernels beside the loading, where they are compiled."""
+    from luthier.kernels.backend import has_triton
+
+    if not how.device.startswith("cuda") or not has_triton():
+        return None
+    from luthier.kernels.gpu.warm import warm
+
+    return warm(
+        device=how.device,
+        dtype=how.dtype,
+        hidden=shape.hidden,
+        intermediate=shape.intermediate,
+        heads=shape.heads,
+        kv_heads=shape.kv_heads,
+        head_dim=shape.head_dim,
+        rotated=2 * len(shape.rotary[0].inverse),
+        vocab=shape.vocab,
+        activation=shape.activation,
+        windows=shape.window,
+        offset=shape.norm_offset,
+        packed=how.quantised is not None and how.double,
+    )
 
 
 def _adapt(decoder: Decoder, settings: Config) -> None:

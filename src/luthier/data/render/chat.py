@@ -93,9 +93,7 @@ class ChatRenderer:
         Some templates write the opening of an answer, or earlier turns, otherwise once the answer is there. The answer
         is then found by rendering again with a marker in its place.
         """
-        out = [
-            [w[len(p) :] if w.startswith(p) else "" for p, w in zip(t[::2], t[1::2], strict=True)] for t in texts
-        ]
+        out = [[w[len(p) :] if w.startswith(p) else "" for p, w in zip(t[::2], t[1::2], strict=True)] for t in texts]
         odd = [
             (n, k, one)
             for n, (one, t) in enumerate(zip(ready, texts, strict=True))

@@ -100,9 +100,7 @@ def _delimiter(path: Path, name: str, codec: str) -> str:
     return "," if "," in line else max((";", "\t"), key=line.count) if ";" in line or "\t" in line else ","
 
 
-def _records(
-    path: Path, name: str, codec: str, delimiter: str, field_chars: int
-) -> Iterator[tuple[int, list[str]]]:
+def _records(path: Path, name: str, codec: str, delimiter: str, field_chars: int) -> Iterator[tuple[int, list[str]]]:
     """The records that are not blank lines, each with the line on which it begins."""
     line = 1
     before = csv.field_size_limit(min(field_chars, 2**31 - 1))  # the csv module has one limit for the process

@@ -24,7 +24,7 @@ def _visible(row, column, length, WINDOW: tl.constexpr):
     return seen
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def _forward(
     q, k, v, out, lse, starts, scale, tokens, heads, kv_heads, head_dim,
     BLOCK: tl.constexpr, D: tl.constexpr, WINDOW: tl.constexpr,
@@ -66,7 +66,7 @@ def _forward(
     tl.store(lse + head * tokens + start + row, most + tl.log2(total), mask=row < length)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def _by_columns(
     q, k, v, grad, lse, delta, grad_k, grad_v, starts, scale, tokens, heads, kv_heads, head_dim,
     BLOCK: tl.constexpr, D: tl.constexpr, WINDOW: tl.constexpr,
@@ -105,7 +105,7 @@ def _by_columns(
     tl.store(grad_v + there, sum_v.to(grad_v.dtype.element_ty), mask=in_columns)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def _by_rows(
     q, k, v, out, grad, lse, delta, grad_q, starts, scale, tokens, heads, kv_heads, head_dim,
     BLOCK: tl.constexpr, D: tl.constexpr, WINDOW: tl.constexpr,

@@ -44,18 +44,19 @@ def _forward(fused, out, width, SILU: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _backward(grad, fused, fused_grad, out, width, SILU: tl.constexpr, BLOCK: tl.constexpr):
+def _backward(grad, fused, fused_grad, out, width, SILU: tl.constexpr, AGAIN: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = columns < width
     gate = tl.load(fused + row * 2 * width + columns, mask=inside, other=0.0).to(tl.float32)
     up = tl.load(fused + row * 2 * width + width + columns, mask=inside, other=0.0).to(tl.float32)
     slope = tl.load(grad + row * width + columns, mask=inside, other=0.0).to(tl.float32)
-    kind = out.dtype.element_ty
+    kind = fused_grad.dtype.element_ty
     acted = _act(gate, SILU).to(kind).to(tl.float32)
     tl.store(fused_grad + row * 2 * width + columns, (slope * up * _slope(gate, SILU)).to(kind), mask=inside)
     tl.store(fused_grad + row * 2 * width + width + columns, (slope * acted).to(kind), mask=inside)
-    tl.store(out + row * width + columns, (acted * up).to(kind), mask=inside)
+    if AGAIN:
+        tl.store(out + row * width + columns, (acted * up).to(kind), mask=inside)
 
 
 def gated(gate_up: torch.Tensor, activation: str) -> torch.Tensor:
@@ -68,14 +69,17 @@ def gated(gate_up: torch.Tensor, activation: str) -> torch.Tensor:
     return out
 
 
-def gated_backward(grad: torch.Tensor, gate_up: torch.Tensor, activation: str) -> tuple[torch.Tensor, torch.Tensor]:
+def gated_backward(
+    grad: torch.Tensor, gate_up: torch.Tensor, activation: str, again: bool
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """See `luthier.kernels.glu.gated_backward`."""
     rows, width = grad.shape
-    fused_grad, out = torch.empty_like(gate_up), torch.empty_like(grad)
+    fused_grad = torch.empty_like(gate_up)
+    out = torch.empty_like(grad) if again else None
     if rows:
         grid = (rows, triton.cdiv(width, BLOCK))
         _backward[grid](
-            grad.contiguous(), gate_up.contiguous(), fused_grad, out, width,
-            SILU=activation == "silu", BLOCK=BLOCK, num_warps=4,
+            grad.contiguous(), gate_up.contiguous(), fused_grad, fused_grad if out is None else out, width,
+            SILU=activation == "silu", AGAIN=again, BLOCK=BLOCK, num_warps=4,
         )  # fmt: skip
     return fused_grad, out
