@@ -111,6 +111,7 @@ class PlainLog:
         events.Stepped: _stepped,
         events.Note: lambda self, event: event.text,
         events.Warned: lambda self, event: f"warning: {event.text}",
+        events.Rewound: lambda self, event: f"warning: back to step {event.step}: {event.why}",
         events.Planned: lambda self, event: _plan_line(event),
         events.Saved: lambda self, event: f"saved {event.what}: {event.path}",
         events.Sampled: lambda self, event: f"sample (row {event.row}): {event.answer!r}",

@@ -47,6 +47,7 @@ CODES: dict[str, str] = {
     "run-damaged": "A checkpoint or record whose content does not match its manifest.",
     # training
     "training-not-finite": "A loss or gradient that is NaN or infinite; nothing was updated with it.",
+    "training-spike": "A loss that jumps far above those before it, again after every rewind that is allowed.",
     "training-no-memory": "Out of memory.",
     # dependencies
     "dependency-missing": "An optional package is needed and not installed.",

@@ -78,6 +78,15 @@ class Stepped(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Rewound(Event):
+    """An earlier checkpoint was put back after step ``failed``; the steps after ``step`` are taken again."""
+
+    step: int
+    failed: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Sampled(Event):
     """A generated answer shown beside its reference."""
 

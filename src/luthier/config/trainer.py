@@ -66,6 +66,19 @@ class Trainer(Section):
     steps_per_checkpoint: Int = key(0, "Optimizer steps between checkpoints; 0: by checkpoints_per_epoch.", ge=0)
     checkpoints_per_epoch: Int = key(0, "Checkpoints an epoch; 0: one, with the evaluation.", ge=0)
     keep_last: Int = key(2, "Checkpoints kept beside the best.", ge=1)
+    on_nonfinite: Literal["stop", "skip_step", "rewind"] = key(
+        "stop",
+        "A loss or gradient that is NaN or infinite, before it updates anything. stop: end with the state before it; "
+        "skip_step: pass its rows over, at most 20 steps in a row; rewind: put the newest checkpoint back and pass "
+        "over the rows taken since, at most 10 times a run.",
+    )
+    on_spike: Literal["warn", "rewind"] = key(
+        "warn",
+        "A step whose loss is above median + spike_threshold × MAD of the last spike_window steps (MAD: the median "
+        "distance from the median, at least 1 % of it). warn: say so; rewind: as in on_nonfinite.",
+    )
+    spike_window: Int = key(32, "Steps that on_spike compares with; before so many are done it sees no spike.", ge=8)
+    spike_threshold: Float = key(10.0, "How many MADs above the median make a spike.", gt=0)
     should_shuffle: bool = key(True, "Draw the rows in a new order every epoch.")
     precision: Literal["auto", "bf16", "fp16", "fp32"] = key(
         "auto", "Type of the arithmetic; auto: bf16 where the hardware has it, else fp16 or fp32."

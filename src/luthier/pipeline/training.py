@@ -157,7 +157,7 @@ def _fit(work: Work, folder: RunFolder, precision: Precision, sink: events.Sink)
         restore_model=model.restore,
         precision=precision,
         seed=settings.random_seed,
-        sink=events.fan_out(sink, _PlanKeeper(folder), *trackers),
+        sink=events.fan_out(sink, _Keeper(folder), *trackers),
         loraplus_lr_ratio=getattr(settings.adapter, "loraplus_lr_ratio", None),
         leaner=partial(_leaner, model, work.base.spec.layers),
         resume_hint=f"luthier train {folder.path / 'config.yaml'} --output {folder.path}",
@@ -191,14 +191,16 @@ def _with_recorded_plan(work: Work, folder: RunFolder) -> tuple[Work, str]:
 
 
 @dataclass(frozen=True)
-class _PlanKeeper:
-    """A sink that appends a plan which training was forced to change to the run's record."""
+class _Keeper:
+    """A sink that appends to the run's record what training was forced to do: another plan, a way back."""
 
     folder: RunFolder
 
     def __call__(self, event: events.Event) -> None:
         if isinstance(event, events.Planned) and event.why:
             self.folder.append_plan(event.plan, event.why)
+        if isinstance(event, events.Rewound):
+            self.folder.append_rewind(event.step, event.failed, event.why)
 
 
 def _leaner(model: Tunable, layers: int, plan: Plan, longest: int) -> Plan | None:

@@ -192,6 +192,11 @@ class RunFolder:
         self._update(replanned=[*self.record.get("replanned", []), entry])
         self.write_plan(plan)
 
+    def append_rewind(self, step: int, failed: int, why: str) -> None:
+        """Record that training went back to ``step`` after step ``failed``."""
+        entry = {"at": _now(), "step": step, "failed": failed, "why": why}
+        self._update(rewound=[*self.record.get("rewound", []), entry])
+
     def planned_for(self, name: str, first: Any) -> Any:
         """What the plan in force was made for (``machine``, ``execution``); ``first`` where it was never changed."""
         return next((one[name] for one in reversed(self.record.get("replanned", [])) if name in one), first)

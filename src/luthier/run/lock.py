@@ -13,6 +13,10 @@ IDENTITY = ("config", "data_hash", "base_hash", "tokenizer_hash", "template_hash
 
 # Config keys that change where a run is written, tracked or how fast it is, never what is learned.
 NOT_IDENTITY = frozenset({"name", "dataset", "backend", "execution"})
+# The same in `trainer`: what is kept, who is told, what is done when a step fails.
+NOT_IDENTITY_OF_TRAINER = frozenset(
+    {"keep_last", "track", "on_nonfinite", "on_spike", "spike_window", "spike_threshold"}
+)
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,10 @@ def drift(a: Lock, b: Lock) -> list[str]:
 
 
 def _identity(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in config.items() if key not in NOT_IDENTITY}
+    kept = {key: value for key, value in config.items() if key not in NOT_IDENTITY}
+    if isinstance(trainer := kept.get("trainer"), Mapping):
+        kept["trainer"] = {key: value for key, value in trainer.items() if key not in NOT_IDENTITY_OF_TRAINER}
+    return kept
 
 
 def _flat(value: Any, keys: tuple[str, ...] | None = None, prefix: str = "") -> dict[str, str]:

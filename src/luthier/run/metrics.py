@@ -7,12 +7,12 @@ import math
 from pathlib import Path
 from typing import Any
 
-from luthier.events import Event, Stepped
+from luthier.events import Event, Rewound, Stepped
 from luthier.run import atomic
 
 
 class MetricsWriter:
-    """A sink that turns `events.Stepped` into lines and ignores every other event."""
+    """A sink that turns `events.Stepped` into lines, drops those that are rewound, and ignores every other event."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -20,6 +20,8 @@ class MetricsWriter:
 
     def __call__(self, event: Event) -> None:
         """Append one line, flushed, so that a reader or a crash never sees less than what happened."""
+        if isinstance(event, Rewound):
+            self.rewind(event.step)
         if not isinstance(event, Stepped):
             return
         if not self._begun:  # a resumed run takes steps again that were written before it ended

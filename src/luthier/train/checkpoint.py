@@ -28,6 +28,7 @@ from luthier.run import atomic
 FORMAT = 1
 _NAME = re.compile(r"step-(\d{6,})")
 _STAGING = ".staging-"
+_DAMAGED = "damaged-"  # set aside, until a whole one takes its place
 
 
 @dataclass(frozen=True)
@@ -54,10 +55,8 @@ def steps_in(folder: Path) -> list[int]:
 def save(
     folder: Path, step: int, weights: Mapping[str, torch.Tensor], optimizer: Any, state: Mapping[str, Any]
 ) -> Path:
-    """Write the checkpoint of a step whole, or not at all. One that is there already is left as it is."""
+    """Write the checkpoint of a step whole, or not at all."""
     final = path_of(folder, step)
-    if final.exists():
-        return final
     folder.mkdir(parents=True, exist_ok=True)
     for left in folder.glob(f"{_STAGING}*"):  # of a process that died; only one process writes to a run
         shutil.rmtree(left)
@@ -113,16 +112,53 @@ def load(folder: Path, step: int) -> Checkpoint:
 
 
 def prune(folder: Path, keep_last: int, keep: Iterable[int] = ()) -> None:
-    """Delete all checkpoints but the newest ``keep_last`` and those of the steps ``keep``."""
+    """Delete all but the newest ``keep_last``, the steps ``keep``, and what any of these calls the best so far.
+
+    So a run that has to go back to an older one still finds the best that this one knows of.
+    """
     steps = steps_in(folder)
     kept = {*steps[-keep_last:], *keep}
+    kept |= {best for step in kept if (best := _best_of(path_of(folder, step))) is not None}
     for step in steps:
         if step not in kept:
-            gone = (
-                folder / f"{_STAGING}old-{step}"
-            )  # renamed first, so that a half-deleted one is never taken for whole
-            path_of(folder, step).rename(gone)
-            shutil.rmtree(gone)
+            _delete(path_of(folder, step))
+    for path in folder.glob(f"{_DAMAGED}step-*"):
+        if steps and int(path.name.rsplit("-", 1)[1]) <= steps[-1]:
+            _delete(path)
+
+
+def drop(folder: Path, *, newer_than: int) -> None:
+    """Delete the checkpoints of a way that was given up."""
+    for step in steps_in(folder):
+        if step > newer_than:
+            _delete(path_of(folder, step))
+
+
+def set_aside(folder: Path, *, newer_than: int) -> None:
+    """Rename damaged checkpoints, so that they neither count among the last ones nor stand where a new one goes."""
+    for step in steps_in(folder):
+        if step > newer_than:
+            path = path_of(folder, step)
+            gone = path.with_name(f"{_DAMAGED}{path.name}")
+            if gone.exists():
+                _delete(gone)
+            path.rename(gone)
+
+
+def _delete(path: Path) -> None:
+    """Rename first, so that a half-deleted one is never taken for whole."""
+    gone = path.with_name(f"{_STAGING}old-{path.name}")
+    path.rename(gone)
+    shutil.rmtree(gone)
+
+
+def _best_of(path: Path) -> int | None:
+    """The step that was the best when this checkpoint was written, as far as it can be read."""
+    try:
+        best = json.loads((path / "state.json").read_text(encoding="utf-8"))["hooks"]["best"]["step"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return best if isinstance(best, int) else None
 
 
 def random_state(device: str) -> dict[str, Any]:

@@ -22,6 +22,8 @@ class Decision:
     save: bool = False
     stop: str | None = None
     scale_rate: float = 1.0
+    warn: str | None = None
+    rewind: str | None = None  # why an earlier checkpoint shall be put back
 
     def __add__(self, other: Decision) -> Decision:
         return Decision(
@@ -29,6 +31,8 @@ class Decision:
             self.save or other.save,
             self.stop or other.stop,
             self.scale_rate * other.scale_rate,
+            self.warn or other.warn,
+            self.rewind or other.rewind,
         )
 
 
@@ -38,8 +42,8 @@ NOTHING = Decision()
 class Hook(Protocol):
     """Told of each step and evaluation; asked what shall follow."""
 
-    def after_step(self, step: int) -> Decision:
-        """``step`` optimizer steps are finished."""
+    def after_step(self, step: int, loss: float) -> Decision:
+        """``step`` optimizer steps are finished, the last with this loss."""
         ...
 
     def after_evaluation(self, step: int, values: Mapping[str, float]) -> Decision:
@@ -63,7 +67,7 @@ class Rhythm:
         self.marks = trainer.checkpoints_per_epoch or 1
         self.per_epoch, self.per_evaluation, self.total = per_epoch, per_evaluation, total
 
-    def after_step(self, step: int) -> Decision:
+    def after_step(self, step: int, loss: float) -> Decision:
         """Whether a mark was reached by this step."""
         if self.every:
             save = step % self.every == 0
@@ -94,7 +98,7 @@ class Best:
         self.waited = 0
         self.history: list[dict[str, float]] = []
 
-    def after_step(self, step: int) -> Decision:
+    def after_step(self, step: int, loss: float) -> Decision:
         """Nothing."""
         return NOTHING
 
@@ -127,7 +131,7 @@ class Plateau:
         self.value: float | None = None
         self.waited = self.used = 0
 
-    def after_step(self, step: int) -> Decision:
+    def after_step(self, step: int, loss: float) -> Decision:
         """Nothing."""
         return NOTHING
 

@@ -2,39 +2,39 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
 import torch
 
-from luthier.errors import ConfigError, Interrupted, RunError, TrainingError
+from luthier.errors import ConfigError, Interrupted, TrainingError
 from luthier.events import Note, Progress, Saved, Stepped, Warned, stage
-from luthier.run import atomic
 from luthier.train import checkpoint
 from luthier.train.hooks import NOTHING, Best, Decision, Hook, Plateau, Rhythm
+from luthier.train.keeping import (
+    Run,
+    keep_if_finite,
+    record_failure,
+    restore_best,
+    resume,
+    rewind,
+    save,
+    trainable,
+)
 from luthier.train.memory import peak_gib
 from luthier.train.optimizer import build_optimizer
 from luthier.train.schedule import factor
 from luthier.train.setup import Outcome, Setup
-from luthier.train.step import StepResult, Training, new_training, train_step
+from luthier.train.spike import Spike
+from luthier.train.step import StepResult, new_training, train_step
 
-
-@dataclass
-class _Run:
-    """The moving parts of one `fit`."""
-
-    setup: Setup
-    now: Training
-    hooks: dict[str, Hook]
-    best: Best
-    saved_step: int = -1
-    stopped: str | None = None
+__all__ = ["fit", "trainable"]
 
 
 def fit(setup: Setup) -> Outcome:
@@ -45,16 +45,16 @@ def fit(setup: Setup) -> Outcome:
     started = time.perf_counter()
     _require_scalable(setup)
     run = _assemble(setup)
-    resumed = _resume(run)
+    resumed = resume(run)
     setup.model.train()
     last: StepResult | None = None
     with _signals() as received:
         setup.sink(Progress(stage="train", completed=run.now.step, total=setup.steps, unit="steps"))
         while run.now.step < setup.steps and run.stopped is None:
-            last = _one_step(run)
+            last = _one_step(run) or last
             if received:
                 _interrupt(run, received[0])
-    _restore_best(run)
+    restore_best(run)
     saved = None
     if setup.save_adapter is not None:
         with stage(setup.sink, "save"):
@@ -68,7 +68,7 @@ def fit(setup: Setup) -> Outcome:
         best_step=run.best.step,
         best_value=run.best.value,
         evaluations=tuple(run.best.history),
-        train_loss=None if last is None else last.loss,
+        train_loss=None if last is None or not math.isfinite(last.loss) else last.loss,
         resumed_from=resumed,
         seconds=time.perf_counter() - started,
         memory_gib=peak_gib(setup.plan.device),
@@ -76,12 +76,7 @@ def fit(setup: Setup) -> Outcome:
     )
 
 
-def trainable(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
-    """The weights that are trained, by name."""
-    return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
-
-
-def _assemble(setup: Setup) -> _Run:
+def _assemble(setup: Setup) -> Run:
     optimizer = build_optimizer(
         trainable(setup.model).items(),
         setup.trainer.optimizer,
@@ -94,7 +89,8 @@ def _assemble(setup: Setup) -> _Run:
     trainer, scheduler = setup.trainer, setup.trainer.learning_rate_scheduler
     best = Best(trainer.validation_metric, trainer.early_stop)
     rhythm = Rhythm(trainer, setup.source.steps_per_epoch, setup.steps_per_evaluation, setup.steps)
-    hooks: dict[str, Hook] = {"rhythm": rhythm, "best": best}
+    spike = Spike(trainer.spike_window, trainer.spike_threshold, rewind=trainer.on_spike == "rewind")
+    hooks: dict[str, Hook] = {"rhythm": rhythm, "best": best, "spike": spike}
     if scheduler.reduce_on_plateau:
         hooks["plateau"] = Plateau(
             ("train/" if scheduler.reduce_eval_split == "training" else "") + scheduler.reduce_eval_metric,
@@ -102,23 +98,38 @@ def _assemble(setup: Setup) -> _Run:
             scheduler.reduce_on_plateau_patience,
             scheduler.reduce_on_plateau_rate,
         )
-    return _Run(setup, new_training(setup, optimizer), hooks, best)
+    return Run(setup, new_training(setup, optimizer), hooks, best)
 
 
-def _one_step(run: _Run) -> StepResult:
+def _one_step(run: Run) -> StepResult | None:
+    """A step and what follows from it; None when it failed and an earlier checkpoint was put back instead."""
+    before, step = run.setup.source.state(), run.now.step
+    try:
+        return _step(run)
+    except TrainingError as error:
+        action = {"training-not-finite": run.setup.trainer.on_nonfinite, "training-spike": "rewind"}.get(error.code)
+        record_failure(run, step + 1, before, error)
+        if action == "rewind":
+            rewind(run, error)
+            return None
+        if run.now.step == step:  # it failed before its update: what is there is whole
+            keep_if_finite(run, before)
+        raise
+
+
+def _step(run: Run) -> StepResult:
     """A step, what it makes known, and what the hooks want after it."""
     setup, now = run.setup, run.now
     scheduler = setup.trainer.learning_rate_scheduler
     rate = factor(scheduler, now.step, setup.steps, setup.steps_per_evaluation, setup.rate)
-    before = setup.source.state()
-    try:
-        result = train_step(setup, now, rate)
-    except TrainingError as error:
-        _dump(run, before, error)
-        raise
+    result = train_step(setup, now, rate)
     _tell(run, "train", result.loss, dict(result.values))
     setup.sink(Progress(stage="train", completed=now.step, total=setup.steps, unit="steps"))
-    wanted = _ask(run, lambda hook: hook.after_step(now.step))
+    wanted = _ask(run, lambda hook: hook.after_step(now.step, result.loss))
+    if wanted.warn:
+        setup.sink(Warned(text=wanted.warn))
+    if wanted.rewind:
+        raise TrainingError("training-spike", wanted.rewind, fix="lower trainer.learning_rate, or look at the rows")
     if wanted.evaluate and setup.evaluate is not None:
         wanted += _evaluate(run, result)
     if wanted.scale_rate != 1.0:
@@ -128,11 +139,11 @@ def _one_step(run: _Run) -> StepResult:
         run.stopped = wanted.stop
         setup.sink(Note(text=f"stopped early: {wanted.stop}"))
     if wanted.save or run.stopped:
-        _save(run)
+        save(run)
     return result
 
 
-def _evaluate(run: _Run, result: StepResult) -> Decision:
+def _evaluate(run: Run, result: StepResult) -> Decision:
     """Evaluate, make it known, and ask the hooks. They see the values on training rows as ``train/loss`` and so on."""
     setup = run.setup
     assert setup.evaluate is not None
@@ -147,14 +158,14 @@ def _evaluate(run: _Run, result: StepResult) -> Decision:
     return _ask(run, lambda hook: hook.after_evaluation(run.now.step, seen))
 
 
-def _ask(run: _Run, question: Any) -> Decision:
+def _ask(run: Run, question: Any) -> Decision:
     wanted = NOTHING
     for hook in run.hooks.values():
         wanted += question(hook)
     return wanted
 
 
-def _tell(run: _Run, split: str, loss: float, values: dict[str, float]) -> None:
+def _tell(run: Run, split: str, loss: float, values: dict[str, float]) -> None:
     step = run.now.step
     epoch = step / run.setup.source.steps_per_epoch
     total = run.setup.steps
@@ -162,95 +173,9 @@ def _tell(run: _Run, split: str, loss: float, values: dict[str, float]) -> None:
     run.setup.sink(Stepped(step=step, total_steps=total, epoch=epoch, split=split, loss=loss, values=values))
 
 
-def _save(run: _Run, source: dict[str, int] | None = None) -> None:
-    """Write the checkpoint of the last finished step and delete those that are no longer needed."""
-    setup, now = run.setup, run.now
-    if now.step == run.saved_step:
-        return
-    state = {
-        "source": source or setup.source.state(),
-        "hooks": {name: hook.state() for name, hook in run.hooks.items()},
-        "rate_scale": now.rate_scale,
-        "scaler": now.scaler.state_dict(),
-        "tokens_per_pass": now.plan.tokens_per_pass,
-        "stopped": run.stopped,
-        "random": checkpoint.random_state(setup.plan.device),
-    }
-    kept = {**now.optimizer.state_dict(), "model": dict(setup.model_state()) if setup.model_state else {}}
-    path = checkpoint.save(setup.checkpoints, now.step, trainable(setup.model), kept, state)
-    run.saved_step = now.step
-    checkpoint.prune(setup.checkpoints, setup.trainer.keep_last, () if run.best.step is None else (run.best.step,))
-    setup.sink(Saved(path=str(path), step=now.step))
-
-
-def _resume(run: _Run) -> int | None:
-    """Go on from the newest whole checkpoint; a damaged one is passed over with a warning. None: a new run."""
-    setup = run.setup
-    steps = checkpoint.steps_in(setup.checkpoints)
-    for step in reversed(steps):
-        try:
-            found = checkpoint.load(setup.checkpoints, step)
-        except RunError as error:
-            if step == steps[0]:
-                raise
-            setup.sink(Warned(text=f"{error.faults[0].message}; going on from the one before it"))
-            continue
-        _put_weights(setup, found)
-        model = found.optimizer.pop("model", {})
-        if setup.restore_model is not None and model:
-            setup.restore_model(model)
-        run.now.optimizer.load_state_dict(found.optimizer)
-        setup.source.restore(found.state["source"])
-        for name, hook in run.hooks.items():
-            hook.restore(found.state["hooks"][name])
-        run.now.step = run.saved_step = step
-        run.now.rate_scale = found.state["rate_scale"]
-        run.now.scaler.load_state_dict(found.state["scaler"])
-        run.stopped = found.state["stopped"]
-        checkpoint.set_random_state(found.state["random"], setup.plan.device)
-        setup.sink(Note(text=f"going on from step {step} of {setup.steps}", data={"step": step}))
-        return step
-    return None
-
-
-def _restore_best(run: _Run) -> None:
-    """Put the weights of the best evaluation back into the model."""
-    best = run.best.step
-    if best is None or best == run.now.step:
-        return
-    _put_weights(run.setup, checkpoint.load(run.setup.checkpoints, best))
-    metric, value = run.best.metric, run.best.value
-    run.setup.sink(Note(text=f"best checkpoint restored: step {best}, {metric} {value:.4f}", data={"step": best}))
-
-
-def _put_weights(setup: Setup, found: checkpoint.Checkpoint) -> None:
-    mine = trainable(setup.model)
-    wrong = sorted(mine.keys() ^ found.weights.keys())
-    wrong += [name for name in mine.keys() & found.weights.keys() if mine[name].shape != found.weights[name].shape]
-    if wrong:
-        raise RunError(
-            "run-damaged",
-            f"the checkpoint of step {found.step} does not fit the model: {', '.join(wrong[:5])}",
-            where=str(checkpoint.path_of(setup.checkpoints, found.step)),
-            fix="choose another --output folder",
-        )
-    with torch.no_grad():
-        for name, weight in mine.items():
-            weight.copy_(found.weights[name])
-
-
-def _dump(run: _Run, source: dict[str, int], error: TrainingError) -> None:
-    """Save the state before the step that failed, and a record of it, so that it can be looked at or repeated."""
-    if run.now.step:
-        _save(run, source)
-    run.setup.checkpoints.mkdir(parents=True, exist_ok=True)
-    record = {"step": run.now.step + 1, "source": source, "faults": [fault.to_json() for fault in error.faults]}
-    atomic.write_json(run.setup.checkpoints / "failed-step.json", record)
-
-
-def _interrupt(run: _Run, number: int) -> None:
+def _interrupt(run: Run, number: int) -> None:
     """End after the step that was under way, with its checkpoint."""
-    _save(run)
+    save(run)
     raise Interrupted(
         number,
         f"ended by {signal.Signals(number).name} after step {run.now.step} of {run.setup.steps}; nothing is lost",

@@ -11,13 +11,13 @@ import torch
 from luthier.data.collate import collate, to_device
 from luthier.data.pack import schedule
 from luthier.errors import TrainingError
-from luthier.events import Planned
+from luthier.events import Planned, Warned
 from luthier.train.memory import peak_gib
 from luthier.train.precision import scaler
 from luthier.train.setup import Setup
 from luthier.types import Example, Plan
 
-MAX_SKIPPED = 20  # fp16: updates skipped in a row before the loss scale is not to blame any more
+MAX_SKIPPED = 20  # updates skipped in a row, before neither the loss scale nor a few rows are to blame any more
 
 
 @dataclass
@@ -28,7 +28,7 @@ class Training:
     plan: Plan
     scaler: torch.amp.GradScaler
     step: int = 0  # optimizer steps that are finished
-    skipped: int = 0  # fp16 updates skipped in a row
+    skipped: int = 0  # updates skipped in a row
     rate_scale: float = 1.0  # what reduce-on-plateau has made of the learning rate
 
 
@@ -64,8 +64,9 @@ def train_step(setup: Setup, now: Training, rate_factor: float) -> StepResult:
 
     for group in now.optimizer.param_groups:
         group["lr"] = group["initial_lr"] * rate_factor * now.rate_scale
-    now.scaler.step(now.optimizer)  # in fp16 it leaves the weights alone when a gradient was not finite
-    now.scaler.update()
+    if finite:
+        now.scaler.step(now.optimizer)
+    now.scaler.update()  # in fp16 a gradient that was not finite lowers the scale
     now.step += 1
     if finite and setup.after_update is not None:
         setup.after_update(now.step)
@@ -153,13 +154,20 @@ def _clip(setup: Setup, optimizer: torch.optim.Optimizer) -> torch.Tensor:
 
 
 def _check_finite(setup: Setup, now: Training, step: Sequence[Example], loss: float, norm: float) -> bool:
-    """True when the update can be made, False when the fp16 scaler shall skip it; raises otherwise."""
+    """True when the update can be made, False when it shall be skipped; raises TrainingError otherwise."""
     finite = all(value - value == 0 for value in (loss, norm))
     if finite:
         now.skipped = 0
         return True
     now.skipped += 1
-    if now.scaler.is_enabled() and loss - loss == 0 and now.skipped <= MAX_SKIPPED:
+    overflow = now.scaler.is_enabled() and loss - loss == 0  # no fault: the loss scale is still finding its height
+    if overflow and now.skipped <= MAX_SKIPPED:
+        return False
+    rows = sorted({example.row for example in step})
+    shown = f"{', '.join(map(str, rows[:16]))}{' …' if len(rows) > 16 else ''}"
+    if setup.trainer.on_nonfinite == "skip_step" and now.skipped <= MAX_SKIPPED:
+        text = f"step {now.step + 1} is not finite (loss {loss}, gradient norm {norm}): no update with its rows"
+        setup.sink(Warned(text=f"{text} {shown}", data={"step": now.step + 1, "rows": rows}))
         return False
     named = [
         name
@@ -167,12 +175,12 @@ def _check_finite(setup: Setup, now: Training, step: Sequence[Example], loss: fl
         if weight.grad is not None and not bool(weight.grad.isfinite().all())
     ]
     now.optimizer.zero_grad(set_to_none=True)
-    rows = sorted({example.row for example in step})
     raise TrainingError(
         "training-not-finite",
         f"step {now.step + 1} has a {'loss' if loss - loss != 0 else 'gradient'} that is not a finite number; "
         "no weight was updated with it",
-        where=f"rows {', '.join(map(str, rows[:16]))}{' …' if len(rows) > 16 else ''}",
+        where=f"rows {shown}",
         received=f"loss {loss}, gradient norm {norm}; gradients not finite: {', '.join(named[:3]) or 'none'}",
-        fix="lower trainer.learning_rate, or set trainer.precision: fp32; then train into a new folder",
+        fix="set trainer.on_nonfinite: skip_step (or rewind) and run again; or lower trainer.learning_rate, or set "
+        "trainer.precision: fp32, and train into a new folder",
     )

@@ -1,0 +1,186 @@
+"""What a run keeps on disk and puts back: checkpoints of finished steps, the best weights, a failure's record."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from luthier.errors import RunError, TrainingError
+from luthier.events import Note, Rewound, Saved, Warned
+from luthier.run import atomic
+from luthier.train import checkpoint
+from luthier.train.hooks import Best, Hook
+from luthier.train.setup import Setup
+from luthier.train.step import Training
+
+MAX_REWINDS = 10  # of a run; more of them would not be bad luck
+
+
+@dataclass
+class Run:
+    """The moving parts of one `loop.fit`."""
+
+    setup: Setup
+    now: Training
+    hooks: dict[str, Hook]
+    best: Best
+    saved_step: int = -1
+    stopped: str | None = None
+    rewinds: int = 0
+    rewound_to: int | None = None
+
+
+def trainable(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    """The weights that are trained, by name."""
+    return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+
+
+def save(run: Run, source: Mapping[str, int] | None = None) -> None:
+    """Write the checkpoint of the last finished step and delete those that are no longer needed.
+
+    Raises TrainingError training-not-finite instead of keeping weights that are no numbers.
+    """
+    setup, now = run.setup, run.now
+    if now.step == run.saved_step:
+        return
+    _require_finite(run)
+    state = {
+        "source": source or setup.source.state(),
+        "hooks": {name: hook.state() for name, hook in run.hooks.items()},
+        "rate_scale": now.rate_scale,
+        "scaler": now.scaler.state_dict(),
+        "skipped": now.skipped,
+        "rewinds": run.rewinds,
+        "tokens_per_pass": now.plan.tokens_per_pass,
+        "stopped": run.stopped,
+        "random": checkpoint.random_state(setup.plan.device),
+    }
+    kept = {**now.optimizer.state_dict(), "model": dict(setup.model_state()) if setup.model_state else {}}
+    path = checkpoint.save(setup.checkpoints, now.step, trainable(setup.model), kept, state)
+    run.saved_step = now.step
+    checkpoint.prune(setup.checkpoints, setup.trainer.keep_last, () if run.best.step is None else (run.best.step,))
+    setup.sink(Saved(path=str(path), step=now.step))
+
+
+def resume(run: Run) -> int | None:
+    """Go on from the newest whole checkpoint; a damaged one is passed over with a warning. None: a new run."""
+    setup = run.setup
+    steps = checkpoint.steps_in(setup.checkpoints)
+    for step in reversed(steps):
+        try:
+            found = checkpoint.load(setup.checkpoints, step)
+        except RunError as error:
+            if step == steps[0]:
+                raise
+            setup.sink(Warned(text=f"{error.faults[0].message}; going on from the one before it"))
+            continue
+        checkpoint.set_aside(setup.checkpoints, newer_than=step)
+        _put_back(run, found)
+        setup.sink(Note(text=f"going on from step {step} of {setup.steps}", data={"step": step}))
+        return step
+    if "rewind" in (setup.trainer.on_nonfinite, setup.trainer.on_spike):
+        save(run)  # something to rewind to, from the first step on
+    return None
+
+
+def rewind(run: Run, error: TrainingError) -> None:
+    """Put an earlier checkpoint back and leave the source where it is: rows taken since are passed over.
+
+    The newest one, or the one before it when the newest was put back already and led here again. Raises ``error`` when
+    none is left, or after `MAX_REWINDS`.
+    """
+    setup = run.setup
+    source, failed = setup.source.state(), run.now.step
+    steps = [step for step in checkpoint.steps_in(setup.checkpoints) if step != run.rewound_to]
+    if run.rewinds >= MAX_REWINDS or not steps:
+        raise error
+    found = checkpoint.load(setup.checkpoints, steps[-1])
+    checkpoint.drop(setup.checkpoints, newer_than=found.step)
+    rewinds = run.rewinds + 1
+    _put_back(run, found)
+    setup.source.restore(source)
+    run.rewinds, run.rewound_to = rewinds, found.step
+    setup.sink(Rewound(step=found.step, failed=failed, why=error.faults[0].message))
+
+
+def restore_best(run: Run) -> None:
+    """Put the weights of the best evaluation back into the model; damaged ones are named and the last step's stay."""
+    best, setup = run.best.step, run.setup
+    if best is None or best == run.now.step:
+        return
+    try:
+        found = checkpoint.load(setup.checkpoints, best)
+    except RunError as error:
+        setup.sink(Warned(text=f"{error.faults[0].message}; the weights of step {run.now.step} are kept, not the best"))
+        return
+    _put_weights(setup, found)
+    metric, value = run.best.metric, run.best.value
+    setup.sink(Note(text=f"best checkpoint restored: step {best}, {metric} {value:.4f}", data={"step": best}))
+
+
+def record_failure(run: Run, step: int, source: Mapping[str, int], error: TrainingError) -> None:
+    """Write what is known of the step that failed, so that it can be looked at or repeated."""
+    folder = run.setup.checkpoints
+    folder.mkdir(parents=True, exist_ok=True)
+    record = {"step": step, "source": dict(source), "faults": [fault.to_json() for fault in error.faults]}
+    atomic.write_json(folder / "failed-step.json", record)
+
+
+def keep_if_finite(run: Run, source: Mapping[str, int]) -> None:
+    """Save the state before a step that failed, if it is sound; ``source``: where the rows stood then."""
+    if run.now.step and not _not_finite(run):
+        save(run, source)
+
+
+def _put_back(run: Run, found: checkpoint.Checkpoint) -> None:
+    """Everything as it was when the checkpoint was written."""
+    setup, state = run.setup, found.state
+    _put_weights(setup, found)
+    model = found.optimizer.pop("model", {})
+    if setup.restore_model is not None and model:
+        setup.restore_model(model)
+    run.now.optimizer.zero_grad(set_to_none=True)
+    run.now.optimizer.load_state_dict(found.optimizer)
+    setup.source.restore(state["source"])
+    for name, hook in run.hooks.items():
+        if name in state["hooks"]:  # a checkpoint of an earlier version does not know of it
+            hook.restore(state["hooks"][name])
+    run.now.step = run.saved_step = found.step
+    run.now.rate_scale = state["rate_scale"]
+    run.now.scaler.load_state_dict(state["scaler"])
+    run.now.skipped, run.rewinds = state.get("skipped", 0), state.get("rewinds", 0)
+    run.stopped = state["stopped"]
+    checkpoint.set_random_state(state["random"], setup.plan.device)
+
+
+def _put_weights(setup: Setup, found: checkpoint.Checkpoint) -> None:
+    mine = trainable(setup.model)
+    wrong = sorted(mine.keys() ^ found.weights.keys())
+    wrong += [name for name in mine.keys() & found.weights.keys() if mine[name].shape != found.weights[name].shape]
+    if wrong:
+        raise RunError(
+            "run-damaged",
+            f"the checkpoint of step {found.step} does not fit the model: {', '.join(wrong[:5])}",
+            where=str(checkpoint.path_of(setup.checkpoints, found.step)),
+            fix="choose another --output folder",
+        )
+    with torch.no_grad():
+        for name, weight in mine.items():
+            weight.copy_(found.weights[name])
+
+
+def _not_finite(run: Run) -> list[str]:
+    return [name for name, weight in trainable(run.setup.model).items() if not bool(weight.isfinite().all())]
+
+
+def _require_finite(run: Run) -> None:
+    wrong = _not_finite(run)
+    if wrong:
+        raise TrainingError(
+            "training-not-finite",
+            f"after step {run.now.step} weights are not finite numbers; they are not saved",
+            received=f"{len(wrong)} tensors, among them {', '.join(wrong[:3])}",
+            fix="set trainer.on_nonfinite: rewind and run again: it goes on from the last checkpoint",
+        )
