@@ -16,6 +16,7 @@ from luthier.config import Config
 from luthier.data.columns import reference_of
 from luthier.data.source import TableSource
 from luthier.errors import ConfigError, Interrupted
+from luthier.pipeline.ahead import import_ahead
 from luthier.pipeline.finishing import merge, report, versions
 from luthier.pipeline.loading import load
 from luthier.pipeline.opening import declared_precision, open_base, open_for_tuning
@@ -59,7 +60,7 @@ def train(
     sink: events.Sink = events.silent,
 ) -> Trained:
     """One config and one table become a tuned model in a run folder, which is continued if it is this run's already."""
-    from luthier.train.precision import resolve_precision
+    from luthier.plan.precision import resolve_precision
 
     if settings.trainer.type == "none":
         raise ConfigError(
@@ -72,6 +73,7 @@ def train(
         )
     folder = RunFolder.open(output, name=settings.name or _name_of(dataset))
     sink = events.fan_out(sink, folder.metrics)
+    import_ahead(settings)
     try:
         work = prepare(settings, dataset, encoding=encoding, trust_remote_code=trust_remote_code, sink=sink)
         precision = resolve_precision(declared_precision(work.config), work.machine)

@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 
+from luthier.assets.spec import read_json
 from luthier.kernels.glu import Activation
 from luthier.registry import Registry
 
@@ -68,14 +70,44 @@ class Unsupported(Exception):
 
 Reader = Callable[[Any], Mapping[str, Any]]
 ARCHITECTURES: Registry[Reader] = Registry("architecture")
+COMPLETE = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 ROTARY_BY_LENGTH = ("dynamic", "longrope")  # their frequencies depend on the longest sample of a batch
 
 
 def read_shape(folder: Path, rope_scaling: Any = None) -> Shape:
     """The shape of the model in ``folder``. Raises Unsupported with the reason."""
+    plain = _complete(read_json(folder / "config.json"))
+    if plain is not None:
+        return shape_of(plain, rope_scaling)
     from transformers import AutoConfig
 
     return shape_of(AutoConfig.from_pretrained(folder), rope_scaling)
+
+
+NEEDED = (
+    "num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads",
+    "vocab_size", "rms_norm_eps", "hidden_act", "tie_word_embeddings",
+)  # fmt: skip
+
+
+def _complete(values: Mapping[str, Any]) -> Any:
+    """The config as the file has it, where that says everything; None where a library's defaults must fill it in.
+
+    Importing transformers for its configs takes seconds, which a start with cold caches feels.
+    """
+    name = (values.get("architectures") or [""])[0]
+    rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
+    kinds = {rope.get("rope_type"), rope.get("type")} - {None}
+    theta = "rope_theta" in values or "rope_theta" in rope
+    if name not in COMPLETE or any(key not in values for key in NEEDED) or not theta:
+        return None
+    if kinds - {"default"} or "partial_rotary_factor" in values:
+        return None
+    if name.startswith("Qwen") and "layer_types" not in values:
+        if values.get("use_sliding_window"):
+            return None  # which layers slide is a rule of the library
+        values = {**values, "sliding_window": None}
+    return SimpleNamespace(**values)
 
 
 def shape_of(config: Any, rope_scaling: Any = None) -> Shape:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from architectures import CASES, make
 
 from luthier.config.adapter import Lora
 from luthier.data.collate import collate
+from luthier.model.decoder import shape
 from luthier.model.decoder.decoder import Decoder
 from luthier.model.decoder.load import Placing, load_decoder
 from luthier.model.decoder.shape import Unsupported, read_shape, shape_of
@@ -112,3 +114,17 @@ def test_what_the_decoder_cannot_run_is_said() -> None:
     with pytest.raises(Unsupported, match="dynamic"):
         rope = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
         shape_of(transformers.LlamaConfig(architectures=["LlamaForCausalLM"], rope_parameters=rope))
+
+
+@pytest.mark.parametrize("case", ["llama", "mistral-window", "qwen2", "qwen3"])
+def test_a_complete_config_is_read_as_the_library_reads_it(tmp_path: Path, case: str) -> None:
+    make(tmp_path, case)
+    values = json.loads((tmp_path / "config.json").read_text())
+    plain = shape._complete(values)
+    assert plain is not None
+    assert shape_of(plain) == shape_of(transformers.AutoConfig.from_pretrained(tmp_path))
+    old = {key: value for key, value in values.items() if key not in ("rope_parameters", "layer_types")}
+    old |= {"rope_theta": 5000.0}
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    assert read_shape(tmp_path) == shape_of(transformers.AutoConfig.from_pretrained(tmp_path))
+    assert shape._complete({key: value for key, value in values.items() if key != "rms_norm_eps"}) is None
