@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 MEASURE = """
 import gc, json, psutil
 gc.collect()
-alive = [m for m in gc.get_objects() if type(m).__name__ == "LlamaForCausalLM"]
+alive = [m for m in gc.get_objects() if type(m).__name__ in ("Decoder", "LlamaForCausalLM")]
 print("MEASURED", json.dumps({"rss": psutil.Process().memory_info().rss, "models": len(alive)}))
 del alive
 """

@@ -1,0 +1,245 @@
+"""Are gradients on a GPU as near to fp64 as those of the plain loop? Every way of executing a step, and mutants.
+
+    python benchmarks/gpu_parity.py --out benchmarks/results/gpu_parity.json
+
+For each seed a small random Llama with an adapter takes one step. The reference is Luthier's decoder in fp64
+on the CPU, one sample a pass, which the unit tests hold against transformers. The yardstick is the plain loop in bf16:
+transformers and PEFT under autocast, one sample a pass. What is told of each way is the mean, over the seeds, of its
+relative error over the plain loop's. At most 1.1 passes; a mutant must fail. The result carries a hash of the kernels'
+sources, so that a test can tell when it is of other kernels than those that are there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import statistics
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from luthier.config.adapter import Lora
+from luthier.data.collate import collate
+from luthier.kernels import attention
+from luthier.model.decoder.decoder import Decoder, Execution
+from luthier.model.decoder.load import Placing, load_decoder
+from luthier.model.decoder.save import named_weights
+from luthier.model.decoder.shape import read_shape
+from luthier.types import Example
+
+BOUND = 1.1
+SECTION = Lora(r=8, alpha=16)
+# What training computes with; the kernels of generation have tests of their own.
+KERNELS = ("attention", "backend", "glu", "keyed", "linear", "logprob", "nf4", "norm", "rotary")
+
+
+def kernels_hash(root: Path) -> str:
+    """Of the sources of the training kernels, in the order of their names."""
+    digest = hashlib.sha256()
+    folder = root / "src" / "luthier" / "kernels"
+    for name in KERNELS:
+        for path in (folder / f"{name}.py", folder / "gpu" / f"{name}.py"):
+            if path.is_file():
+                digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+def make(folder: Path, seed: int) -> Any:
+    """A random Llama in bf16, saved; grouped queries, an odd vocabulary."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=1003, hidden_size=256, intermediate_size=704, num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=1024, bos_token_id=1, eos_token_id=2, pad_token_id=0,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config).to(torch.bfloat16)
+    model.save_pretrained(folder)
+    return model
+
+
+def rows(seed: int) -> list[Example]:
+    """Samples of very different lengths; half of each is supervised, some tokens weigh more."""
+    draw = torch.Generator().manual_seed(seed)
+    out = []
+    for row, length in enumerate((1, 65, 64, 200, 17, 130, 3, 90)):
+        ids = torch.randint(3, 1003, (length,), generator=draw).tolist()
+        weights = [0.0 if i < length // 2 else 1.0 + 0.5 * (i % 3 == 0) for i in range(length)]
+        out.append(Example(ids, weights, row))
+    return out
+
+
+def gradient(run: Callable[[Any], torch.Tensor], parameters: list[torch.Tensor], passes: list[list[Example]]) -> Any:
+    """All gradients of the step as one vector, in fp64 on the CPU."""
+    total = sum(sum(row.weights[1:]) for one in passes for row in one)
+    for one in passes:
+        batch = collate(one)
+        if not len(batch.supervised):  # type: ignore[arg-type]
+            continue
+        logprobs = run(batch)
+        weight = batch.target_weight[batch.supervised].to(logprobs)
+        (-(logprobs * weight).sum() / total).backward()
+    found = torch.cat([p.grad.detach().double().cpu().flatten() for p in parameters])  # type: ignore[union-attr]
+    for parameter in parameters:
+        parameter.grad = None
+    return found
+
+
+def adapted(decoder: Decoder, seed: int) -> Decoder:
+    """The decoder with an adapter that is not at its start; the same numbers wherever it lies."""
+    decoder.adapt(SECTION, seed)
+    draw = torch.Generator().manual_seed(seed)
+    for pair in decoder.pairs:
+        pair.lora_B.data.copy_(0.05 * torch.randn(pair.lora_B.shape, generator=draw))
+    return decoder.train()
+
+
+def plain_loop(folder: Path, like: Decoder, quantised: bool, passes: list[list[Example]]) -> Any:
+    """Transformers and PEFT in bf16 under autocast, with the decoder's adapter."""
+    import peft
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    from luthier.model.generic import GenericModel
+
+    four = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.bfloat16, device_map={"": "cuda"}, quantization_config=four if quantised else None
+    )
+    config = peft.LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
+    tuned = peft.get_peft_model(model, config)
+    state = dict(tuned.named_parameters())
+    parameters = []
+    for pair in like.pairs:
+        for factor in ("lora_A", "lora_B"):
+            own = state[f"base_model.model.{pair.name}.{factor}.default.weight"]
+            own.data = getattr(pair, factor).detach().to("cuda", torch.float32)
+            parameters.append(own)
+    generic = GenericModel(tuned)
+
+    def run(batch: Any) -> torch.Tensor:
+        with torch.autocast("cuda", torch.bfloat16):
+            return generic.logprobs(batch)
+
+    return gradient(run, parameters, passes)
+
+
+def masters(decoder: Decoder) -> list[torch.Tensor]:
+    """In the order in which the plain loop's are compared."""
+    return [factor for pair in decoder.pairs for factor in (pair.lora_A, pair.lora_B)]
+
+
+def ways(packed: list[list[Example]], graphs: bool) -> dict[str, tuple[Execution, list[list[Example]]]]:
+    """Name -> how a step is executed."""
+    flash = Execution("flash", loss_chunk=64)
+    found = {
+        "packed": (flash, packed),
+        "two passes": (flash, [packed[0][:3], packed[0][3:]]),
+        "padded attention": (replace(flash, attention="padded"), packed),
+        "recomputed": (replace(flash, recompute_layers=4), packed),
+        "offloaded": (replace(flash, recompute_layers=3, offload=True), packed),
+    }
+    return found | ({"graphs": (replace(flash, graphs=True), packed)} if graphs else {})
+
+
+def one_seed(seed: int, ratios: dict[str, list[float]]) -> None:
+    """Add this seed's ratios."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        make(folder, seed)
+        shape = read_shape(folder)
+        every, single = [rows(seed)], [[row] for row in rows(seed)]
+        for quantised in (False, True):
+            kind = "nf4" if quantised else "bf16"
+            on = {"dtype": torch.bfloat16, "device": "cuda", "quantised": "nf4" if quantised else None}
+            exact = adapted(_exact(folder, shape, on, quantised), seed)
+            want = gradient(exact.logprobs, masters(exact), single)
+            yardstick = _error(plain_loop(folder, exact, quantised, single), want)
+            for weights in ("resident", "quantised", "streamed") if quantised else ("resident", "streamed"):
+                decoder = adapted(load_decoder(folder, shape, Placing(**on, weights=weights)), seed)  # type: ignore[arg-type]
+                for way, (execution, passes) in ways(every, weights != "streamed").items():
+                    decoder.execution = execution
+                    if execution.graphs:
+                        gradient(decoder.logprobs, masters(decoder), passes)  # the first pass is never a graph
+                    got = gradient(decoder.logprobs, masters(decoder), passes)
+                    ratios.setdefault(f"{kind} {weights}, {way}", []).append(_error(got, want) / yardstick)
+                decoder.execution = Execution("flash")
+                if weights == "resident":
+                    _mutants(decoder, every, want, yardstick, kind, ratios)
+
+
+def _exact(folder: Path, shape: Any, on: dict[str, Any], quantised: bool) -> Decoder:
+    """The base in fp64 on the CPU, with the values that 4 bits leave of it where it is quantised."""
+    if not quantised:
+        return load_decoder(folder, shape, Placing(torch.float64))
+    from safetensors.torch import save_file
+
+    state = {
+        name: value.detach().cpu().contiguous()
+        for name, value in named_weights(load_decoder(folder, shape, Placing(**on)))
+    }
+    with tempfile.TemporaryDirectory() as name:
+        copy = Path(name)
+        save_file(state, copy / "model.safetensors", metadata={"format": "pt"})
+        (copy / "config.json").write_bytes((folder / "config.json").read_bytes())
+        return load_decoder(copy, shape, Placing(torch.float64))
+
+
+def _mutants(
+    decoder: Decoder, passes: Any, want: Any, yardstick: float, kind: str, ratios: dict[str, list[float]]
+) -> None:
+    whole = attention.spans
+    attention.spans = lambda lengths, device, parents=None: whole([sum(lengths)], device)  # type: ignore[assignment]
+    try:
+        got = gradient(decoder.logprobs, masters(decoder), passes)
+    finally:
+        attention.spans = whole
+    ratios.setdefault(f"mutant: {kind}, no mask between samples", []).append(_error(got, want) / yardstick)
+    got = 1.05 * gradient(decoder.logprobs, masters(decoder), passes)
+    ratios.setdefault(f"mutant: {kind}, scaled by 1.05", []).append(_error(got, want) / yardstick)
+
+
+def _error(got: torch.Tensor, want: torch.Tensor) -> float:
+    return float((got - want).norm() / want.norm())
+
+
+def main() -> int:
+    """0 when every way passes and every mutant fails."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--out", type=Path)
+    given = parser.parse_args()
+    ratios: dict[str, list[float]] = {}
+    for seed in range(given.seeds):
+        one_seed(seed, ratios)
+    means = {name: round(statistics.mean(values), 3) for name, values in ratios.items()}
+    wrong = [name for name, mean in means.items() if (mean > BOUND) != name.startswith("mutant")]
+    import triton
+
+    result = {
+        "device": torch.cuda.get_device_name(),
+        "torch": torch.__version__,
+        "triton": triton.__version__,
+        "seeds": given.seeds,
+        "bound": BOUND,
+        "kernels": kernels_hash(Path(__file__).resolve().parents[1]),
+        "mean_error_over_plain_loop": means,
+        "wrong": wrong,
+    }
+    print(json.dumps(result, indent=2))
+    if given.out:
+        given.out.parent.mkdir(parents=True, exist_ok=True)
+        given.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    return bool(wrong)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
