@@ -18,27 +18,37 @@ def token_bytes(shape: Shape, dtype: torch.dtype) -> int:
 
 
 class Cache:
-    """[s, c, n, d] keys and values of each layer, and the [s] lengths are the caller's business."""
+    """[s, n, c, d] keys and values of each layer: those of a head lie together. Lengths are the caller's business."""
 
     def __init__(self, shape: Shape, slots: int, capacity: int, device: torch.device, dtype: torch.dtype) -> None:
-        self.slots, self.capacity = slots, capacity
+        self.slots, self.heads, self.capacity = slots, shape.kv_heads, capacity
+        self._head_n = torch.arange(shape.kv_heads, device=device)
         # Zeros, not whatever was there: a masked place weighs 0, and 0 times a stray NaN would be NaN.
-        sizes = (slots, capacity, shape.kv_heads, shape.head_dim)
+        sizes = (slots, shape.kv_heads, capacity, shape.head_dim)
         self.keys = [torch.zeros(sizes, device=device, dtype=dtype) for _ in range(shape.layers)]
         self.values = [torch.zeros(sizes, device=device, dtype=dtype) for _ in range(shape.layers)]
 
-    def put(self, layer: int, place_t: torch.Tensor, k_tnd: torch.Tensor, v_tnd: torch.Tensor) -> None:
-        """Keep the keys and values of tokens; ``place_t`` [t] is slot * capacity + position."""
+    def places(self, slot_t: torch.Tensor, position_t: torch.Tensor) -> torch.Tensor:
+        """[t * n] where tokens of these slots and positions lie in a layer's store, head by head."""
+        return ((slot_t[:, None] * self.heads + self._head_n) * self.capacity + position_t[:, None]).flatten()
+
+    def put(self, layer: int, places: torch.Tensor, k_tnd: torch.Tensor, v_tnd: torch.Tensor) -> None:
+        """Keep the keys and values of tokens at `places`."""
         for store, new in ((self.keys[layer], k_tnd), (self.values[layer], v_tnd)):
-            store.view(-1, *new.shape[1:]).index_copy_(0, place_t, new)
+            store.view(-1, new.shape[-1]).index_copy_(0, places, new.reshape(-1, new.shape[-1]))
 
     def spread(self, layer: int, slots: Sequence[int], k_tnd: torch.Tensor, v_tnd: torch.Tensor) -> None:
         """Lay the same keys and values at the beginning of several slots."""
-        for slot in slots:
-            self.keys[layer][slot, : len(k_tnd)].copy_(k_tnd)
-            self.values[layer][slot, : len(v_tnd)].copy_(v_tnd)
+        for store, new in ((self.keys[layer], k_tnd), (self.values[layer], v_tnd)):
+            for slot in slots:
+                store[slot, :, : len(new)].copy_(new.transpose(0, 1))
+
+    def of(self, slot: int, layer: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """[length, n, d] keys and values of a slot's first tokens."""
+        k, v = (store[layer][slot, :, :length].transpose(0, 1) for store in (self.keys, self.values))
+        return k.contiguous(), v.contiguous()
 
     def move(self, source: int, target: int, length: int) -> None:
         """The first ``length`` tokens of one slot to another."""
         for store in (*self.keys, *self.values):
-            store[target, :length].copy_(store[source, :length])
+            store[target, :, :length].copy_(store[source, :, :length])

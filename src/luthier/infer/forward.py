@@ -61,7 +61,8 @@ class Forward:
         """Read tokens that several prompts begin with."""
         held = Cache(self.shape, 1, len(ids), self.device, self.decoder.dtype)
         self.prefill([tuple(ids)], [0], held, Prefix())
-        return Prefix(tuple(ids), tuple(k[0] for k in held.keys), tuple(v[0] for v in held.values))
+        pairs = [held.of(0, layer, len(ids)) for layer in range(self.shape.layers)]
+        return Prefix(tuple(ids), tuple(k for k, _ in pairs), tuple(v for _, v in pairs))
 
     def prefill(
         self, prompts: Sequence[Sequence[int]], slots: Sequence[int], cache: Cache, prefix: Prefix
@@ -75,15 +76,15 @@ class Forward:
         ids_t = torch.tensor([token for prompt in prompts for token in prompt[start:]], device=self.device)
         place = [torch.arange(start, start + length) for length in lengths]
         positions_t = torch.cat(place).to(self.device)
-        bases = zip(slots, place, strict=True)
-        place_t = torch.cat([slot * cache.capacity + own for slot, own in bases]).to(self.device)
+        slot_t = torch.tensor(list(slots)).repeat_interleave(torch.tensor(lengths)).to(self.device)
+        places = cache.places(slot_t, positions_t)
         last_r = torch.tensor(lengths).cumsum(0).sub(1).to(self.device)
         turns = self.decoder.turns(positions_t)
         spans = _spans(lengths, start, self.device)
         x_th = self.decoder.embed(ids_t)
         for number, layer in enumerate(self.layers):
             q, k, v = self._heads(layer, x_th, turns)
-            cache.put(number, place_t, k, v)
+            cache.put(number, places, k, v)
             if start:
                 cache.spread(number, slots, prefix.keys[number], prefix.values[number])
                 k, v = torch.cat([prefix.keys[number], k]), torch.cat([prefix.values[number], v])
@@ -105,14 +106,14 @@ class Forward:
         """
         rows = len(ids_r)
         turns = self.decoder.turns(lengths_r)
-        place_r = torch.arange(rows, device=self.device) * cache.capacity + lengths_r
+        places = cache.places(torch.arange(rows, device=self.device), lengths_r)
         held_r = lengths_r + 1
         x_rh = self.decoder.embed(ids_r)
         for number, layer in enumerate(self.layers):
             q, k, v = self._heads(layer, x_rh, turns)
-            cache.put(number, place_r, k, v)
+            cache.put(number, places, k, v)
             out = attend_cached(
-                q, cache.keys[number][:rows, :longest], cache.values[number][:rows, :longest], held_r,
+                q, cache.keys[number][:rows, :, :longest], cache.values[number][:rows, :, :longest], held_r,
                 scale=self.shape.attention_scale, window=self.shape.window[number],
                 softcap=self.shape.attention_softcap,
             ).flatten(1)  # fmt: skip

@@ -85,36 +85,35 @@ def attend(
 
 def attend_cached(
     q_rnd: torch.Tensor,
-    k_rcnd: torch.Tensor,
-    v_rcnd: torch.Tensor,
+    k_rncd: torch.Tensor,
+    v_rncd: torch.Tensor,
     held_r: torch.Tensor,
     *,
     scale: float,
     window: int | None = None,
     softcap: float | None = None,
 ) -> torch.Tensor:
-    """[r, heads, d]: one query a row over the first ``held_r`` [r] of its keys and values, which may have fewer heads.
+    """[r, heads, d]: one query a row over the first ``held_r`` [r] of its keys and values, whose heads may be fewer.
 
     ``window``: of these, the last so many. Without gradient.
     """
     if fused(q_rnd):
         from luthier.kernels.gpu import cached as gpu
 
-        return gpu.attend_cached(q_rnd, k_rcnd, v_rcnd, held_r, scale, window, softcap)
+        return gpu.attend_cached(q_rnd, k_rncd, v_rncd, held_r, scale, window, softcap)
     rows, heads, width = q_rnd.shape
-    kv_heads = k_rcnd.shape[2]
-    place = torch.arange(k_rcnd.shape[1], device=q_rnd.device)
+    kv_heads, places = k_rncd.shape[1:3]
+    place = torch.arange(places, device=q_rnd.device)
     seen = place < held_r[:, None]
-    if window is not None and window < k_rcnd.shape[1]:
+    if window is not None and window < places:
         seen = seen & (place >= held_r[:, None] - window)
     # The queries that share a key head stand in the place of several tokens: nothing is repeated.
     q = q_rnd.view(rows, kv_heads, heads // kv_heads, width)
-    k, v = k_rcnd.transpose(1, 2), v_rcnd.transpose(1, 2)
     if softcap is None:
-        out = torch.nn.functional.scaled_dot_product_attention(q, k, v, seen[:, None, None], scale=scale)
+        out = torch.nn.functional.scaled_dot_product_attention(q, k_rncd, v_rncd, seen[:, None, None], scale=scale)
     else:
-        scores = softcap * torch.tanh(q @ k.transpose(-1, -2) * (scale / softcap))
-        out = wide(scores).masked_fill(~seen[:, None, None], float("-inf")).softmax(-1).to(v.dtype) @ v
+        scores = softcap * torch.tanh(q @ k_rncd.transpose(-1, -2) * (scale / softcap))
+        out = wide(scores).masked_fill(~seen[:, None, None], float("-inf")).softmax(-1).to(v_rncd.dtype) @ v_rncd
     return out.reshape(rows, heads, width)
 
 

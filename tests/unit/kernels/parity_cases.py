@@ -82,8 +82,8 @@ for dtype in (torch.float32, NARROW):
             both("gated_backward", lambda: glu.gated_backward(grad, fused, activation), dtype)
             both("gated_backward", lambda: glu.gated_backward(grad, fused, activation, False)[0], dtype)
     for rows, heads, kv_heads, dim, places in ((1, 1, 1, 16, 3), (3, 4, 2, 24, 150), (2, 3, 1, 64, 700)):
-        store = draw(rows + 1, places + 5, 2 * kv_heads, dim, dtype=dtype)  # rows of a larger cache
-        k, v = store[:rows, :places, :kv_heads], store[:rows, :places, kv_heads:]
+        store = draw(rows + 1, 2 * kv_heads, places + 5, dim, dtype=dtype)  # rows of a larger cache
+        k, v = store[:rows, :kv_heads, :places], store[:rows, kv_heads:, :places]
         q = draw(rows, heads, dim, dtype=dtype)
         held = torch.tensor([1, places, places // 2][:rows], device=DEVICE)
         for window in (None, 5, 70):

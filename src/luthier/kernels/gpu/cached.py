@@ -19,7 +19,7 @@ STRETCHES = 32  # at most
 @triton.jit
 def _stretch(
     q, k, v, held, out, part, stats, scale, softcap, stretches,
-    row_k, place_k, row_v, place_v, kv_heads, window,
+    row_k, head_k, row_v, head_v, kv_heads, window,
     GROUP: tl.constexpr, GROUP_BLOCK: tl.constexpr, WIDTH: tl.constexpr, WIDTH_BLOCK: tl.constexpr,
     WINDOW: tl.constexpr, SOFTCAP: tl.constexpr, WHOLE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -39,8 +39,8 @@ def _stretch(
     query = (row * kv_heads + head) * GROUP + member  # its index among all rows' heads
     used = (member < GROUP) & (across[None, :] < WIDTH)
     asked = tl.load(q + query * WIDTH + across[None, :], mask=used, other=0.0)
-    keys = k + row * row_k + head * WIDTH
-    values = v + row * row_v + head * WIDTH
+    keys = k + row * row_k + head.to(tl.int64) * head_k
+    values = v + row * row_v + head.to(tl.int64) * head_v
 
     most = tl.full((GROUP_BLOCK,), float("-inf"), tl.float32)
     total = tl.zeros((GROUP_BLOCK,), tl.float32)
@@ -49,7 +49,7 @@ def _stretch(
         place = start + tl.arange(0, BLOCK)
         inside = place < stop
         own_k = tl.load(
-            keys + place[None, :].to(tl.int64) * place_k + across[:, None],
+            keys + place[None, :] * WIDTH + across[:, None],
             mask=inside[None, :] & (across[:, None] < WIDTH), other=0.0,
         )  # fmt: skip
         scores = tl.dot(asked, own_k, input_precision="ieee") * scale
@@ -61,7 +61,7 @@ def _stretch(
         fade = tl.exp(most - higher)
         total = total * fade + tl.sum(weights, 1)
         own_v = tl.load(
-            values + place[:, None].to(tl.int64) * place_v + across[None, :],
+            values + place[:, None] * WIDTH + across[None, :],
             mask=inside[:, None] & (across[None, :] < WIDTH), other=0.0,
         )  # fmt: skip
         gathered = gathered * fade[:, None] + tl.dot(weights.to(own_v.dtype), own_v, input_precision="ieee")
@@ -95,15 +95,16 @@ def _join(part, stats, out, stretches, WIDTH: tl.constexpr, WIDTH_BLOCK: tl.cons
 
 def attend_cached(
     q_rnd: torch.Tensor,
-    k_rcnd: torch.Tensor,
-    v_rcnd: torch.Tensor,
+    k_rncd: torch.Tensor,
+    v_rncd: torch.Tensor,
     held_r: torch.Tensor,
     scale: float,
     window: int | None,
     softcap: float | None,
 ) -> torch.Tensor:
     rows, heads, width = q_rnd.shape
-    places, kv_heads = k_rcnd.shape[1:3]
+    assert k_rncd.stride(2) == v_rncd.stride(2) == width, "the keys of a head lie together"
+    kv_heads, places = k_rncd.shape[1:3]
     group = heads // kv_heads
     stretches = _stretches(rows * kv_heads, min(places, window or places), q_rnd.device)
     out = torch.empty_like(q_rnd)
@@ -113,8 +114,8 @@ def attend_cached(
         stats = torch.empty(rows * heads, stretches, 2, device=out.device, dtype=torch.float32)
     block = triton.next_power_of_2(width)
     _stretch[(rows, kv_heads, stretches)](
-        q_rnd, k_rcnd, v_rcnd, held_r, out, part, stats, scale, softcap or 1.0, stretches,
-        k_rcnd.stride(0), k_rcnd.stride(1), v_rcnd.stride(0), v_rcnd.stride(1), kv_heads, window or 0,
+        q_rnd, k_rncd, v_rncd, held_r, out, part, stats, scale, softcap or 1.0, stretches,
+        k_rncd.stride(0), k_rncd.stride(1), v_rncd.stride(0), v_rncd.stride(1), kv_heads, window or 0,
         GROUP=group, GROUP_BLOCK=max(16, triton.next_power_of_2(group)), WIDTH=width, WIDTH_BLOCK=max(16, block),
         WINDOW=window is not None, SOFTCAP=softcap is not None, WHOLE=stretches == 1, BLOCK=BLOCK, num_warps=4,
     )  # fmt: skip
