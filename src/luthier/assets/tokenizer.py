@@ -127,6 +127,10 @@ class Tokenizer:
             where=str(folder),
         )
 
+    def to_json(self) -> str:
+        """The whole tokenizer as a tokenizer.json, with the control tokens that the model's files declare."""
+        return self._backend.to_str()
+
     # ------------------------------------------------------------------------------------------- encoding
 
     def encode(self, text: str, *, controls: bool = False, continuation: bool = False) -> list[int]:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from pydantic import model_validator
 
 from luthier.config.section import Float, Int, Section, key
+
+# pydantic warns that `schema` hides a method of its own, which it has given up.
+warnings.filterwarnings("ignore", message='Field name "schema" in "Generation" shadows', category=UserWarning)
 
 
 class Generation(Section):
@@ -49,6 +53,13 @@ class Generation(Section):
     max_time: Float | None = key(None, "Seconds after which an answer stops.", gt=0)
     use_cache: bool = key(True, "Keep keys and values of earlier tokens; changes speed only.")
     stop: tuple[str, ...] = key((), "Texts that end an answer.")
+    schema: dict[str, Any] | str | None = key(  # type: ignore[assignment]  # pydantic's old method of that name
+        None, "JSON Schema that every answer satisfies, as a mapping or as JSON text. Needs luthier[constrain]."
+    )
+    regex: str | None = key(None, "Regular expression that every answer matches whole. Needs luthier[constrain].")
+    choices: tuple[str, ...] | None = key(
+        None, "Texts of which every answer is one. Needs luthier[constrain].", min_length=1
+    )
     seed: Int | None = key(None, "Seed of the draw; empty: random_seed.", ge=0)
 
     @model_validator(mode="before")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
+from luthier.infer.constrain import Grammars, Path
 from luthier.infer.text import IncrementalText, cut_at_stop
 from luthier.model.tunable import Tokens
 from luthier.types import Completion, Request
@@ -41,6 +43,14 @@ class Answers:
         if limit is not None and length >= int(limit):
             return f"the prompt has {length} tokens and generation.max_length is {limit}: no room for an answer"
         return None
+
+    @cached_property
+    def _grammars(self) -> Grammars:
+        return Grammars(self.tokenizer, self.vocabulary, self.ends)
+
+    def path(self, request: Request) -> Path | None:
+        """The way through what the request's settings allow; None where they constrain nothing."""
+        return self._grammars.follow(request.sampling.extra, self.steps(request))
 
     def steps(self, request: Request) -> int:
         """New tokens for a row: as asked, and no further than `max_length` and the model's context reach."""

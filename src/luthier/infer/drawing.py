@@ -25,6 +25,7 @@ from transformers import (
     TypicalLogitsWarper,
 )
 
+from luthier.infer.constrain import Path
 from luthier.types import Request, Sampling
 
 # Keys of `Sampling.extra` that reshape the distribution before the draw, in the order they are applied.
@@ -75,6 +76,24 @@ class First(LogitsProcessor):
         forced = torch.full_like(scores, float("-inf"))
         forced[:, self._token] = 0.0
         return forced
+
+
+class Constrained(LogitsProcessor):
+    """Leaves what the paths of the rows allow, and never nothing."""
+
+    def __init__(self, paths: Sequence[Path], prompt_width: int) -> None:
+        self._paths, self._prompt_width = paths, prompt_width
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """``scores`` [rows, vocabulary] → -inf at the tokens that may not follow."""
+        on_host = scores.float().cpu()
+        may_rv = torch.zeros(scores.shape, dtype=torch.bool)
+        for at, path in enumerate(self._paths):
+            path.take(input_ids[at, self._prompt_width + path.made :].tolist())
+            may_rv[at] = torch.from_numpy(path.allowed(on_host[at].numpy()))
+        left_rv = scores.masked_fill(~may_rv.to(scores.device), float("-inf"))
+        stuck_r1 = left_rv.max(-1, keepdim=True).values == float("-inf")  # all that is allowed was suppressed
+        return torch.where(stuck_r1, torch.where(may_rv.to(scores.device), 0.0, left_rv), left_rv)
 
 
 def uniforms(request: Request, steps: int) -> torch.Tensor:

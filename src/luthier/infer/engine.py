@@ -115,7 +115,7 @@ class DecoderEngine:
         rows = []
         for request in requests:
             steps = self.answers.steps(request)
-            rules = Rules(request, steps, self.answers.ends, device)
+            rules = Rules(request, self.answers, device)
             rows.append(Row(request, steps, rules, list(request.prompt_ids)))
         return sorted(rows, key=lambda row: (-len(row.ids) - row.steps, row.request.key))
 

@@ -21,7 +21,8 @@ from transformers.generation.streamers import BaseStreamer
 
 from luthier.events import Sink, progress, silent
 from luthier.infer.answer import Answers, is_out_of_memory
-from luthier.infer.drawing import WARPERS, Draw, First, request_seed, warpers
+from luthier.infer.constrain import KINDS
+from luthier.infer.drawing import WARPERS, Constrained, Draw, First, request_seed, warpers
 from luthier.infer.rules import lists
 from luthier.model.tunable import Tokens
 from luthier.types import Completion, Request, Sampling
@@ -33,7 +34,7 @@ ID_LISTS = (
     "begin_suppress_tokens",
     "sequence_bias",
 )  # transformers wants lists, configs have tuples
-OURS = ("max_length", "forced_bos_token_id")  # settled here, not passed on
+OURS = ("max_length", "forced_bos_token_id", *KINDS)  # settled here, not passed on
 CONTEXT_FIELDS = ("max_position_embeddings", "n_positions", "max_seq_len")
 
 
@@ -153,6 +154,9 @@ class HfEngine:
         first = sampling.extra.get("forced_bos_token_id")
         if first is not None:
             processors.append(First(int(first), width))
+        paths = [path for path in map(self.answers.path, batch) if path is not None]
+        if paths:
+            processors.append(Constrained(paths, width))
         own_draw = sampling.do_sample and sampling.num_beams == 1
         if own_draw:
             processors.extend(warpers(sampling, str(device)))

@@ -28,7 +28,9 @@ from transformers import (
     SuppressTokensLogitsProcessor,
 )
 
-from luthier.infer.drawing import WARPERS, First, draw, uniforms, warpers
+from luthier.infer.answer import Answers
+from luthier.infer.constrain import KINDS
+from luthier.infer.drawing import WARPERS, Constrained, First, draw, uniforms, warpers
 from luthier.types import Request, Sampling
 
 Row = tuple[int, int, tuple[int, ...], str]  # prompt tokens, all tokens at most, ids that end an answer, device
@@ -63,7 +65,7 @@ OFF: Mapping[str, Any] = {"use_cache": True, "renormalize_logits": False, "guida
 
 def unknown(sampling: Sampling) -> list[str]:
     """The settings that single-beam steps do not know; another way of generating has to serve them."""
-    known = {*RULES, *WARPERS, *SETTLED}
+    known = {*RULES, *WARPERS, *SETTLED, *KINDS}
     names = [
         name
         for name, value in sampling.extra.items()
@@ -75,12 +77,12 @@ def unknown(sampling: Sampling) -> list[str]:
 class Rules:
     """One row's way from scores to a token. ``plain``: the likeliest token, whatever went before."""
 
-    def __init__(self, request: Request, steps: int, ends: tuple[int, ...], device: str) -> None:
-        sampling = request.sampling
+    def __init__(self, request: Request, answers: Answers, device: str) -> None:
+        sampling, steps = request.sampling, answers.steps(request)
         self.floor = min(sampling.min_new_tokens, steps)
         self.sampling = sampling
         self.prompt = len(request.prompt_ids)
-        row = (self.prompt, self.prompt + steps, ends, device)
+        row = (self.prompt, self.prompt + steps, answers.ends, device)
         given = dict(sampling.extra)
         if sampling.repetition_penalty != 1.0:
             given["repetition_penalty"] = float(sampling.repetition_penalty)
@@ -89,6 +91,9 @@ class Rules:
             for name, make in RULES.items()
             if given.get(name) is not None and given[name] is not False and given[name] != 0
         )
+        path = answers.path(request)
+        if path is not None:
+            self.processors.append(Constrained([path], self.prompt))
         self.uniform_s = uniforms(request, steps) if sampling.do_sample else None
         self.warping = json.dumps(asdict(sampling), sort_keys=True, default=repr) if sampling.do_sample else ""
 

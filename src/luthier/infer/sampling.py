@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from luthier.errors import ConfigError, Fault
+from luthier.errors import ConfigError, Fault, missing_extra
+from luthier.infer.constrain import KINDS, fault_of
 from luthier.registry import nearest
 from luthier.types import Sampling
 
@@ -16,6 +17,7 @@ from luthier.types import Sampling
 PASSED_ON: frozenset[str] = frozenset(
     {
         "bad_words_ids",
+        "choices",
         "begin_suppress_tokens",
         "early_stopping",
         "encoder_repetition_penalty",
@@ -31,8 +33,10 @@ PASSED_ON: frozenset[str] = frozenset(
         "min_length",
         "min_p",
         "no_repeat_ngram_size",
+        "regex",
         "remove_invalid_values",
         "renormalize_logits",
+        "schema",
         "sequence_bias",
         "suppress_tokens",
         "typical_p",
@@ -118,9 +122,32 @@ def resolve(section: Any, overrides: Mapping[str, Any] | None = None, *, seed: i
         fault = _take(name, value, where, own, extra)
         if fault:
             faults.append(fault)
+    faults += _constraint_faults(own, extra)
     if faults:
         raise ConfigError(faults)
     return _settled(own, extra, seed)
+
+
+def _constraint_faults(own: Mapping[str, Any], extra: Mapping[str, Any]) -> list[Fault]:
+    """What is wrong with a schema, a regular expression or choices, found before anything is generated.
+
+    Raises DependencyError without the library that follows them.
+    """
+    given = [kind for kind in KINDS if extra.get(kind) is not None]
+    if not given:
+        return []
+    where = f"generation.{given[0]}"
+    if len(given) > 1:
+        return [Fault("config-conflict", "an answer follows one constraint", where, given, fix="leave one of them")]
+    if own.get("num_beams", 1) > 1:
+        return [Fault("config-conflict", "a constrained answer is made by one beam", where, fix="leave out num_beams")]
+    try:
+        wrong = fault_of(extra)
+    except ImportError as error:
+        raise missing_extra("llguidance", "constrain", where) from error
+    if wrong:
+        return [Fault("config-bad-value", f"this {given[0]} cannot be followed: {wrong}", where, extra[given[0]])]
+    return []
 
 
 def _sampling_implied(given: dict[str, tuple[Any, str]], overrides: Mapping[str, Any]) -> None:
