@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,17 @@ def write_bytes(path: Path, content: bytes) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Replace ``path`` by ``value`` as indented JSON. Raises ValueError on NaN and infinity, which JSON has not."""
     write_text(path, json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False) + "\n")
+
+
+FULL = frozenset({errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)})
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether a write failed for want of room: the disk, a quota, or a limit on the size of files."""
+    number = error.errno if isinstance(error, OSError) else None
+    if number is None and (said := re.search(r"os error (\d+)", str(error))):  # as safetensors says it
+        number = int(said[1])
+    return number in FULL
 
 
 def sync_file(path: Path) -> None:

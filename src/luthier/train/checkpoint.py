@@ -9,7 +9,6 @@ step-000120/manifest.json          sha256 and size of the others
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 import os
 import re
@@ -20,10 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from luthier.errors import RunError
-from luthier.run import atomic
+from luthier.run import atomic, manifest
 
 FORMAT = 1
 _NAME = re.compile(r"step-(\d{6,})")
@@ -46,48 +46,72 @@ def path_of(folder: Path, step: int) -> Path:
     return folder / f"step-{step:06d}"
 
 
+def step_of(path: Path) -> int:
+    """The step of the checkpoint at ``path``."""
+    return int(path.name.removeprefix("step-"))
+
+
 def steps_in(folder: Path) -> list[int]:
     """The steps of the checkpoints in a folder, rising; staging folders do not count."""
     names = (_NAME.fullmatch(one.name) for one in folder.iterdir()) if folder.is_dir() else ()
     return sorted(int(match[1]) for match in names if match)
 
 
-def save(
-    folder: Path, step: int, weights: Mapping[str, torch.Tensor], optimizer: Any, state: Mapping[str, Any]
-) -> Path:
-    """Write the checkpoint of a step whole, or not at all."""
+@dataclass(frozen=True)
+class Snapshot:
+    """What a checkpoint will hold, apart from the run: tensors on the CPU under their names, the rest as JSON types."""
+
+    weights: Mapping[str, torch.Tensor]
+    tensors: Mapping[str, torch.Tensor]  # of the optimizer
+    record: Mapping[str, Any]
+
+
+def size_of(weights: Mapping[str, torch.Tensor], optimizer: Any) -> int:
+    """Bytes of the tensors of a checkpoint."""
+    tensors = [*weights.values(), *_take_tensors(optimizer, copy=False)[1].values()]
+    return sum(one.numel() * one.element_size() for one in tensors)
+
+
+def snapshot(
+    step: int, weights: Mapping[str, torch.Tensor], optimizer: Any, state: Mapping[str, Any], *, copy: bool = True
+) -> Snapshot:
+    """Take what a checkpoint holds. Without ``copy`` it changes with the run: write it before the next step."""
+    tree, tensors = _take_tensors(optimizer, copy=True)  # optimizers share tables between weights; files cannot
+    taken = {name: value.detach().to("cpu", copy=copy).contiguous() for name, value in weights.items()}
+    # through JSON now: hooks hand out the lists that they go on filling
+    record = json.dumps({"format": FORMAT, "step": step, "optimizer": tree, **state}, ensure_ascii=False)
+    return Snapshot(taken, tensors, json.loads(record))
+
+
+def save(folder: Path, step: int, taken: Snapshot) -> Path:
+    """Write the checkpoint of a step whole, or not at all. Raises RunError run-no-space or run-damaged."""
     final = path_of(folder, step)
-    folder.mkdir(parents=True, exist_ok=True)
-    for left in folder.glob(f"{_STAGING}*"):  # of a process that died; only one process writes to a run
-        shutil.rmtree(left)
     staging = folder / f"{_STAGING}{step}-{os.getpid()}"
-    staging.mkdir()
     try:
-        tree, tensors = _take_tensors(optimizer)
-        save_file(
-            {name: value.detach().cpu().contiguous() for name, value in weights.items()},
-            staging / "weights.safetensors",
-        )
-        save_file(tensors, staging / "optimizer.safetensors")
-        record = {"format": FORMAT, "step": step, "optimizer": tree, **state}
-        (staging / "state.json").write_text(json.dumps(record, ensure_ascii=False), encoding="utf-8")
-        files = {one.name: {"sha256": _hash(one), "bytes": one.stat().st_size} for one in sorted(staging.iterdir())}
-        (staging / "manifest.json").write_text(
-            json.dumps({"format": FORMAT, "files": files}, indent=2), encoding="utf-8"
-        )
+        folder.mkdir(parents=True, exist_ok=True)
+        for left in folder.glob(f"{_STAGING}*"):  # of a process that died; only one process writes to a run
+            shutil.rmtree(left)
+        staging.mkdir()
+        save_file(dict(taken.weights), staging / "weights.safetensors")
+        save_file(dict(taken.tensors), staging / "optimizer.safetensors")
+        (staging / "state.json").write_text(json.dumps(taken.record, ensure_ascii=False), encoding="utf-8")
+        manifest.write(staging)
         for one in staging.iterdir():
             atomic.sync_file(one)
         atomic.sync_folder(staging)
+        if final.exists():  # of a way that was given up, or damaged
+            _delete(final)
         staging.rename(final)
-    except OSError as error:
+        atomic.sync_folder(folder)
+    except (OSError, SafetensorError) as error:
         shutil.rmtree(staging, ignore_errors=True)
         raise RunError(
-            "run-no-space" if error.errno == 28 else "run-damaged",
+            "run-no-space" if atomic.is_full(error) else "run-damaged",
             f"the checkpoint of step {step} could not be written: {error}",
             where=str(final),
-            fix="make room on the disk, then run the same command again: it goes on from the last checkpoint",
+            fix="make room on the disk (or raise `ulimit -f`), then run the same command again: it goes on from the "
+            "checkpoint before",
         ) from error
-    atomic.sync_folder(folder)
     return final
 
 
@@ -95,14 +119,15 @@ def load(folder: Path, step: int) -> Checkpoint:
     """Read and verify a checkpoint. Raises RunError run-damaged when its content is not what its manifest says."""
     path = path_of(folder, step)
     try:
-        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
-        wrong = [name for name, said in manifest["files"].items() if _hash(path / name) != said["sha256"]]
+        wrong = manifest.faults(path)
         if wrong:
-            raise ValueError(f"{', '.join(wrong)} changed since it was written")
+            raise ValueError("; ".join(wrong))
         state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        if state["step"] != step:
+            raise ValueError(f"it is the checkpoint of step {state['step']}")
         optimizer = _put_tensors(state.pop("optimizer"), load_file(path / "optimizer.safetensors"))
         return Checkpoint(step, load_file(path / "weights.safetensors"), optimizer, state)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
         raise RunError(
             "run-damaged",
             f"the checkpoint of step {step} is damaged: {error}",
@@ -184,20 +209,14 @@ def _decode(text: str) -> torch.Tensor:
     return torch.frombuffer(bytearray(base64.b64decode(text)), dtype=torch.uint8)
 
 
-def _hash(path: Path) -> str:
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
-def _take_tensors(tree: Any) -> tuple[Any, dict[str, torch.Tensor]]:
+def _take_tensors(tree: Any, *, copy: bool) -> tuple[Any, dict[str, torch.Tensor]]:
     """A tree of containers without its tensors, and the tensors by name. Keys and tuples survive JSON."""
     tensors: dict[str, torch.Tensor] = {}
 
     def walk(node: Any) -> Any:
         if isinstance(node, torch.Tensor):
             name = str(len(tensors))
-            # clone: optimizers share tables between weights, and safetensors refuses shared memory
-            tensors[name] = node.detach().cpu().contiguous().clone()
+            tensors[name] = node.detach().to("cpu", copy=True).contiguous() if copy else node
             return {"$tensor": name}
         if isinstance(node, Mapping):
             return {"$map": [[key, walk(value)] for key, value in node.items()]}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -12,6 +12,7 @@ from luthier.events import Note, Rewound, Saved, Warned
 from luthier.run import atomic
 from luthier.train import checkpoint
 from luthier.train.hooks import Best, Hook
+from luthier.train.saver import Saver, affordable
 from luthier.train.setup import Setup
 from luthier.train.step import Training
 
@@ -26,6 +27,7 @@ class Run:
     now: Training
     hooks: dict[str, Hook]
     best: Best
+    saver: Saver = field(default_factory=Saver)
     saved_step: int = -1
     stopped: str | None = None
     rewinds: int = 0
@@ -38,9 +40,10 @@ def trainable(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
 
 
 def save(run: Run, source: Mapping[str, int] | None = None) -> None:
-    """Write the checkpoint of the last finished step and delete those that are no longer needed.
+    """Begin to write the checkpoint of the last finished step; `settle` ends it.
 
-    Raises TrainingError training-not-finite instead of keeping weights that are no numbers.
+    It waits for the checkpoint before it and for a copy of the tensors, not for the disk. Raises RunError as `settle`
+    does, and TrainingError training-not-finite instead of keeping weights that are no numbers.
     """
     setup, now = run.setup, run.now
     if now.step == run.saved_step:
@@ -58,10 +61,27 @@ def save(run: Run, source: Mapping[str, int] | None = None) -> None:
         "random": checkpoint.random_state(setup.plan.device),
     }
     kept = {**now.optimizer.state_dict(), "model": dict(setup.model_state()) if setup.model_state else {}}
-    path = checkpoint.save(setup.checkpoints, now.step, trainable(setup.model), kept, state)
-    run.saved_step = now.step
+    weights, step = trainable(setup.model), now.step
+    aside = affordable(checkpoint.size_of(weights, kept))
+    settle(run)
+    taken = checkpoint.snapshot(step, weights, kept, state, copy=aside)
+    run.saver.begin(lambda: checkpoint.save(setup.checkpoints, step, taken))
+    run.saved_step = step
+    if not aside:
+        settle(run)
+
+
+def settle(run: Run) -> None:
+    """Wait for the checkpoint that is being written, and delete those that are no longer needed.
+
+    Raises RunError run-no-space or run-damaged when it could not be written.
+    """
+    path = run.saver.wait()
+    if path is None:
+        return
+    setup = run.setup
     checkpoint.prune(setup.checkpoints, setup.trainer.keep_last, () if run.best.step is None else (run.best.step,))
-    setup.sink(Saved(path=str(path), step=now.step))
+    setup.sink(Saved(path=str(path), step=checkpoint.step_of(path)))
 
 
 def resume(run: Run) -> int | None:
@@ -91,6 +111,7 @@ def rewind(run: Run, error: TrainingError) -> None:
     The newest one, or the one before it when the newest was put back already and led here again. Raises ``error`` when
     none is left, or after `MAX_REWINDS`.
     """
+    settle(run)
     setup = run.setup
     source, failed = setup.source.state(), run.now.step
     steps = [step for step in checkpoint.steps_in(setup.checkpoints) if step != run.rewound_to]
@@ -107,6 +128,7 @@ def rewind(run: Run, error: TrainingError) -> None:
 
 def restore_best(run: Run) -> None:
     """Put the weights of the best evaluation back into the model; damaged ones are named and the last step's stay."""
+    settle(run)
     best, setup = run.best.step, run.setup
     if best is None or best == run.now.step:
         return

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from luthier.errors import ConfigError, Interrupted, TrainingError
+from luthier.errors import ConfigError, Interrupted, LuthierError, TrainingError
 from luthier.events import Note, Progress, Saved, Stepped, Warned, stage
 from luthier.train import checkpoint
 from luthier.train.hooks import NOTHING, Best, Decision, Hook, Plateau, Rhythm
@@ -25,6 +25,7 @@ from luthier.train.keeping import (
     resume,
     rewind,
     save,
+    settle,
     trainable,
 )
 from luthier.train.memory import peak_gib
@@ -47,13 +48,11 @@ def fit(setup: Setup) -> Outcome:
     run = _assemble(setup)
     resumed = resume(run)
     setup.model.train()
-    last: StepResult | None = None
-    with _signals() as received:
-        setup.sink(Progress(stage="train", completed=run.now.step, total=setup.steps, unit="steps"))
-        while run.now.step < setup.steps and run.stopped is None:
-            last = _one_step(run) or last
-            if received:
-                _interrupt(run, received[0])
+    try:
+        last = _steps(run)
+    except Exception:
+        _settle_failed(run)
+        raise
     restore_best(run)
     saved = None
     if setup.save_adapter is not None:
@@ -74,6 +73,30 @@ def fit(setup: Setup) -> Outcome:
         memory_gib=peak_gib(setup.plan.device),
         saved=saved,
     )
+
+
+def _steps(run: Run) -> StepResult | None:
+    """Step until the end, a hook's stop or a signal; the last step's result."""
+    setup = run.setup
+    last: StepResult | None = None
+    with _signals() as received:
+        setup.sink(Progress(stage="train", completed=run.now.step, total=setup.steps, unit="steps"))
+        while run.now.step < setup.steps and run.stopped is None:
+            last = _one_step(run) or last
+            if run.saver.done:
+                settle(run)
+            if received:
+                _interrupt(run, received[0])
+        settle(run)
+    return last
+
+
+def _settle_failed(run: Run) -> None:
+    """Let the checkpoint that is being written reach the disk before the process ends with another failure."""
+    try:
+        settle(run)
+    except LuthierError as error:
+        run.setup.sink(Warned(text=error.faults[0].message))
 
 
 def _assemble(setup: Setup) -> Run:
@@ -176,6 +199,7 @@ def _tell(run: Run, split: str, loss: float, values: dict[str, float]) -> None:
 def _interrupt(run: Run, number: int) -> None:
     """End after the step that was under way, with its checkpoint."""
     save(run)
+    settle(run)
     raise Interrupted(
         number,
         f"ended by {signal.Signals(number).name} after step {run.now.step} of {run.setup.steps}; nothing is lost",

@@ -15,6 +15,11 @@ from luthier.train import checkpoint, step
 from luthier.train.loop import fit, trainable
 from luthier.train.spike import Spike
 
+
+class Crash(Exception):
+    """Ends a run where nobody expected it."""
+
+
 FIFTH = 5  # the step that is spoiled
 
 
@@ -181,7 +186,7 @@ def test_fp16_overflows_are_skipped_counted_and_resume(make_setup, tmp_path, mon
             if isinstance(event, Stepped):
                 steps.append((event.step, "skipped" in event.values))
                 if event.step == stop_at:
-                    raise KeyboardInterrupt
+                    raise Crash
 
         options = {"epochs": 4, "steps_per_checkpoint": 1, "keep_last": 99}
         setup = make_setup(trainer=options, evaluate=None, precision="fp16", checkpoints=folder, sink=sink)
@@ -195,7 +200,7 @@ def test_fp16_overflows_are_skipped_counted_and_resume(make_setup, tmp_path, mon
     assert [number for number, skipped in steps if skipped] == [1, 2, 6, 10]
     for stop_at in (3, 6, 11):
         broken, _ = run(tmp_path / "b", stop_at=stop_at)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(Crash):
             fit(broken)
     again, _ = run(tmp_path / "b")
     fit(again)
@@ -253,11 +258,11 @@ def test_what_lies_after_a_damaged_checkpoint(make_setup) -> None:
         if isinstance(event, Stepped) and event.split == "train":
             at[0] = event.step
             if event.step == stop_at:
-                raise KeyboardInterrupt
+                raise Crash
 
     stop_at = 8
     setup = make_setup(trainer=options, sink=sink, evaluate=lambda: {"loss": values[at[0]]})
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Crash):
         fit(setup)
     assert checkpoint.steps_in(setup.checkpoints) == [6, 7]
     (setup.checkpoints / "step-000007" / "state.json").write_text("{}")

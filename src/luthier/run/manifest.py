@@ -1,0 +1,49 @@
+"""The manifest of a folder: size and sha256 of each file in it, so that a single flipped bit is found and named."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+NAME = "manifest.json"
+FORMAT = 1
+
+
+def write(folder: Path) -> None:
+    """Write the manifest of all files that are in ``folder`` now."""
+    files = {one.name: {"sha256": hash_of(one), "bytes": one.stat().st_size} for one in _files(folder)}
+    text = json.dumps({"format": FORMAT, "files": files}, indent=2)
+    (folder / NAME).write_text(text, encoding="utf-8")
+
+
+def faults(folder: Path) -> list[str]:
+    """One line for each file that is not as the manifest says; empty: all of them are. Files beyond it do not count.
+
+    Raises OSError or ValueError when there is no manifest that can be read.
+    """
+    said = json.loads((folder / NAME).read_text(encoding="utf-8"))
+    if not isinstance(said, dict) or not isinstance(said.get("files"), dict) or not said["files"]:
+        raise ValueError(f"{NAME} is not a manifest")
+    return [line for name, known in said["files"].items() if (line := _fault(folder, name, known))]
+
+
+def hash_of(path: Path) -> str:
+    """The sha256 of a file in hex."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(one for one in folder.iterdir() if one.is_file() and one.name != NAME)
+
+
+def _fault(folder: Path, name: str, known: object) -> str | None:
+    if Path(name).name != name or not isinstance(known, dict):
+        return f"{NAME} names {name!r}, which is no file beside it"
+    path = folder / name
+    if not path.is_file():
+        return f"{name} is missing"
+    if path.stat().st_size != known.get("bytes"):
+        return f"{name} has {path.stat().st_size:,} bytes instead of {known.get('bytes'):,}"
+    return None if hash_of(path) == known.get("sha256") else f"{name} changed since it was written"
