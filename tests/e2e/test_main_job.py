@@ -138,7 +138,7 @@ def test_ludwigs_interface_has_ludwigs_shapes(
     model = LudwigModel(config=settings)
     stats, rows, directory = model.train(dataset=frame)
     assert stats.training["output"]["loss"] and stats.validation["output"]["loss"]
-    assert rows == {"train": 50, "validation": 5, "test": 5}
+    assert [len(part) for part in (rows.training_set, rows.validation_set, rows.test_set)] == [50, 5, 5]
     assert Path(directory) == Path("results/run-0")
     answers, _ = model.predict(frame)
     wanted = ["predictions", "response", "probability", "probabilities"]

@@ -24,11 +24,11 @@ def command(
     """Show what CONFIG will learn from the data: rendered rows, trained tokens, faults. Loads no weights."""
     path = common.one_of(config, config_option, "CONFIG", "--config")
     settings = common.load_config(path, sets)
-    data = common.dataset_of(settings, dataset, path)
+    data = common.dataset_of(settings, dataset, path, encoding)
     from luthier import pipeline
 
     with common.session(as_json) as sink:
-        checked = pipeline.check(settings, data, encoding=encoding, sink=sink)
+        checked = pipeline.check(settings, data.dataset, encoding=data.encoding, sink=sink)
     if as_json:
         common.emit(checked.to_json())
         return

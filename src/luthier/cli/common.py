@@ -16,6 +16,7 @@ from luthier.errors import ConfigError, LuthierError
 if TYPE_CHECKING:
     from luthier import events
     from luthier.config import Config
+    from luthier.run import Inputs
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout; progress is silent.")]
 Set = Annotated[
@@ -53,19 +54,21 @@ def load_config(path: str, overrides: list[str] | None, **given: Any) -> Config:
     return config.load(Path(path), [*extra, *(overrides or [])])
 
 
-def dataset_of(config: Config, option: str | None, config_path: str) -> str:
-    """The dataset of a command: the option, or the config's own, relative to the config file."""
+def dataset_of(config: Config, option: str | None, config_path: str, encoding: str | None = None) -> Inputs:
+    """The dataset of a command and its encoding: the option, or the config's own as `recorded_inputs` finds it."""
+    from luthier.run import Inputs, recorded_inputs
+
     if option is not None:
-        return option
-    if config.dataset is None:
+        return Inputs(option, encoding)
+    known = recorded_inputs(config.dataset, config_path)
+    if known.dataset is None:
         raise ConfigError(
             "config-conflict",
             "no dataset is named",
             where=f"{config_path} dataset",
             fix="pass --dataset FILE, or write `dataset: FILE` in the config",
         )
-    beside = Path(config_path).parent / config.dataset
-    return str(beside) if beside.exists() else config.dataset
+    return Inputs(known.dataset, encoding or known.encoding)
 
 
 @contextmanager

@@ -47,7 +47,10 @@ def command(
     """Say what training CONFIG will take: memory, time, plan; here or on another machine. Loads no weights."""
     path = common.one_of(config, config_option, "CONFIG", "--config")
     settings = common.load_config(path, sets)
-    data = None if dataset is None and settings.dataset is None else common.dataset_of(settings, dataset, path)
+    from luthier.run import Inputs
+
+    unnamed = dataset is None and settings.dataset is None
+    data = Inputs(None) if unnamed else common.dataset_of(settings, dataset, path, encoding)
     from luthier.pipeline import planning
     from luthier.plan import estimate
 
@@ -55,7 +58,9 @@ def command(
     seconds = None if budget is None else estimate.seconds_of(budget)
     machine, measured = _machine(settings, gpu, memory, cpu)
     with common.session(as_json) as sink:
-        need = planning.need_of(settings, data, encoding=encoding, trust_remote_code=trust_remote_code, sink=sink)
+        need = planning.need_of(
+            settings, data.dataset, encoding=data.encoding, trust_remote_code=trust_remote_code, sink=sink
+        )
     found = planning.estimate_of(need, machine, measured=measured)
     cards = planning.sweep(need) if sweep else []
     bought = None if seconds is None else estimate.affordable(found.planned, need.validation_tokens, seconds)

@@ -31,12 +31,17 @@ def command(
     """Fine-tune the base model that CONFIG names on your data; a run folder comes out."""
     path = common.one_of(config, config_option, "CONFIG", "--config")
     settings = common.load_config(path, sets)
-    data = common.dataset_of(settings, dataset, path)
+    data = common.dataset_of(settings, dataset, path, encoding)
     from luthier import pipeline
 
     with common.session(as_json) as sink:
         trained = pipeline.train(
-            settings, data, output=output, encoding=encoding, trust_remote_code=trust_remote_code, sink=sink
+            settings,
+            data.dataset,
+            output=output,
+            encoding=data.encoding,
+            trust_remote_code=trust_remote_code,
+            sink=sink,
         )
     if as_json:
         common.emit(trained.to_json())

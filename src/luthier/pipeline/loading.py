@@ -20,6 +20,7 @@ from luthier.pipeline.preparing import divide, renderer_of
 from luthier.plan import machine as machines
 from luthier.plan import planner
 from luthier.run import Lock, RunFolder
+from luthier.run.inputs import RECORD
 from luthier.tuned import Tuned
 from luthier.types import Base
 
@@ -41,7 +42,7 @@ def load(
     settings = config.load(folder.path / "config.yaml", overrides)
     lock = folder.lock
     assert lock is not None, "a run with a model has a lock"
-    known = folder.read_json("data.json")
+    known = folder.read_json(RECORD)
     found: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in known["layout"].items()}
     layout = Layout(**found)
     base = assets.resolve(settings.base_model, trust_remote_code=trust_remote_code, sink=sink)

@@ -17,6 +17,7 @@ from luthier.data.columns import Layout
 from luthier.data.prepare import Prepared
 from luthier.data.prepare import prepare as tokenise
 from luthier.data.render import Renderer
+from luthier.data.render.template import fields_of
 from luthier.data.table import Table
 from luthier.errors import ConfigError, Fault
 from luthier.plan import machine as machines
@@ -128,8 +129,10 @@ def examine(
     tokenizer = Tokenizer.load(base.path)
     divided = divide(settings, table, layout)
     splits = divided.rows
-    for line in (*table.notes, *layout.explanation, *divided.notes):
+    for line in (*layout.explanation, *divided.notes):
         sink(events.Note(text=line))
+    if not divided.counts["validation"]:
+        sink(events.Warned(text="no row validates: training cannot tell when it gets worse, and the last step is kept"))
     renderer = renderer_of(settings, layout, tokenizer, base, table.columns, table.name)
     prepared = tokenise(table, splits, renderer, sink=sink, cache=writable_cache())
     return Examined(settings, base, tokenizer, table, layout, splits, renderer, prepared)
@@ -165,10 +168,17 @@ def divide(settings: Config, table: Table, layout: Layout) -> split.SplitResult:
         declared,
         seed=seed,
         target=target,
-        columns=layout.inputs or None,
+        columns=_asked(settings, table, layout) or None,
         near_duplicates=settings.preprocessing.near_duplicates,
         cache=writable_cache(),
     )
+
+
+def _asked(settings: Config, table: Table, layout: Layout) -> list[str]:
+    """The columns that make two rows the same question: the inputs, and what the template writes besides them."""
+    written = () if settings.prompt.template is None else fields_of(settings.prompt.template)
+    others = [name for name in written if name in table.columns and name != layout.target]
+    return list(dict.fromkeys([*layout.inputs, *others])) if layout.inputs else []
 
 
 def _refuse_unbuilt(settings: Config) -> None:

@@ -23,6 +23,7 @@ from luthier.pipeline.opening import declared_precision, open_base, open_for_tun
 from luthier.pipeline.preparing import Work, prepare
 from luthier.plan.recorded import continued, leaner
 from luthier.run import Lock, RunFolder, atomic, hash_config, read_metrics, require_space
+from luthier.run.inputs import RECORD
 from luthier.run.watch import growing
 from luthier.tuned import Tuned
 from luthier.types import Plan
@@ -256,7 +257,7 @@ def _write_inputs(folder: RunFolder, work: Work, dataset: Any, encoding: str | N
         "columns": work.table.columns,
         "layout": asdict(work.layout),
     }
-    atomic.write_json(folder.path / "data.json", known)
+    atomic.write_json(folder.path / RECORD, known)
 
 
 def _lock(work: Work, precision: str) -> Lock:

@@ -1,10 +1,12 @@
 """The run folder: state, lock, metrics, atomic writes. Free of torch."""
 
 from luthier.run.folder import RunFolder, list_runs, numbered, require_space, slug
+from luthier.run.inputs import Inputs, recorded_inputs
 from luthier.run.lock import Lock, diff, drift, hash_config
 from luthier.run.metrics import MetricsWriter, read_metrics
 
 __all__ = [
+    "Inputs",
     "Lock",
     "MetricsWriter",
     "RunFolder",
@@ -14,6 +16,7 @@ __all__ = [
     "list_runs",
     "numbered",
     "read_metrics",
+    "recorded_inputs",
     "require_space",
     "slug",
 ]

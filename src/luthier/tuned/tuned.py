@@ -66,12 +66,14 @@ class Tuned:
         probabilities: bool = False,
         sink: events.Sink = events.silent,
     ) -> Answered:
-        """Answer the rows of ``dataset`` (of one split of it, by its `split` column, when ``split`` is not "full").
+        """Answer the rows of ``dataset``, or of one ``split`` of it when that is not "full".
 
+        A split is what the table's `split` column says or, of the table that was trained on, how it was divided.
+        Without ``dataset`` that table is answered.
         ``probabilities`` also computes how sure the model is of each, in another pass.
         """
-        table = read(dataset, encoding=encoding, sink=sink)
-        rows = list(range(len(table))) if split == "full" else _rows_of(table, split)
+        table = self._training_table()[0] if dataset is None else read(dataset, encoding=encoding, sink=sink)
+        rows = list(range(len(table))) if split == "full" else self._rows_of(table, split)
         return self.answer(
             table,
             rows,
@@ -290,6 +292,27 @@ class Tuned:
             self._base = self.open_base()
         return self._base, False
 
+    def _rows_of(self, table: Table, split: str) -> list[int]:
+        """The rows of one split, in Ludwig's names or in ours."""
+        name = {"training": "train"}.get(split, split)
+        if name not in SPLITS:
+            raise DataError(
+                "data-split", "there is no such split", received=split, allowed=["full", "training", *SPLITS[1:]]
+            )
+        numbers: Sequence[int] | None = None
+        if self.table is not None and (table is self.table or table.content_hash == self.table.content_hash):
+            numbers = self.splits
+        if numbers is None:
+            numbers = split_column(table)
+        if numbers is None:
+            raise DataError(
+                "data-split",
+                f"split={split!r} was asked for and the table has no `split` column",
+                where=table.name,
+                fix='ask for split="full", or give the table that was trained on',
+            )
+        return [i for i, number in enumerate(numbers) if number == SPLITS.index(name)]
+
     def _training_table(self) -> tuple[Table, Sequence[int]]:
         if self.table is None or self.splits is None:
             raise RunError(
@@ -299,15 +322,6 @@ class Tuned:
                 fix="pass --dataset with held-out rows, and --shots 0",
             )
         return self.table, self.splits
-
-
-def _rows_of(table: Table, split: str) -> list[int]:
-    numbers = split_column(table)
-    if numbers is None:
-        raise DataError("data-split", f"split={split!r} was asked for and the table has no `split` column")
-    names = {"training": "train"}
-    wanted = SPLITS.index(names.get(split, split))  # type: ignore[arg-type]
-    return [i for i, number in enumerate(numbers) if number == wanted]
 
 
 def _held_out(splits: Sequence[int]) -> list[int]:

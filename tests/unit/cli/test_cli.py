@@ -116,6 +116,13 @@ def test_ludwigs_spelling_of_train_is_the_same_run(trained: Path, luthier: Run) 
     assert code == 0 and "is finished: nothing to do" in err and "luthier evaluate" in out
 
 
+def test_the_config_of_a_run_folder_goes_on_from_any_folder(trained: Path, luthier: Run) -> None:
+    # what a message after an interruption says to type; the table stands beside the first config, not beside its copy
+    code, _, err = luthier("train", str(trained / "made/config.yaml"), "--output", str(trained / "made"))
+    assert code == 0, err
+    assert "is finished: nothing to do" in err
+
+
 def test_another_config_is_refused_with_the_difference(trained: Path, luthier: Run) -> None:
     arguments = ("train", str(trained / "config.yaml"), "--output", str(trained / "made"), "--set", "trainer.epochs=9")
     code, _, err = luthier(*arguments)

@@ -1,0 +1,352 @@
+"""`LudwigModel`: Ludwig's calling conventions on Luthier's engine.
+
+Signatures and result shapes follow Ludwig 0.17 (https://ludwig.ai), with ``<output>_response`` a list of one string
+a row, as programs written for its first LLM releases expect. An argument that Luthier cannot honour is refused by
+name when it asks for something, never ignored.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from luthier import config as config_module
+from luthier import console
+from luthier.api.model import Dataset, Model
+from luthier.api.results import PreprocessedData, TrainingResults, TrainingStats, frame_of
+from luthier.errors import ConfigError
+from luthier.run import RunFolder, atomic, numbered, read_metrics
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from luthier.tuned import Answered
+
+# Ludwig's names of data formats -> the suffixes that Luthier reads them under
+DATA_FORMATS: dict[str, tuple[str, ...]] = {
+    "csv": (".csv",),
+    "tsv": (".tsv", ".tab"),
+    "json": (".json",),
+    "jsonl": (".jsonl", ".ndjson"),
+    "parquet": (".parquet", ".pq"),
+    "excel": (".xlsx", ".xlsm"),
+    "feather": (".feather",),
+}
+
+
+class LudwigModel:
+    """Ludwig's interface on Luthier's engine: a config and a DataFrame in, a DataFrame of answers out."""
+
+    def __init__(
+        self,
+        config: str | Path | Mapping[str, Any],
+        logging_level: int = logging.ERROR,
+        backend: Any = None,
+        gpus: Any = None,
+        gpu_memory_limit: Any = None,
+        allow_parallel_threads: bool = True,
+        callbacks: Sequence[Any] | None = None,
+        trust_remote_code: bool = False,
+    ) -> None:
+        """Read the config. ``logging_level`` at INFO or below shows progress.
+
+        Raises ConfigError for a config that cannot be used, and for ``backend`` (other than local), ``gpus``,
+        ``gpu_memory_limit`` and ``callbacks``, which would otherwise be ignored.
+        """
+        _refuse_machine(backend, gpus, gpu_memory_limit, allow_parallel_threads, callbacks)
+        self._model = Model(config, trust_remote_code=trust_remote_code, quiet=logging_level > logging.INFO)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The full config, defaults filled in."""
+        return self._model.config.to_dict()
+
+    @property
+    def model(self) -> Any:
+        """The underlying torch module, once there is one."""
+        return self._model._ready().model.module
+
+    def set_logging_level(self, logging_level: int) -> None:
+        """Show progress at INFO or below, nothing above."""
+        self._model.quiet = logging_level > logging.INFO
+
+    def train(
+        self,
+        dataset: Dataset = None,
+        training_set: Dataset = None,
+        validation_set: Dataset = None,
+        test_set: Dataset = None,
+        training_set_metadata: Any = None,
+        data_format: str | None = None,
+        experiment_name: str | None = None,
+        model_name: str = "run",
+        model_resume_path: str | None = None,
+        skip_save_training_description: bool = False,
+        skip_save_training_statistics: bool = False,
+        skip_save_model: bool = False,
+        skip_save_progress: bool = False,
+        skip_save_log: bool = False,
+        skip_save_processed_input: bool = False,
+        output_directory: str = "results",
+        random_seed: int | None = None,
+        callbacks: Sequence[Any] | None = None,
+    ) -> TrainingResults:
+        """Fine-tune. The run folder is ``<output_directory>/run-N``, the next free N; names given take run's place.
+
+        Without ``dataset`` and ``training_set`` the config's own dataset is taken. ``model_resume_path`` names the run
+        folder to go on with. ``random_seed`` overrides the config's. A run folder always holds the trained model, its
+        checkpoints and its metrics: asking to leave those out warns. Processed input is never kept in it.
+        """
+        _refuse("callbacks", callbacks or None, "read metrics.jsonl in the run folder, or set trainer.track")
+        _refuse("training_set_metadata", training_set_metadata, "leave it out; it is made from the data")
+        if dataset is not None and training_set is not None:
+            raise ConfigError("config-conflict", "give dataset, or training_set with validation_set and test_set")
+        for given in (dataset, training_set, validation_set, test_set):
+            _check_format(data_format, given)
+        _warn_kept(
+            skip_save_training_description=skip_save_training_description,
+            skip_save_training_statistics=skip_save_training_statistics,
+            skip_save_model=skip_save_model,
+            skip_save_progress=skip_save_progress,
+            skip_save_log=skip_save_log,
+        )
+        data = _joined(training_set, validation_set, test_set) if training_set is not None else dataset
+        if random_seed is not None:
+            self._model.config = config_module.load(self._model.config.to_dict(), [f"random_seed={random_seed}"])
+        name = f"{experiment_name}_{model_name}" if experiment_name else model_name
+        output = Path(model_resume_path) if model_resume_path else numbered(output_directory, name)
+        trained = self._model.train(data, output=output)
+        lines = read_metrics(trained.folder / "metrics.jsonl")
+        known = PreprocessedData(trained.tuned.table, trained.tuned.splits, {"examples": dict(trained.rows)})
+        return TrainingResults(TrainingStats.of(trained.output_feature, lines), known, str(trained.folder))
+
+    def predict(
+        self,
+        dataset: Dataset = None,
+        data_format: str | None = None,
+        split: str = "full",
+        batch_size: int | None = None,
+        generation_config: Mapping[str, Any] | None = None,
+        skip_save_unprocessed_output: bool = True,
+        skip_save_predictions: bool = True,
+        output_directory: str = "results",
+        return_type: Any = None,
+        callbacks: Sequence[Any] | None = None,
+    ) -> tuple[pd.DataFrame, str]:
+        """Answer every row (of ``split``, when it is not "full"). Returns the predictions and the directory.
+
+        ``skip_save_predictions=False`` writes predictions.parquet into ``output_directory``. Without ``dataset`` the
+        table is the one that was trained on.
+        """
+        _check_asking(data_format, dataset, skip_save_unprocessed_output, return_type, callbacks)
+        answered = self._answered(dataset, split, batch_size, generation_config)
+        if not skip_save_predictions:
+            answered.write(Path(output_directory) / "predictions.parquet")
+        return answered.ludwig_frame(), output_directory
+
+    def evaluate(
+        self,
+        dataset: Dataset = None,
+        data_format: str | None = None,
+        split: str = "full",
+        batch_size: int | None = None,
+        skip_save_unprocessed_output: bool = True,
+        skip_save_predictions: bool = True,
+        skip_save_eval_stats: bool = True,
+        collect_predictions: bool = True,
+        collect_overall_stats: bool = False,
+        output_directory: str = "results",
+        return_type: Any = None,
+        callbacks: Sequence[Any] | None = None,
+    ) -> tuple[dict[str, dict[str, float]], pd.DataFrame, str]:
+        """Metrics of the tuned model's answers to ``dataset``, the predictions, and the directory.
+
+        ``skip_save_eval_stats=False`` writes test_statistics.json into ``output_directory``. All metrics are always
+        computed, so ``collect_overall_stats`` adds none; ``collect_predictions=False`` returns an empty frame.
+        """
+        _check_asking(data_format, dataset, skip_save_unprocessed_output, return_type, callbacks)
+        answered = self._answered(dataset, split, batch_size, None)
+        stats = {answered.output: answered.scores()}
+        folder = Path(output_directory)
+        if not skip_save_eval_stats:
+            folder.mkdir(parents=True, exist_ok=True)
+            atomic.write_json(folder / "test_statistics.json", stats)
+        if not skip_save_predictions:
+            answered.write(folder / "predictions.parquet")
+        frame = answered.ludwig_frame()
+        return stats, frame if collect_predictions else frame.iloc[:0, :0], output_directory
+
+    def experiment(
+        self,
+        dataset: Dataset = None,
+        training_set: Dataset = None,
+        validation_set: Dataset = None,
+        test_set: Dataset = None,
+        eval_split: str = "test",
+        skip_save_predictions: bool = False,
+        skip_save_eval_stats: bool = False,
+        **train_options: Any,
+    ) -> tuple[Any, ...]:
+        """Train, then evaluate on ``eval_split``. Returns (evaluation, train stats, preprocessed data, directory).
+
+        ``train_options`` are those of `train`. Predictions and statistics are written into the run folder; the
+        evaluation is None where the split has no rows.
+        """
+        results = self.train(dataset, training_set, validation_set, test_set, **train_options)
+        counted = results.preprocessed_data.training_set_metadata["examples"]
+        stats = None
+        if eval_split == "full" or counted[{"training": "train"}.get(eval_split, eval_split)]:
+            stats, _, _ = self.evaluate(
+                split=eval_split,
+                skip_save_predictions=skip_save_predictions,
+                skip_save_eval_stats=skip_save_eval_stats,
+                output_directory=results.output_directory,
+            )
+        return stats, results.train_stats, results.preprocessed_data, results.output_directory
+
+    def generate(
+        self,
+        input_strings: str | list[str],
+        generation_config: Mapping[str, Any] | None = None,
+        streaming: bool = False,
+    ) -> str | list[str]:
+        """The answer to each string, which is the whole prompt; ``streaming`` also writes them out as they grow."""
+        options = dict(generation_config or {})
+        if not streaming:
+            return self._model.generate(input_strings, **options)
+        texts = [input_strings] if isinstance(input_strings, str) else input_strings
+        answers = ["".join(console.echo(self._model.stream(text, **options))) for text in texts]
+        return answers[0] if isinstance(input_strings, str) else answers
+
+    def save(self, save_path: str) -> None:
+        """Write what was tuned to ``save_path``."""
+        self._model.save(save_path)
+
+    @classmethod
+    def load(
+        cls,
+        model_dir: str,
+        logging_level: int = logging.ERROR,
+        backend: Any = None,
+        gpus: Any = None,
+        gpu_memory_limit: Any = None,
+        allow_parallel_threads: bool = True,
+        callbacks: Sequence[Any] | None = None,
+        from_checkpoint: bool = False,
+        trust_remote_code: bool = False,
+    ) -> LudwigModel:
+        """The model of a run folder (its ``model`` subfolder, in Ludwig's spelling, is understood)."""
+        _refuse_machine(backend, gpus, gpu_memory_limit, allow_parallel_threads, callbacks)
+        _refuse("from_checkpoint", from_checkpoint or None, "train(model_resume_path=…) goes on from a checkpoint")
+        made = cls.__new__(cls)
+        made._model = Model.load(model_dir, trust_remote_code=trust_remote_code, quiet=logging_level > logging.INFO)
+        return made
+
+    @staticmethod
+    def upload_to_hf_hub(
+        repo_id: str,
+        model_path: str,
+        repo_type: str = "model",
+        private: bool = False,
+        commit_message: str = "Upload a Luthier run",
+        commit_description: str | None = None,
+    ) -> str:
+        """Upload a run's adapter and card to the hub; returns its address. Needs a token in the environment."""
+        from luthier.export import hub
+
+        _refuse("repo_type", None if repo_type == "model" else repo_type, "a tuned model is a repository of type model")
+        path = Path(model_path)
+        if (path / "run.json").is_file():
+            path = RunFolder.load(path).model_path or path
+        return hub.upload(
+            path, repo_id, private=private, commit_message=commit_message, commit_description=commit_description
+        )
+
+    def _answered(
+        self, dataset: Dataset, split: str, batch_size: int | None, generation: Mapping[str, Any] | None
+    ) -> Answered:
+        with console.sink(quiet=self._model.quiet) as sink:
+            return self._model._ready().predict(
+                dataset, generation=generation, split=split, batch_size=batch_size, probabilities=True, sink=sink
+            )
+
+
+def _refuse(name: str, value: Any, fix: str) -> None:
+    """Raise for an argument that asks for something which Luthier does not do."""
+    if value is not None:
+        raise ConfigError("config-not-implemented", f"LudwigModel: {name}=… is not supported", received=value, fix=fix)
+
+
+def _refuse_machine(
+    backend: Any, gpus: Any, memory_limit: Any, parallel_threads: bool, callbacks: Sequence[Any] | None
+) -> None:
+    named = backend.get("type", "local") if isinstance(backend, Mapping) else backend
+    _refuse("backend", None if named == "local" else named, "leave it out: one device of this machine is used")
+    _refuse("gpus", gpus, "leave it out and set `execution.device` in the config, or CUDA_VISIBLE_DEVICES")
+    _refuse("gpu_memory_limit", memory_limit, "set `execution.memory` in the config")
+    _refuse("callbacks", callbacks or None, "read metrics.jsonl in the run folder, or set trainer.track")
+    if not parallel_threads:
+        import torch
+
+        torch.set_num_threads(1)
+
+
+def _check_asking(
+    data_format: str | None, dataset: Dataset, skip_unprocessed: bool, return_type: Any, callbacks: Any
+) -> None:
+    """What `predict` and `evaluate` share with Ludwig's and do not do."""
+    _check_format(data_format, dataset)
+    _refuse("callbacks", callbacks or None, "read the returned frame")
+    _refuse("skip_save_unprocessed_output", None if skip_unprocessed else False, "there are no raw outputs; leave it")
+    named = getattr(return_type, "__name__", return_type)
+    if named not in (None, "DataFrame", "dataframe", "df"):
+        _refuse("return_type", named, "predictions are a pandas DataFrame; frame.to_dict('list') makes a dict of it")
+
+
+def _check_format(data_format: str | None, dataset: Dataset) -> None:
+    """Raise ConfigError when ``data_format`` says another format than ``dataset`` has, which is told by its suffix."""
+    if data_format in (None, "auto") or dataset is None:
+        return
+    if isinstance(dataset, (str, Path)):
+        fits = Path(dataset).suffix.lower() in DATA_FORMATS.get(data_format, ())
+    else:
+        fits = {"df": hasattr(dataset, "columns"), "dict": isinstance(dataset, Mapping)}.get(data_format, False)
+    if not fits:
+        raise ConfigError(
+            "config-conflict",
+            f"data_format={data_format!r} is not what the dataset is",
+            received=str(dataset) if isinstance(dataset, (str, Path)) else type(dataset).__name__,
+            allowed=["auto", *DATA_FORMATS, "df", "dict"],
+            fix="leave data_format out: the format is told by the suffix",
+        )
+
+
+def _warn_kept(**asked: bool) -> None:
+    """Warn of what was asked to be left out and is a part of every run folder."""
+    wanted = [name for name, value in asked.items() if value]
+    if wanted:
+        warnings.warn(
+            f"{', '.join(wanted)}: a run folder always holds the model, its checkpoints and its metrics; "
+            "delete what you do not need afterwards",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def _joined(train: Dataset, validation: Dataset, test: Dataset) -> pd.DataFrame:
+    """The given sets as one frame with a `split` column."""
+    import pandas as pd
+
+    from luthier.data.sources import read
+
+    frames: list[pd.DataFrame] = []
+    for number, part in enumerate((train, validation, test)):
+        if part is not None:
+            frame = part.copy() if isinstance(part, pd.DataFrame) else frame_of(read(part))
+            frame["split"] = number
+            frames.append(frame)
+    joined: pd.DataFrame = pd.concat(frames, ignore_index=True)
+    return joined

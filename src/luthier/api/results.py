@@ -1,0 +1,130 @@
+"""What `LudwigModel` returns, in Ludwig's shapes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from luthier.types import SPLITS
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from luthier.data.table import Table
+
+Curves = dict[str, dict[str, list[float]]]  # output feature -> metric -> one value an evaluation
+NOT_VALUES = ("time", "step", "epoch", "split")
+
+
+@dataclass
+class TrainingStats:
+    """``training[output][metric]`` holds one value an evaluation (an epoch, where there is none), likewise the others.
+
+    ``test`` is empty: the test rows are not looked at while training. `LudwigModel.evaluate` looks at them.
+    """
+
+    training: Curves
+    validation: Curves
+    test: Curves
+
+    @classmethod
+    def of(cls, output: str, lines: Sequence[Mapping[str, Any]]) -> TrainingStats:
+        """The statistics in a run's metrics, ``lines`` as `luthier.run.read_metrics` gives them."""
+        by_split: dict[str, list[Mapping[str, Any]]] = {}
+        for line in lines:
+            by_split.setdefault(line["split"], []).append(line)
+        validation = by_split.get("validation", [])
+        # rows that were evaluated as they are say more than the mean over an epoch in which the model changed
+        training = by_split.get("train_evaluation") or _means(by_split.get("train", []), validation)
+        return cls(*({output: _curves(found)} if found else {} for found in (training, validation, [])))
+
+
+@dataclass
+class PreprocessedData:
+    """The rows that were trained on, validated and held out; unpacks as those three and the metadata."""
+
+    table: Table | None
+    sides: Sequence[int] | None  # 0, 1, 2 a row of the table
+    training_set_metadata: dict[str, Any]  # ``examples``: how many of each split
+
+    @property
+    def training_set(self) -> pd.DataFrame | None:
+        """The training rows as they were read; None when there are none."""
+        return self._frame("train")
+
+    @property
+    def validation_set(self) -> pd.DataFrame | None:
+        """The validation rows; None when there are none."""
+        return self._frame("validation")
+
+    @property
+    def test_set(self) -> pd.DataFrame | None:
+        """The test rows; None when there are none."""
+        return self._frame("test")
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.training_set, self.validation_set, self.test_set, self.training_set_metadata))
+
+    def __getitem__(self, index: int) -> Any:
+        return tuple(self)[index]
+
+    def _frame(self, split: str) -> pd.DataFrame | None:
+        wanted = list(SPLITS).index(split)  # type: ignore[arg-type]
+        rows = [i for i, side in enumerate(self.sides or ()) if side == wanted]
+        return frame_of(self.table, rows) if rows and self.table is not None else None
+
+
+@dataclass
+class TrainingResults:
+    """What `LudwigModel.train` returns; unpacks as ``train_stats, preprocessed_data, output_directory``."""
+
+    train_stats: TrainingStats
+    preprocessed_data: PreprocessedData
+    output_directory: str
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.train_stats, self.preprocessed_data, self.output_directory))
+
+    def __getitem__(self, index: int) -> Any:
+        return (self.train_stats, self.preprocessed_data, self.output_directory)[index]
+
+
+def frame_of(table: Table, rows: Sequence[int] | None = None) -> pd.DataFrame:
+    """Rows of a table as a frame that holds the same values: text as text, nested values as they are."""
+    import pandas as pd
+
+    wanted = range(len(table)) if rows is None else rows
+    return pd.DataFrame([table.row(i) for i in wanted], columns=table.columns, dtype=object)
+
+
+def _means(steps: Sequence[Mapping[str, Any]], evaluations: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """One line for the steps before each evaluation: the loss weighted over supervised tokens, else the last value."""
+    if not steps:
+        return []
+    ends = [line["step"] for line in evaluations] or [
+        step["step"]
+        for step, after in zip(steps, [*steps[1:], None], strict=True)
+        if after is None or math.ceil(after["epoch"] - 1e-6) > math.ceil(step["epoch"] - 1e-6)
+    ]
+    out: list[Mapping[str, Any]] = []
+    begin = 0
+    for end in ends:
+        span = [line for line in steps if begin < line["step"] <= end]
+        begin = end
+        if span:
+            weights = [line.get("supervised_tokens") or 1 for line in span]
+            known = [(line["loss"], w) for line, w in zip(span, weights, strict=True) if line["loss"] is not None]
+            total = sum(w for _, w in known)
+            out.append({**span[-1], "loss": sum(loss * w for loss, w in known) / total if total else math.nan})
+    return out
+
+
+def _curves(lines: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
+    curves: dict[str, list[float]] = {}
+    for line in lines:
+        for name, value in line.items():
+            if isinstance(value, (int, float)) and name not in NOT_VALUES:
+                curves.setdefault(name, []).append(value)
+    return curves

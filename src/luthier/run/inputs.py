@@ -1,0 +1,36 @@
+"""Which dataset a config means: the file beside it, or the one that a run recorded when it began."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+RECORD = "data.json"  # in a run folder: what was read, and how
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """A dataset as it was named, and its text encoding where that had to be said."""
+
+    dataset: str | None
+    encoding: str | None = None
+
+
+def recorded_inputs(declared: str | None, config_path: str | Path | None) -> Inputs:
+    """What the config file ``config_path`` reads, whose key ``dataset`` is ``declared``.
+
+    A relative name means the file beside the config, or else one in the working directory. The config.yaml of a run
+    folder is a copy, beside which the table does not stand: the run's record says where it was.
+    """
+    if config_path is None:
+        return Inputs(declared)
+    folder = Path(config_path).parent
+    if declared is not None and (folder / declared).exists():
+        return Inputs(str(folder / declared))
+    record = folder / RECORD
+    if record.is_file() and (folder / "run.json").is_file():
+        known = json.loads(record.read_text(encoding="utf-8"))
+        if known.get("dataset") is not None and Path(known["dataset"]).exists():
+            return Inputs(known["dataset"], known.get("encoding"))
+    return Inputs(declared)
