@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from luthier.cli import common
+
+if TYPE_CHECKING:
+    from luthier.tuned.bulk import Written
 
 NAME = "predict"
 EXAMPLES = ("luthier predict my-run --dataset new.csv --output answers.csv",)
@@ -24,7 +27,8 @@ def command(
             "--output_directory",
             "-od",
             "-o",
-            help="Answers go here: a .csv, .jsonl or .parquet file, or a folder; else shown.",
+            help="Answers go here: a .csv, .jsonl or .parquet file, or a folder; else shown. "
+            "Called again after it was ended, it goes on with the rows that are missing.",
         ),
     ] = None,
     base: Annotated[bool, typer.Option("--base", help="Ask the base model, without what was tuned.")] = False,
@@ -41,20 +45,27 @@ def command(
     if dataset is None:
         raise typer.BadParameter("--dataset names the table to answer")
     from luthier import pipeline
-    from luthier.tuned.answered import answers_file
+    from luthier.tuned.bulk import predict_into
+    from luthier.tuned.writing import answers_file
 
-    written = None
     if output is not None:
         answers_file(output)  # a name that cannot be written is refused before the work, not after it
     with common.session(as_json) as sink:
         tuned = pipeline.load(path, overrides=sets or [], trust_remote_code=trust_remote_code, sink=sink)
-        answered = tuned.predict(dataset, encoding=encoding, use_base=base, probabilities=probabilities, sink=sink)
-    if output is not None:
-        written = answered.write(output)
+        options = {"encoding": encoding, "use_base": base, "probabilities": probabilities, "sink": sink}
+        if output is not None:
+            return _tell(predict_into(output, tuned, dataset, **options), as_json)  # type: ignore[arg-type]
+        answered = tuned.predict(dataset, **options)  # type: ignore[arg-type]
     if as_json:
-        common.emit({"output": written, "rows": len(answered), "answers": answered.records() if not written else None})
-    elif written:
-        typer.echo(f"{len(answered)} answers written to {written}")
-    else:
-        for record in answered.records():
-            typer.echo(f"[{record['row']}] {record['response']}")
+        common.emit({"output": None, "rows": len(answered), "answers": answered.records()})
+        return
+    for record in answered.records():
+        typer.echo(f"[{record['row']}] {record['response']}")
+
+
+def _tell(written: Written, as_json: bool) -> None:
+    if as_json:
+        common.emit({"output": str(written.path), "rows": written.rows, "errors": written.errors, "answers": None})
+        return
+    failed = f"; {written.errors} rows could not be answered, the column error says why" if written.errors else ""
+    typer.echo(f"{written.rows} answers written to {written.path}{failed}")

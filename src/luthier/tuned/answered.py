@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,14 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.errors import DataError
 from luthier.metrics import DEFAULT_CLASS, DEFAULT_TEXT, available, score
-from luthier.run import atomic
 from luthier.tuned.reading import Reader
+from luthier.tuned.writing import FIELDS, answers_file, write_records
 from luthier.types import Completion
 
 if TYPE_CHECKING:
     import pandas as pd
-
-FORMATS = (".csv", ".jsonl", ".parquet")
 
 
 @dataclass(frozen=True)
@@ -114,34 +111,8 @@ class Answered:
 
     def write(self, path: Path) -> str:
         """Write the records to `answers_file` of ``path``; returns its name. Raises DataError as that does."""
-        import pandas as pd
-
         path = answers_file(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
         records = self.records()
-        if path.suffix == ".csv":
-            pd.DataFrame(records).to_csv(path, index=False)
-        elif path.suffix == ".parquet":
-            pd.DataFrame(records).to_parquet(path, index=False)
-        else:
-            atomic.write_text(path, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records))
+        there = {name for record in records for name in record}
+        write_records(path, records, [name for name in FIELDS if name in there or name in FIELDS[:3]])
         return str(path)
-
-
-def answers_file(path: Path) -> Path:
-    """The file for the answers, by its ending; a folder, or a name without an ending, gets a predictions.csv.
-
-    Raises DataError for another ending, so that it can be asked before the work is done.
-    """
-    if path.is_dir() or not path.suffix:
-        return path / "predictions.csv"
-    if path.suffix not in FORMATS:
-        raise DataError(
-            "data-unreadable",
-            "answers cannot be written in this format",
-            where=str(path),
-            received=path.suffix,
-            allowed=FORMATS,
-            fix=f"name it {path.with_suffix('.csv').name}",
-        )
-    return path

@@ -98,21 +98,38 @@ class Tuned:
     ) -> Answered:
         """Answer these rows; ``prompts`` replaces the rendered prompt ids of a row (few-shot)."""
         sampling = resolve(self.config.generation, generation, seed=self.config.random_seed)
-        requests = []
-        references: list[str | None] = []
-        for index in rows:
-            row = table.row(index)
-            ids = prompts[index] if prompts is not None else self.renderer.prompt(row).ids
-            requests.append(Request(key=index, prompt_ids=ids, sampling=sampling))
-            references.append(reference_of(row, self.layout))
-        with events.stage(sink, "generate", f"{len(requests)} rows" + (", base model" if use_base else "")):
-            by_key = {done.key: done for done in self._ask(requests, use_base, batch_size, sink)}
+        requests, failed = self.requests_of(table, rows, sampling, prompts)
+        references = [reference_of(table.row(index), self.layout) for index in rows]
+        with events.stage(sink, "generate", f"{len(rows)} rows" + (", base model" if use_base else "")):
+            by_key = {done.key: done for done in (*failed, *self.ask(requests, use_base, batch_size, sink))}
         ordered = tuple(by_key[index] for index in rows)
+        known = {request.key: request for request in requests}
+        requests = [known.get(index, Request(index, (), sampling)) for index in rows]
         chances = self._probabilities(table, requests, ordered, use_base, sink) if probabilities else None
-        return Answered(self.output, tuple(rows), ordered, tuple(references), self._reader, chances)
+        return Answered(self.output, tuple(rows), ordered, tuple(references), self.reader, chances)
+
+    def requests_of(
+        self, table: Table, rows: Sequence[int], sampling: Sampling, prompts: Mapping[int, Sequence[int]] | None
+    ) -> tuple[list[Request], list[Completion]]:
+        """What is asked of the engine, and the rows of which no prompt can be made, each with the reason.
+
+        Raises DataError where it is not the row's fault: the table lacks a column.
+        """
+        requests, failed = [], []
+        for index in rows:
+            try:
+                ids = prompts[index] if prompts is not None else self.renderer.prompt(table.row(index), index).ids
+            except DataError as error:
+                if error.code == "data-missing-column":
+                    raise
+                failed.append(Completion(index, (), "", "error", error=error.faults[0].message))
+            else:
+                requests.append(Request(key=index, prompt_ids=ids, sampling=sampling))
+        return requests, failed
 
     @property
-    def _reader(self) -> Reader | None:
+    def reader(self) -> Reader | None:
+        """What reads the answers of a category output as classes."""
         if self.layout.classes is None:
             return None
         features = self.config.output_features
@@ -128,8 +145,9 @@ class Tuned:
         from luthier.infer.score import logprobs_of, normalised
 
         classes = self.layout.classes
-        if classes is not None and requests:
-            shortest = min(requests, key=lambda request: len(request.prompt_ids))
+        asked = [request for request in requests if request.prompt_ids]
+        if classes is not None and asked:
+            shortest = min(asked, key=lambda request: len(request.prompt_ids))
             choices = [self._ending(table.row(shortest.key), one) for one in classes]
         owners, examples = [], []
         for at, (request, answer) in enumerate(zip(requests, done, strict=True)):
@@ -241,7 +259,7 @@ class Tuned:
         """The answer to each text, which is the whole prompt."""
         sampling = resolve(self.config.generation, generation, seed=self.config.random_seed)
         requests = [Request(i, self.renderer.text_prompt(text).ids, sampling) for i, text in enumerate(prompts)]
-        by_key = {done.key: done for done in self._ask(requests, False, None, events.silent)}
+        by_key = {done.key: done for done in self.ask(requests, False, None, events.silent)}
         return [by_key[i].text for i in range(len(prompts))]
 
     def stream(self, prompt: str, generation: Mapping[str, Any] | None = None) -> Iterator[str]:
@@ -273,9 +291,10 @@ class Tuned:
                 shutil.copy2(part, folder / name)
         return folder
 
-    def _ask(
+    def ask(
         self, requests: Sequence[Request], use_base: bool, batch_size: int | None, sink: events.Sink
     ) -> Iterator[Completion]:
+        """Completions as they are made, in any order."""
         yield from self._engine(use_base, batch_size, sink).generate(requests)
 
     def _engine(self, use_base: bool, batch_size: int | None = None, sink: events.Sink = events.silent) -> Engine:

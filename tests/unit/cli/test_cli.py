@@ -136,7 +136,7 @@ def test_predict_prints_or_writes(trained: Path, luthier: Run, tmp_path: Path) -
     for output in ("a.csv", "b.jsonl", "c.parquet", "d"):
         file = "d/predictions.csv" if output == "d" else output
         code, out, _ = luthier("predict", "-m", made, "--dataset", rows, "-od", output, "--json")
-        assert code == 0 and json.loads(out) == {"output": file, "rows": 20, "answers": None}
+        assert code == 0 and json.loads(out) == {"output": file, "rows": 20, "errors": 0, "answers": None}
         assert (tmp_path / file).stat().st_size
 
 

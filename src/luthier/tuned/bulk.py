@@ -1,0 +1,109 @@
+"""Predictions of any number of rows straight into a file: flat in memory, and nothing is made twice after a kill."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from luthier import events
+from luthier.data.sources import read
+from luthier.infer.sampling import resolve
+from luthier.tuned.answered import Answered
+from luthier.tuned.writing import Journal, answers_file
+
+if TYPE_CHECKING:
+    from luthier.data.table import Table
+    from luthier.tuned.tuned import Tuned
+
+ASKED = 4096  # rows whose prompts are held at one time
+SCORED = 256  # where their probabilities are wanted too, which come after the answers
+
+
+@dataclass(frozen=True)
+class Written:
+    """What was written: the file, its rows, and how many of them hold an error in place of an answer."""
+
+    path: Path
+    rows: int
+    errors: int
+
+
+def predict_into(
+    path: Path,
+    tuned: Tuned,
+    dataset: Any,
+    *,
+    encoding: str | None = None,
+    use_base: bool = False,
+    generation: Mapping[str, Any] | None = None,
+    probabilities: bool = False,
+    sink: events.Sink = events.silent,
+) -> Written:
+    """`Tuned.predict` into `answers_file` of ``path``.
+
+    While it runs, finished rows stand in ``<file>.partial``; the same call goes on from there after it was ended.
+
+    Raises DataError as `answers_file` and reading the table do.
+    """
+    path = answers_file(path)
+    table = read(dataset, encoding=encoding, sink=sink)
+    sampling = resolve(tuned.config.generation, generation, seed=tuned.config.random_seed)
+    work = [table.content_hash, asdict(sampling), use_base, probabilities, tuned.output, *_identity(tuned)]
+    journal = Journal(path, hashlib.sha256(json.dumps(work, default=repr).encode()).hexdigest())
+    if journal.foreign:
+        sink(events.Warned(text=f"{journal.path.name} was left by other work and has been replaced"))
+    if journal.done:
+        sink(events.Note(text=f"going on: {len(journal.done)} of {len(table)} rows were finished before"))
+    left = [row for row in range(len(table)) if row not in journal.done]
+    size = SCORED if probabilities else ASKED
+    try:
+        with events.stage(sink, "generate", f"{len(left)} rows" + (", base model" if use_base else "")):
+            for start in range(0, len(left), size):
+                told = _of_all(sink, start, len(left))
+                part = left[start : start + size]
+                options = {"use_base": use_base, "generation": generation}
+                if probabilities:
+                    records = tuned.answer(table, part, probabilities=True, sink=told, **options).records()  # type: ignore[arg-type]
+                else:
+                    records = _answers(tuned, table, part, sampling, use_base, told)  # type: ignore[assignment]
+                for record in records:
+                    journal.add(record)
+        errors = journal.errors
+        journal.finish(range(len(table)))
+    finally:
+        journal.close()
+    return Written(path, len(table), errors)
+
+
+def _answers(
+    tuned: Tuned, table: Table, rows: Sequence[int], sampling: Any, use_base: bool, sink: events.Sink
+) -> Iterator[Mapping[str, Any]]:
+    """The record of each row as it is finished, in any order."""
+    requests, failed = tuned.requests_of(table, rows, sampling, None)
+    for done in chain(failed, tuned.ask(requests, use_base, None, sink)):
+        yield Answered(tuned.output, (done.key,), (done,), (None,), tuned.reader).records()[0]
+
+
+def _of_all(sink: events.Sink, before: int, total: int) -> events.Sink:
+    """The progress of a part, told as that of the whole."""
+
+    def told(event: events.Event) -> None:
+        if isinstance(event, events.Progress) and event.stage == "generate":
+            sink(events.Progress(stage="generate", completed=before + event.completed, total=total, unit=event.unit))
+        elif not isinstance(event, (events.Stage, events.Progress)):
+            sink(event)
+
+    return told
+
+
+def _identity(tuned: Tuned) -> list[Any]:
+    """What tells this model from another one, also from one that the same folder held earlier."""
+    if tuned.folder is None:
+        return [id(tuned.model)]
+    files = [tuned.folder / "run.json", *sorted(tuned.folder.glob("*/*.safetensors"))]
+    return [str(tuned.folder), *((f.name, f.stat().st_mtime_ns, f.stat().st_size) for f in files if f.exists())]

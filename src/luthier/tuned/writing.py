@@ -1,0 +1,163 @@
+"""Answers on their way to a file: a journal that grows row by row and survives a kill, and the formats it becomes.
+
+Rows are written to the journal as they are finished, in any order. Once all are there, the file is made from it in the
+table's order and renamed into place, so that it never exists in half. Memory stays flat: of a row only the place of its
+line is held.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from luthier.errors import DataError
+from luthier.run import atomic
+
+FORMATS = (".csv", ".jsonl", ".parquet")
+FIELDS = ("row", "response", "finish_reason", "prediction", "probability", "error")  # in this order, those there are
+BLOCK = 4096  # rows that become part of a file together
+
+Record = Mapping[str, Any]
+
+
+def answers_file(path: Path) -> Path:
+    """The file for the answers, by its ending; a folder, or a name without an ending, gets a predictions.csv.
+
+    Raises DataError for another ending, so that it can be asked before the work is done.
+    """
+    if path.is_dir() or not path.suffix:
+        return path / "predictions.csv"
+    if path.suffix not in FORMATS:
+        raise DataError(
+            "data-unreadable",
+            "answers cannot be written in this format",
+            where=str(path),
+            received=path.suffix,
+            allowed=FORMATS,
+            fix=f"name it {path.with_suffix('.csv').name}",
+        )
+    return path
+
+
+def write_records(path: Path, records: Iterable[Record], fields: Sequence[str]) -> None:
+    """Write records with these fields, in the format that the ending names; the file appears whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staged = path.with_name(f".{path.name}.tmp")
+    try:
+        _WRITERS[path.suffix](staged, iter(records), fields)
+        atomic.sync_file(staged)
+        staged.replace(path)
+    finally:
+        staged.unlink(missing_ok=True)
+    atomic.sync_folder(path.parent)
+
+
+def _blocks(records: Iterator[Record]) -> Iterator[list[Record]]:
+    while block := list(islice(records, BLOCK)):
+        yield block
+
+
+def _write_jsonl(path: Path, records: Iterator[Record], fields: Sequence[str]) -> None:
+    with path.open("w", encoding="utf-8") as out:
+        for record in records:
+            out.write(json.dumps(dict(record), ensure_ascii=False) + "\n")
+
+
+def _write_csv(path: Path, records: Iterator[Record], fields: Sequence[str]) -> None:
+    import pandas as pd
+
+    pd.DataFrame(columns=list(fields)).to_csv(path, index=False)
+    for block in _blocks(records):
+        pd.DataFrame(block, columns=list(fields)).to_csv(path, index=False, header=False, mode="a")
+
+
+def _write_parquet(path: Path, records: Iterator[Record], fields: Sequence[str]) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    kinds = {"row": pa.int64(), "probability": pa.float64()}
+    schema = pa.schema([(name, kinds.get(name, pa.string())) for name in fields])
+    with parquet.ParquetWriter(path, schema) as out:
+        for block in _blocks(records):
+            out.write_table(pa.Table.from_pylist([dict(record) for record in block], schema=schema))
+
+
+_WRITERS = {".jsonl": _write_jsonl, ".csv": _write_csv, ".parquet": _write_parquet}
+
+
+class Journal:
+    """The rows that are finished, one JSON line each, beside the file that they will become."""
+
+    def __init__(self, target: Path, identity: str) -> None:
+        """Go on with the journal of ``target``, when there is one of the same work; else begin one.
+
+        ``identity`` stands for everything that the answers depend on. ``foreign`` says that a journal of other work was
+        there; it has been replaced.
+        """
+        self.target, self.path = target, target.with_name(f"{target.name}.partial")
+        self.fields: set[str] = set()
+        self.errors = 0
+        self._places: dict[int, int] = {}
+        target.parent.mkdir(parents=True, exist_ok=True)
+        head = (json.dumps({"format": 1, "identity": identity}) + "\n").encode()
+        known = self.path.exists()
+        self._file: BinaryIO = self.path.open("r+b" if known else "w+b")
+        self.foreign = known and not self._read(head)
+        if not known or self.foreign:
+            self._file.seek(0)
+            self._file.truncate()
+            self._file.write(head)
+            self._file.flush()
+
+    @property
+    def done(self) -> set[int]:
+        """The rows that are in it."""
+        return set(self._places)
+
+    def add(self, record: Record) -> None:
+        """Keep a finished row. What is kept outlives this process."""
+        self._note(record, self._file.tell())
+        self._file.write((json.dumps(dict(record), ensure_ascii=False) + "\n").encode())
+        self._file.flush()
+
+    def finish(self, rows: Sequence[int]) -> None:
+        """Make the file of these rows, in their order, and remove the journal."""
+        write_records(self.target, map(self._at, rows), [name for name in FIELDS if name in self.fields])
+        self.close()
+        self.path.unlink()
+
+    def close(self) -> None:
+        """Let go of it; what is in it stays."""
+        if not self._file.closed:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+
+    def _note(self, record: Record, place: int) -> None:
+        self._places[int(record["row"])] = place
+        self.fields |= set(record)
+        self.errors += "error" in record
+
+    def _at(self, row: int) -> Record:
+        self._file.seek(self._places[row])
+        record: Record = json.loads(self._file.readline())
+        return record
+
+    def _read(self, head: bytes) -> bool:
+        """Take in what an earlier process left, less a last line that it did not finish."""
+        if self._file.readline() != head:
+            return False
+        end = self._file.tell()
+        for line in self._file:
+            if not line.endswith(b"\n"):
+                break
+            record = json.loads(line)
+            self._note(record, end)
+            end += len(line)
+        self._file.seek(end)
+        self._file.truncate()
+        return True
