@@ -91,11 +91,15 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class DataStats:
-    """What the planner needs to know of the training data. Lengths in tokens, one an example; may be an array."""
+    """What the planner needs to know of the training data. Lengths in tokens, one an example; may be an array.
+
+    shared_prefix: untrained tokens that all examples start with; 0 where they are too few to be worth sharing.
+    """
 
     lengths: Sequence[int]
     supervised_tokens: int
     data_hash: str
+    shared_prefix: int = 0
 
     @property
     def tokens(self) -> int:

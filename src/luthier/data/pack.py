@@ -7,27 +7,32 @@ from collections.abc import Sequence
 from luthier.types import Plan
 
 
-def schedule(lengths: Sequence[int], plan: Plan, world: int = 1) -> list[list[list[int]]]:
+def schedule(lengths: Sequence[int], plan: Plan, world: int = 1, *, shared: int = 0) -> list[list[list[int]]]:
     """Indices of one step's examples by rank, then by pass. Every rank gets as many passes; some may be empty.
 
     ``lengths`` in tokens, one an example. A packed pass (``plan.model`` decoder) holds at most
     ``plan.tokens_per_pass`` tokens, a padded one rows × longest of at most as many. A longer example is a pass alone.
+    ``shared``: tokens that all of them start with, which a packed pass holds once.
     """
     assert world >= 1, world
     longest_first = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))  # out of memory shows early
-    put = _packed if plan.model == "decoder" else _padded
-    passes = put(lengths, longest_first, plan.tokens_per_pass)
+    if plan.model == "decoder":
+        own = [length - shared for length in lengths]
+        passes = _packed(own, longest_first, plan.tokens_per_pass - shared, world)
+    else:
+        passes = _padded(lengths, longest_first, plan.tokens_per_pass, world)
     ranks = [passes[rank::world] for rank in range(world)]
     most = max(map(len, ranks))
     return [own + [[] for _ in range(most - len(own))] for own in ranks]
 
 
-def _padded(lengths: Sequence[int], order: Sequence[int], room: int) -> list[list[int]]:
-    """Rows of similar length together."""
+def _padded(lengths: Sequence[int], order: Sequence[int], room: int, world: int) -> list[list[int]]:
+    """Rows of similar length together, a share of them for each rank."""
     passes: list[list[int]] = []
     longest = 0
+    rows = -(-len(order) // world)
     for index in order:
-        if passes and longest * (len(passes[-1]) + 1) <= room:
+        if passes and longest * (len(passes[-1]) + 1) <= room and len(passes[-1]) < rows:
             passes[-1].append(index)
         else:
             passes.append([index])
@@ -35,8 +40,11 @@ def _padded(lengths: Sequence[int], order: Sequence[int], room: int) -> list[lis
     return passes
 
 
-def _packed(lengths: Sequence[int], order: Sequence[int], room: int) -> list[list[int]]:
-    """As few passes as first-fit needs, levelled where that keeps within ``room``: equal passes take the least time."""
+def _packed(lengths: Sequence[int], order: Sequence[int], room: int, world: int) -> list[list[int]]:
+    """As few passes as first-fit needs, levelled where that keeps within ``room``: equal passes take the least time.
+
+    With several ranks their number is rounded up, so that each has as many.
+    """
     first_fit: list[list[int]] = []
     used: list[int] = []
     for index in order:
@@ -46,8 +54,9 @@ def _packed(lengths: Sequence[int], order: Sequence[int], room: int) -> list[lis
             used.append(0)
         first_fit[fitting].append(index)
         used[fitting] += lengths[index]
-    level: list[list[int]] = [[] for _ in used]
-    filled = [0] * len(used)
+    count = min(-(-len(used) // world) * world, len(order))
+    level: list[list[int]] = [[] for _ in range(count)]
+    filled = [0] * count
     for index in order:
         least = min(range(len(filled)), key=lambda k: (filled[k], k))
         level[least].append(index)

@@ -24,6 +24,7 @@ from typing import Any, Protocol
 from luthier.assets.cache import build_once, code_hash, forget_old
 from luthier.data.audit import Audit, AuditBuilder
 from luthier.data.render import Outcome, Renderer
+from luthier.data.share import Shared
 from luthier.data.store import ExampleStore, StoreWriter
 from luthier.data.table import Table
 from luthier.errors import DataError
@@ -31,7 +32,9 @@ from luthier.events import Note, Sink, progress, silent, stage
 from luthier.types import SPLITS, DataStats, Example, Split
 
 CHUNK = 512  # rows encoded together: enough to keep the tokenizer's threads busy, few enough to report progress
-SOURCES = ("data/render", "data/prepare.py", "data/store.py", "data/audit.py", "data/conversation.py", "assets")
+SOURCES = (
+    "data/render", *(f"data/{name}.py" for name in ("prepare", "share", "store", "audit", "conversation")), "assets",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,31 +78,33 @@ def prepare(
 
 
 def _in_memory(table: Table, splits: Sides, renderer: Renderer, sink: Sink) -> Prepared:
-    builder = AuditBuilder()
+    builder, shared = AuditBuilder(), Shared()
     examples: dict[Split, list[Example]] = {split: [] for split in SPLITS}
     rows: dict[Split, list[int]] = {split: [] for split in SPLITS}
     for split, outcome in _outcomes(table, splits, renderer, sink):
         builder.add(split, outcome)
         examples[split] += outcome.examples
+        _share(shared, split, outcome)
         rows[split] += [outcome.row] if outcome.examples else []
     audit = builder.finish(renderer.tokenizer, rendering=renderer.describe, notes=table.notes)
     _require_supervision(table, splits, audit, builder.supervised)
     lengths = array("i", [e.length for e in examples["train"]])
-    stats = DataStats(lengths, builder.supervised, table.content_hash)
+    stats = DataStats(lengths, builder.supervised, table.content_hash, shared.length)
     return Prepared(dict(examples), dict(rows), audit, stats)
 
 
 def _write(folder: Path, table: Table, splits: Sides, renderer: Renderer, sink: Sink) -> None:
-    builder = AuditBuilder()
+    builder, shared = AuditBuilder(), Shared()
     with ExitStack() as stack:
         writers = {split: stack.enter_context(StoreWriter(folder, split)) for split in SPLITS}
         for split, outcome in _outcomes(table, splits, renderer, sink):
             builder.add(split, outcome)
             for example in outcome.examples:
                 writers[split].append(example)
+            _share(shared, split, outcome)
         audit = builder.finish(renderer.tokenizer, rendering=renderer.describe)
         _require_supervision(table, splits, audit, builder.supervised)
-    stored = {"audit": audit.stored(), "supervised": builder.supervised}
+    stored = {"audit": audit.stored(), "supervised": builder.supervised, "shared": shared.length}
     (folder / "prepared.json").write_text(json.dumps(stored, ensure_ascii=True), encoding="utf-8")
 
 
@@ -111,8 +116,15 @@ def _read(folder: Path, table: Table) -> Prepared:
         dict(stores),
         {split: store.rows for split, store in stores.items()},
         audit,
-        DataStats(stores["train"].lengths, stored["supervised"], table.content_hash),
+        DataStats(stores["train"].lengths, stored["supervised"], table.content_hash, stored["shared"]),
     )
+
+
+def _share(shared: Shared, split: Split, outcome: Outcome) -> None:
+    """What the training examples start with in common, one outcome further."""
+    if split == "train":
+        for example in outcome.examples:
+            shared.add(example)
 
 
 def _outcomes(table: Table, splits: Sides, renderer: Renderer, sink: Sink) -> Iterator[tuple[Split, Outcome]]:

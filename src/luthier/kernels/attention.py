@@ -8,7 +8,7 @@ other samples continue: their keys are the prefix's, then their own.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
 import torch
@@ -26,6 +26,9 @@ class Spans:
     queries, keys: tokens of each sample that ask, and that are asked (its prefix's included).
     starts_q, starts_k: [s + 1] int32, their running sums on the device.
     gather: [sum of keys] int64, the token behind each key; None where keys are the tokens in their order.
+    own: [t] int64, where each token is a key of its own sample. copies: tokens of prefixes [p] and the keys that they
+    are besides [p, children + 1, themselves first], prefixes with as many children together.
+    masks: those of padded attention by the group's first sample and the window: all layers save the same ones.
     """
 
     queries: tuple[int, ...]
@@ -33,6 +36,9 @@ class Spans:
     starts_q: torch.Tensor
     starts_k: torch.Tensor
     gather: torch.Tensor | None = None
+    own: torch.Tensor | None = None
+    copies: tuple[tuple[torch.Tensor, torch.Tensor], ...] = ()
+    masks: dict[tuple[int, int | None], torch.Tensor | None] = field(default_factory=dict, compare=False)
 
     @property
     def longest(self) -> int:
@@ -55,11 +61,55 @@ def spans(lengths: Sequence[int], device: torch.device | str, parents: Sequence[
         chain = [own] if parent < 0 else [parent, own]
         pieces += [torch.arange(starts[one], starts[one + 1]) for one in chain]
         keys.append(sum(queries[one] for one in chain))
-    starts_k = torch.tensor([0, *torch.tensor(keys).cumsum(0).tolist()], dtype=torch.int32)
+    starts_k = [0, *torch.tensor(keys).cumsum(0).tolist()]
+    homes, copies = _homes(queries, starts, starts_k, parents) if torch.is_grad_enabled() else (None, ())
+
+    def there(value: torch.Tensor) -> torch.Tensor:
+        return value.to(device, non_blocking=True)
+
     return Spans(
-        queries, tuple(keys), starts_q, starts_k.to(device, non_blocking=True),
-        torch.cat(pieces).to(device, non_blocking=True),
+        queries, tuple(keys), starts_q, there(torch.tensor(starts_k, dtype=torch.int32)), there(torch.cat(pieces)),
+        None if homes is None else there(homes), tuple((there(tokens), there(rows)) for tokens, rows in copies),
     )  # fmt: skip
+
+
+def _homes(
+    queries: Sequence[int], starts: Sequence[int], starts_k: Sequence[int], parents: Sequence[int]
+) -> tuple[torch.Tensor, list[tuple[torch.Tensor, torch.Tensor]]]:
+    """`Spans.own` and `Spans.copies`."""
+    children: dict[int, list[int]] = {}
+    own = []
+    for one, parent in enumerate(parents):
+        first = starts_k[one] + (queries[parent] if parent >= 0 else 0)
+        own.append(torch.arange(first, first + queries[one]))
+        if parent >= 0:
+            children.setdefault(parent, []).append(one)
+    alike: dict[int, list[tuple[torch.Tensor, torch.Tensor]]] = {}
+    for parent, found in children.items():
+        place = torch.arange(queries[parent])
+        rows = torch.stack([place + starts_k[one] for one in (parent, *found)], 1)
+        alike.setdefault(len(found), []).append((place + starts[parent], rows))
+    joined = [tuple(map(torch.cat, zip(*those, strict=True))) for those in alike.values()]
+    return torch.cat(own), cast(list[tuple[torch.Tensor, torch.Tensor]], joined)
+
+
+class _Gathered(torch.autograd.Function):
+    """The keys of all samples from those of all tokens. A shared token's gradient is a plain sum, without atomics."""
+
+    @staticmethod
+    def forward(ctx: Any, x_tnd: torch.Tensor, where: Spans) -> torch.Tensor:
+        ctx.where = where
+        assert where.gather is not None
+        return x_tnd.index_select(0, where.gather)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        where: Spans = ctx.where
+        assert where.own is not None, "made while gradients were off"
+        out = grads[0].index_select(0, where.own)
+        for tokens, rows in where.copies:
+            out.index_copy_(0, tokens, grads[0][rows].sum(1))
+        return out, None
 
 
 def attend(
@@ -77,7 +127,7 @@ def attend(
     if window is not None and window >= where.longest:
         window = None
     if where.gather is not None:
-        k_tnd, v_tnd = k_tnd[where.gather], v_tnd[where.gather]
+        k_tnd, v_tnd = (cast(torch.Tensor, _Gathered.apply(x, where)) for x in (k_tnd, v_tnd))  # type: ignore[no-untyped-call]
     if kind == "flash" and softcap is None:
         return cast(torch.Tensor, _Flash.apply(q_tnd, k_tnd, v_tnd, where, scale, window))  # type: ignore[no-untyped-call]
     return _padded(q_tnd, k_tnd, v_tnd, where, scale, window, softcap)
@@ -174,8 +224,11 @@ def _padded(
     q_parts, k_parts, v_parts = q_tnd.split(where.queries), k_tnd.split(where.keys), v_tnd.split(where.keys)
     for group in _alike(where):
         q, k, v = (_stack([parts[i] for i in group]) for parts in (q_parts, k_parts, v_parts))
-        mask = _mask([where.queries[i] for i in group], [where.keys[i] for i in group], window, q_tnd.device)
-        out_bnld = _rows(q, k, v, mask, scale, softcap)
+        key = group[0], window
+        if key not in where.masks:
+            seen = _mask([where.queries[i] for i in group], [where.keys[i] for i in group], window, q_tnd.device)
+            where.masks[key] = None if seen is None else _added(seen, q_tnd.dtype)
+        out_bnld = _rows(q, k, v, where.masks[key], scale, softcap)
         pieces += [out_bnld[row, :, : where.queries[i]].transpose(0, 1) for row, i in enumerate(group)]
     return torch.cat(pieces)
 
@@ -198,7 +251,9 @@ def _alike(where: Spans) -> list[list[int]]:
 def _stack(parts: list[torch.Tensor]) -> torch.Tensor:
     """[b, heads, longest, d] from parts [length, heads, d], zeros at the end of shorter ones."""
     if len(parts) == 1:
-        return parts[0].transpose(0, 1)[None]
+        alone = parts[0].transpose(0, 1)[None]
+        # what is saved for the backward pass would keep all samples alive
+        return alone if parts[0].nbytes == parts[0].untyped_storage().nbytes() else alone.clone()
     return torch.nn.utils.rnn.pad_sequence(parts, batch_first=True).transpose(1, 2)
 
 
@@ -216,6 +271,11 @@ def _mask(queries: list[int], keys: list[int], window: int | None, device: torch
     return seen[:, None]
 
 
+def _added(seen: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """What is added to scores: nothing to what may be seen. SDPA would make this of a mask in each layer anew."""
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, float("-inf"))
+
+
 def _rows(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None, scale: float, softcap: float | None
 ) -> torch.Tensor:
@@ -231,5 +291,5 @@ def _rows(
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
     if mask is None:
-        mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
-    return scores.masked_fill(~mask, float("-inf")).softmax(-1).to(v.dtype) @ v
+        mask = _added(torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril(), scores.dtype)
+    return (scores + mask).softmax(-1).to(v.dtype) @ v

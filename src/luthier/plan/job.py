@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +34,7 @@ class Job:
     tokens: int  # of one epoch
     share: float
     longest: int
+    shared: int  # tokens that all rows start with, which the decoder can compute once a pass
     steps: tuple[tuple[int, ...], ...]
     total_steps: int
     steps_per_epoch: int
@@ -66,6 +68,7 @@ class Job:
             tokens=stats.tokens,
             share=stats.supervised_tokens / stats.tokens if stats.tokens else 0.0,
             longest=max(stats.longest, 1),
+            shared=stats.shared_prefix,
             steps=_steps(config, stats, batch, min(total, SIMULATED)),
             total_steps=total,
             steps_per_epoch=per_epoch,
@@ -89,10 +92,21 @@ class Job:
         padded = sum(len(rows) * max(rows) for rows in self.steps)
         return sum(map(sum, self.steps)) / padded if padded else 1.0
 
-    def most(self, model: str) -> int:
-        """Tokens of the largest simulated step, with the padding that the generic path adds."""
-        padded = model == "generic"
-        return max((len(rows) * max(rows) if padded else sum(rows) for rows in self.steps), default=self.longest)
+    @property
+    def real(self) -> float:
+        """Tokens of the rows of a large pass for each one that is computed, where their beginning is shared."""
+        mean = self.tokens / max(self.rows, 1)
+        return mean / max(mean - self.shared, 1.0)
+
+    def computed(self, rows: Sequence[int], model: str, share: bool = False) -> int:
+        """Tokens that a pass of ``rows`` computes: padded on the generic path, without repetition where shared."""
+        if model == "generic":
+            return len(rows) * max(rows)
+        return sum(rows) - (len(rows) - 1) * self.shared * share
+
+    def most(self, model: str, share: bool = False) -> int:
+        """Tokens that the largest simulated step computes in one pass."""
+        return max((self.computed(rows, model, share) for rows in self.steps), default=self.longest)
 
 
 def _steps(config: Any, stats: DataStats, batch: int, count: int) -> tuple[tuple[int, ...], ...]:

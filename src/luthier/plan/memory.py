@@ -104,7 +104,8 @@ class Parts:
     def of(cls, job: Job, plan: Plan, tokens: int) -> Parts:
         """The parts of a pass of ``tokens`` (padded on the generic path, where only the real ones are supervised)."""
         spec, c = job.shape.spec, job.compute
-        supervised = max(1.0, job.share * tokens * (job.fill if plan.model == "generic" else 1.0))
+        real = job.fill if plan.model == "generic" else job.real if plan.share_prefix else 1.0
+        supervised = max(1.0, min(job.share, 1.0 / real) * tokens * real)
         again, layers = min(plan.recompute_layers, spec.layers), spec.layers
         one = tokens * layer_bytes(job, plan)
         last = one
@@ -112,6 +113,8 @@ class Parts:
             last -= (tokens - supervised) * c * (spec.hidden + 2 * spec.intermediate + job.shape.q)
         inputs = again * tokens * spec.hidden * c
         whole = max(layers - again - 1, 0) * one + (last if again < layers else 0)
+        if plan.share_prefix and plan.attention == "padded":
+            whole += tokens * job.longest * c  # the mask, which all layers save
         return cls(
             saved=whole + (0 if plan.offload_checkpoints else inputs),
             layer=one,
@@ -183,8 +186,9 @@ def layer_bytes(job: Job, plan: Plan) -> float:
         h, i, q, kv = GENERIC[c == 4, what]
         low = 4 * c * job.trained.ranks if job.trained.ranks else 0
         return h * spec.hidden + i * spec.intermediate + q * shape.q + kv * shape.kv + low
-    packed = plan.attention == "flash"
-    heads = 2 * shape.q + 2 * shape.kv if packed else (1 + 4 * PADDED) * shape.q  # keys are repeated for each head
+    packed, keys = plan.attention == "flash", job.real if plan.share_prefix else 1.0  # each row has its prefix's too
+    # where rows are padded, keys and values are repeated for each head
+    heads = 2 * shape.q + 2 * shape.kv * keys if packed else (1 + 2 * PADDED * (1 + keys)) * shape.q
     kept = 2 * spec.hidden + heads + 2 * spec.intermediate + job.trained.ranks
     return c * kept + 4 * spec.heads + 8  # and in fp32 the attention's log-sum-exp and two norms
 

@@ -74,6 +74,8 @@ def check(
             refuse("share_prefix", f"adapter.dropout is {job.dropout:g}, and shared tokens have one mask", "false")
         elif not engine.share_prefix:
             refuse("share_prefix", "the engine does not do it yet", "false")
+        elif pinned.graphs is True:
+            refuse("share_prefix", "a graph's keys are its tokens in their order, and graphs is true", "false")
     if faults:
         raise ConfigError(faults)
 

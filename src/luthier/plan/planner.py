@@ -174,15 +174,12 @@ def _start(config: Any, spec: ModelSpec, job: Job, machine: Machine, device: str
     no_flash = flash(machine, device, job.compute)
     pins.check(config, job, machine, device, model, why_not, no_flash, engine)
     packs = model == "decoder" and no_flash is None and config.execution.attention != "padded"
-    wanted = config.execution.share_prefix is not False
-    shared = engine.share_prefix and model == "decoder" and job.dropout == 0 and wanted
     return Plan(
         device=device,
         tokens_per_pass=job.longest,
         model=model,
         attention="flash" if packs else "padded",
         weights="quantised" if model == "generic" and job.bits else "resident",
-        share_prefix=shared,
     )
 
 
@@ -206,8 +203,10 @@ def _candidates(config: Any, job: Job, start: Plan, engine: Engine) -> Iterator[
     fast = decoder and engine.graphs and not _declared_recompute(config, job.shape.spec.layers)
     fast = fast and no_graphs(start.attention, start.device, job.trained.full) is None
     chunks = of("loss_chunk", *_chunks(job, kind)) if decoder else (4096,)
-    for cut, graphs, chunk, place, table, kept, moved in product(
-        of("tokens_per_pass", *_cuts(job, start.model)),
+    shares = of("share_prefix", *((True, False) if decoder and engine.share_prefix and shareable(job) else (False,)))
+    for cut, share, graphs, chunk, place, table, kept, moved in product(
+        of("tokens_per_pass", *_cuts(job, start.model, any(shares))),
+        shares,
         of("graphs", *((True, False) if fast else (False,))),
         chunks,
         of("optimizer", *places),
@@ -215,11 +214,12 @@ def _candidates(config: Any, job: Job, start: Plan, engine: Engine) -> Iterator[
         of("weights", *weights),
         of("offload_checkpoints", *away),
     ):
-        if graphs and moved:
-            continue  # graphs recompute nothing, so there is nothing to move
+        if graphs and (moved or share):
+            continue  # graphs recompute nothing, so there is nothing to move; and their keys are the tokens in order
         yield replace(
             start,
             graphs=graphs,
+            share_prefix=share,
             tokens_per_pass=max(cut, job.longest),
             loss_chunk=chunk,
             optimizer=place,
@@ -229,20 +229,26 @@ def _candidates(config: Any, job: Job, start: Plan, engine: Engine) -> Iterator[
         )
 
 
+def shareable(job: Job) -> bool:
+    """Whether rows have a beginning that can be computed once: with dropout each would have drawn its own."""
+    return job.shared > 0 and job.dropout == 0
+
+
 def _chunks(job: Job, kind: str) -> list[int]:
     one = job.shape.spec.vocab * (job.compute + 8)
     return [max(ROUND, size // one // ROUND * ROUND) for size in LOSS[kind]]
 
 
-def _cuts(job: Job, model: str) -> list[int]:
+def _cuts(job: Job, model: str, share: bool) -> list[int]:
     """Tokens of a pass to try: the largest step in one pass, in two, …, down to the longest row."""
-    sizes = [max(-(-job.most(model) // cut), job.longest) for cut in CUTS]
+    whole = {job.most(model), job.most(model, share)}
+    sizes = [max(-(-most // cut), job.longest) for cut in CUTS for most in whole]
     return sorted({min(-(-size // ROUND) * ROUND, max(MAX_TOKENS, job.longest)) for size in sizes}, reverse=True)
 
 
 def _largest(job: Job, plan: Plan) -> int:
     """Tokens of the largest pass that can come: what the plan allows, or all of the largest step if that is less."""
-    return max(min(plan.tokens_per_pass, job.most(plan.model)), job.longest)
+    return max(min(plan.tokens_per_pass, job.most(plan.model, plan.share_prefix)), job.longest)
 
 
 def _declared_recompute(config: Any, layers: int) -> int | None:

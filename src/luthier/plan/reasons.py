@@ -37,13 +37,13 @@ def why(config: Any, job: Job, plan: Plan, machine: Machine, engine: Engine, spe
     if plan.graphs:
         said["graphs"] = "starting kernels one by one would take longer than making the graphs"
     if plan.share_prefix:
-        said["share_prefix"] = "dropout is 0, so common beginnings are computed once"
+        said["share_prefix"] = f"all rows start with the same {job.shared:,} tokens" if job.shared else SET
     names = {"recompute_layers": "recompute"}
     return {field: SET if names.get(field, field) in pinned else text for field, text in said.items()}
 
 
 def _tokens(job: Job, plan: Plan) -> str:
-    most = job.most(plan.model)
+    most = job.most(plan.model, plan.share_prefix)
     if plan.tokens_per_pass >= most:
         return f"a whole step of {job.batch} rows fits in one pass"
     if plan.device == "cpu":

@@ -21,6 +21,7 @@ from luthier.types import Machine, Plan
 TYPICAL = 8  # steps that stand for all of them while plans are compared
 # Kernels that one layer starts in a pass, forward and backward, and the seconds of host work that each costs.
 KERNELS = {"decoder": 110, "generic": 300}
+SHARING = 12  # more of them where keys of a shared beginning are gathered, and their gradients summed
 HOST_SECONDS = {"decoder": 15e-6, "generic": 22e-6}  # PEFT and transformers are Python between the kernels
 CPU_SECONDS = 12e-6
 GRAPHED = 2  # with graphs the host starts the last layer and the loss alone, about as much as this many layers
@@ -104,11 +105,11 @@ def speed(job: Job, plan: Plan, rates: Rates, *, typical: bool = False) -> Speed
     parts: dict[str, float] = {}
     tokens = passes = largest = 0
     for lengths in steps:
-        for rows in _cut(lengths, plan.tokens_per_pass, plan.model):
-            padded = len(rows) * max(rows) if plan.model == "generic" else sum(rows)
-            largest = max(largest, padded)
+        for rows in _cut(lengths, plan.tokens_per_pass, plan.model, job.shared * plan.share_prefix):
+            computed = job.computed(rows, plan.model, plan.share_prefix)
+            largest = max(largest, computed)
             passes += 1
-            for name, seconds in pass_seconds(job, plan, rates, padded, rows).items():
+            for name, seconds in pass_seconds(job, plan, rates, computed, rows).items():
                 parts[name] = parts.get(name, 0.0) + seconds
         tokens += sum(lengths)
     parts = {name: seconds / len(steps) for name, seconds in parts.items()}
@@ -117,9 +118,9 @@ def speed(job: Job, plan: Plan, rates: Rates, *, typical: bool = False) -> Speed
 
 
 @lru_cache(maxsize=4096)
-def _cut(lengths: tuple[int, ...], tokens: int, model: str) -> tuple[tuple[int, ...], ...]:
+def _cut(lengths: tuple[int, ...], tokens: int, model: str, shared: int) -> tuple[tuple[int, ...], ...]:
     """The lengths of each pass of a step, as training will cut it."""
-    passes = schedule(lengths, Plan("", tokens, model), 1)[0]  # type: ignore[arg-type]
+    passes = schedule(lengths, Plan("", tokens, model), shared=shared)[0]  # type: ignore[arg-type]
     return tuple(tuple(lengths[i] for i in indices) for indices in passes)
 
 
@@ -129,15 +130,19 @@ def pass_seconds(job: Job, plan: Plan, rates: Rates, tokens: int, rows: Sequence
     rate = rates.products(tokens)
     forward = 2.0 * shape.linear * tokens
     again = plan.recompute_layers / max(spec.layers, 1)
-    supervised = tokens * job.share
+    shared = job.shared * plan.share_prefix
+    supervised = (sum(rows) if shared else tokens) * job.share
     training = 3 if job.trained.full else 2  # gradients of activations, and of weights where they are trained
     kept = supervised if plan.model == "decoder" else min(tokens, 1.3 * supervised)
-    square = len(rows) * max(rows) ** 2 if plan.model == "generic" or plan.attention == "padded" else _squares(rows)
+    padded = plan.model == "generic" or plan.attention == "padded"
+    square = len(rows) * max(rows) * (max(rows) - shared) if padded else _squares(rows, shared)
+    gathered = len(rows) * shared * 2 * shape.kv * c * 5  # read and written, and their gradients
     out = {
         "products": training * forward / rate,
         "recompute": again * forward / rate,
         "head and loss": training * 2.0 * shape.embedding * kept / rate + kept * spec.vocab * 16 / rates.bandwidth,
-        "attention": (3.5 + again) * 2.0 * square * shape.q * spec.layers / (0.4 * rates.matmul),
+        "attention": (3.5 + again) * 2.0 * square * shape.q * spec.layers / (0.4 * rates.matmul)
+        + gathered * spec.layers / rates.bandwidth,
         "traffic": _traffic(job, plan, rates, tokens) * (3 + again),
         "adapter": _adapter(job, rates, tokens) * (1 + again / 3),
         "de-quantise": _dequantise(job, plan, rates) * (2 + again),
@@ -152,7 +157,8 @@ def pass_seconds(job: Job, plan: Plan, rates: Rates, tokens: int, rows: Sequence
 
 
 def _with_launches(out: dict[str, float], plan: Plan, rates: Rates, layers: int, again: float) -> dict[str, float]:
-    kernels = KERNELS[plan.model] * (GRAPHED if plan.graphs else layers) * (1 + again / 3)
+    each = KERNELS[plan.model] + SHARING * plan.share_prefix
+    kernels = each * (GRAPHED if plan.graphs else layers) * (1 + again / 3)
     if plan.device == "cpu":  # one worker: what it takes to start the work comes on top
         return out | {"launches": kernels * rates.launch}
     busy = sum(out.values())
@@ -160,8 +166,8 @@ def _with_launches(out: dict[str, float], plan: Plan, rates: Rates, layers: int,
     return out | {"launches": max(0.0, host - busy)}
 
 
-def _squares(rows: Sequence[int]) -> float:
-    return float(sum(length * length for length in rows)) / 2  # causal kernels skip the upper half
+def _squares(rows: Sequence[int], shared: int) -> float:
+    return float(sum(length * length - shared * shared for length in rows)) / 2  # causal kernels skip the upper half
 
 
 def _traffic(job: Job, plan: Plan, rates: Rates, tokens: int) -> float:

@@ -37,7 +37,7 @@ class Engine:
     embeddings_on_host: bool = True
     optimizer_on_host: bool = True
     graphs: bool = True
-    share_prefix: bool = False
+    share_prefix: bool = True
     refusal: str | None = None
 
 

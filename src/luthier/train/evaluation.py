@@ -11,6 +11,7 @@ import torch
 
 from luthier.data.collate import collate
 from luthier.data.pack import schedule
+from luthier.data.share import shared_by_all
 from luthier.events import Sink, progress, silent
 from luthier.types import Batch, Example, Plan
 
@@ -52,10 +53,12 @@ class Evaluator:
         assert examples, "an evaluation needs an example; leave Setup.evaluate out otherwise"
         sums = torch.zeros(4, dtype=torch.float64)  # weighted nll, weight, hits, tokens
         known = True
-        passes = schedule([example.length for example in examples], self.plan, 1)[0]
+        share = self.plan.share_prefix
+        shared = shared_by_all(examples) if share else 0
+        passes = schedule([example.length for example in examples], self.plan, shared=shared)[0]
         with evaluating(self.model):
             for indices in progress(self.sink, "evaluate", passes, unit="passes"):
-                batch = collate([examples[i] for i in indices])
+                batch = collate([examples[i] for i in indices], share=share)
                 logprobs, top = self.score(batch)
                 weights = batch.target_weight[batch.target_weight != 0].double()
                 hits = torch.zeros(()) if top is None else top.sum().cpu()

@@ -10,6 +10,7 @@ import torch
 
 from luthier.data.collate import collate, to_device
 from luthier.data.pack import schedule
+from luthier.data.share import shared_by_all
 from luthier.errors import TrainingError
 from luthier.events import Planned, Warned
 from luthier.train.memory import peak_gib
@@ -54,7 +55,7 @@ def train_step(setup: Setup, now: Training, rate_factor: float) -> StepResult:
     step = setup.source.next_step()
     constants = setup.objective.prepare(step)  # global weights, before any backward
 
-    totals, passes = _passes_that_fit(setup, now, step, constants)
+    totals, passes, computed = _passes_that_fit(setup, now, step, constants)
     now.scaler.unscale_(now.optimizer)
     norm = _clip(setup, now.optimizer)
 
@@ -79,6 +80,7 @@ def train_step(setup: Setup, now: Training, rate_factor: float) -> StepResult:
         "tokens_per_s": every / seconds,
         "supervised_tokens": int(tokens),
         "tokens": every,
+        "tokens_computed": computed,
         "memory_gib": round(peak_gib(setup.plan.device), 4),
         "gradient_norm": gradient,
         "passes": passes,
@@ -89,12 +91,18 @@ def train_step(setup: Setup, now: Training, rate_factor: float) -> StepResult:
 
 def _passes_that_fit(
     setup: Setup, now: Training, step: Sequence[Example], constants: Mapping[str, float]
-) -> tuple[dict[str, torch.Tensor], int]:
-    """Run the passes; out of memory, take a leaner plan and begin the step again: the gradient stays the same."""
+) -> tuple[dict[str, torch.Tensor], int, int]:
+    """Run the passes; out of memory, take a leaner plan and begin the step again: the gradient stays the same.
+
+    Returns the sums of `_run_passes`, the passes, and the tokens that were computed (what samples share, once).
+    """
+    lengths = [example.length for example in step]
+    shared = shared_by_all(step) if now.plan.share_prefix else 0
     while True:
-        passes = schedule([example.length for example in step], now.plan, setup.comm.world)[setup.comm.rank]
+        passes = schedule(lengths, now.plan, setup.comm.world, shared=shared)[setup.comm.rank]
         try:
-            return _run_passes(setup, now, [[step[i] for i in indices] for indices in passes], constants), len(passes)
+            totals, computed = _run_passes(setup, now, [[step[i] for i in indices] for indices in passes], constants)
+            return totals, len(passes), computed
         except torch.OutOfMemoryError as error:
             now.optimizer.zero_grad(set_to_none=True)
             longest = max(step, key=lambda example: example.length)
@@ -114,16 +122,17 @@ def _passes_that_fit(
 
 def _run_passes(
     setup: Setup, now: Training, passes: Sequence[Sequence[Example]], constants: Mapping[str, float]
-) -> dict[str, torch.Tensor]:
-    """Forward and backward over each pass; returns the step's loss and statistics as sums on the device."""
-    device = now.plan.device
+) -> tuple[dict[str, torch.Tensor], int]:
+    """Forward and backward over each pass; the step's loss and statistics as sums on the device, and its tokens."""
+    device, computed = now.plan.device, 0
     totals = {"loss": torch.zeros((), device=device), "tokens": torch.zeros((), device=device)}
     for number, examples in enumerate(passes):
         if not examples:
             continue
         # Dropout depends on (seed, step, pass) alone, so neither a resume nor an evaluation changes it.
         torch.manual_seed((setup.seed * 1_000_003 + now.step) * 1_009 + number)
-        batch = collate(examples, now.step)
+        batch = collate(examples, now.step, share=now.plan.share_prefix)
+        computed += len(batch.ids)
         logprobs = setup.logprobs(batch)  # it moves what it needs itself: shapes are known on the host alone
         made = setup.objective.loss(logprobs, to_device(batch, device), constants)
         loss = torch.stack(
@@ -135,7 +144,7 @@ def _run_passes(
     penalty = setup.penalty() if setup.penalty is not None else None
     if penalty is not None:  # not part of the loss that is told: training's and validation's stay comparable
         now.scaler.scale(penalty / setup.comm.world).backward()
-    return totals
+    return totals, computed
 
 
 def _clip(setup: Setup, optimizer: torch.optim.Optimizer) -> torch.Tensor:

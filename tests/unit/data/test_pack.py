@@ -31,7 +31,14 @@ def test_packed_passes(lengths: list[int], room: int, world: int) -> None:
     passes = [p for rank in ranks for p in rank if p]
     assert sorted(i for p in passes for i in p) == list(range(len(lengths)))
     assert all(len(p) == 1 or sum(lengths[i] for i in p) <= room for p in passes)
-    assert len(passes) <= 1 or len(passes) < 2 * sum(lengths) / room  # what first-fit promises
+    least = -(-max(1, 2 * sum(lengths) / room) // world) * world  # what first-fit promises, as many for each rank
+    assert len(passes) <= least
+
+
+def test_every_rank_has_its_share() -> None:
+    for model in ("decoder", "generic"):
+        ranks = schedule([30] * 16, Plan("cpu", 10_000, model), 4)
+        assert [[len(indices) for indices in rank] for rank in ranks] == [[4]] * 4
 
 
 def test_packed_passes_are_level() -> None:

@@ -71,16 +71,17 @@ def step_bytes(logprobs: Any, batch: Any, context: Any) -> int:
 def measured(folder: Path, settings: config.Config, precision: str, plan: Plan, lengths: list[int]) -> int:
     """Run one step by the plan."""
     rows = [
-        Example([1 + i % 300 for i in range(n)], [0.0] * (n // 2) + [1.0] * (n - n // 2), row)
+        Example([1 + i % 300 for i in range(n // 2)] + [1 + row] * (n - n // 2),
+                [0.0] * (n // 2) + [1.0] * (n - n // 2), row)
         for row, n in enumerate(lengths)
-    ]
+    ]  # fmt: skip
     full = settings.adapter is None
     if plan.model == "decoder":
         model = load_decoder(folder, read_shape(folder), Placing(dtype=DTYPES[precision], trained=full))
         if not full:
             model.adapt(settings.adapter, 1)
         model.execution = Execution(recompute_layers=plan.recompute_layers, loss_chunk=plan.loss_chunk)
-        return step_bytes(model.train().logprobs, collate(rows), nullcontext())
+        return step_bytes(model.train().logprobs, collate(rows, share=plan.share_prefix), nullcontext())
     base = Base("tiny", folder, "folder", "", read_spec(folder))
     loaded: Any = load_base(base, dtype="fp32" if full else precision)
     loaded = loaded.requires_grad_(True) if full else adapters.add_adapter(loaded, settings.adapter, seed=1)
@@ -90,9 +91,9 @@ def measured(folder: Path, settings: config.Config, precision: str, plan: Plan, 
 
 def predicted(folder: Path, settings: config.Config, plan: Plan, lengths: list[int]) -> tuple[Memory, float]:
     """The forecast, and the largest moment of a pass in it."""
-    stats = DataStats(tuple(lengths), sum(lengths) // 2, "hash")
+    stats = DataStats(tuple(lengths), sum(lengths) // 2, "hash", min(lengths) // 2 if plan.share_prefix else 0)
     job = Job.of(settings, read_spec(folder), stats, CPU)
-    found = memory(job, plan, job.most(plan.model))
+    found = memory(job, plan, job.most(plan.model, plan.share_prefix))
     elsewhere = ("update", "evaluation", "generation")
     return found, max(size for name, size in found.moments.items() if name not in elsewhere)
 
@@ -114,6 +115,21 @@ def test_peak_of_a_step(
     there = measured(folder, settings, precision, plan, lengths)
     found, want = predicted(folder, settings, plan, lengths)
     assert want == pytest.approx(there, rel=band), {name: round(size) for name, size in found.moments.items()}
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+@pytest.mark.parametrize("recomputed", [0, LAYERS])
+def test_peak_of_a_step_that_shares_a_beginning(
+    case: tuple[Path, list[int]], adapter: str, recomputed: int
+) -> None:
+    folder, lengths = case[0], [length + 80 for length in case[1]]
+    declared = {"base_model": str(folder), "adapter": ADAPTERS[adapter]}
+    settings = config.load(declared | {"trainer": {"batch_size": 8, "precision": "fp32"}})
+    plan = Plan("cpu", 4096, "decoder", recompute_layers=recomputed, loss_chunk=64, share_prefix=True)
+    there = measured(folder, settings, "fp32", plan, lengths)
+    found, want = predicted(folder, settings, plan, lengths)
+    assert want == pytest.approx(there, rel=0.1), {name: round(size) for name, size in found.moments.items()}
+    assert there < 0.95 * measured(folder, settings, "fp32", replace(plan, share_prefix=False), lengths)
 
 
 def test_weights_adapter_and_gradients_are_exact(case: tuple[Path, list[int]]) -> None:

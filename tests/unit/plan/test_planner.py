@@ -180,7 +180,7 @@ def test_offloading_and_limits_act() -> None:
         ({"embeddings": "host", "model": "generic"}, gpu(80), "Luthier's own decoder"),
         ({"recompute": 3, "model": "generic"}, gpu(80), "all layers or none"),
         ({"offload_checkpoints": True, "recompute": "none"}, gpu(80), "no checkpoints"),
-        ({"share_prefix": True}, gpu(80), "does not do it yet"),
+        ({"share_prefix": True, "graphs": True}, gpu(80), "a graph's keys are its tokens"),
         ({"graphs": True, "recompute": "all"}, gpu(80), "recompute nothing"),
         ({"graphs": True}, gpu(15, (7, 5), "Tesla T4"), "flash attention"),
         ({"device": "cuda"}, CPU, "no cuda device"),

@@ -102,7 +102,7 @@ class Decoder(nn.Module):
             key_t=self._keys(batch),
         )
         hidden_nh = normed(self.run(self.embed(batch.ids), now), self.norm)
-        if len(keep) != len(back):
+        if not torch.equal(back, torch.arange(len(keep))):
             hidden_nh = hidden_nh[back.to(device, non_blocking=True)]
         targets = batch.ids[batch.supervised].to(device, non_blocking=True)
         return hidden_nh, targets
