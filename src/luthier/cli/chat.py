@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from luthier.cli import common
+from luthier.errors import LuthierError
+
+if TYPE_CHECKING:
+    from luthier.tuned.conversation import Conversation
 
 NAME = "chat"
-EXAMPLES = ("luthier chat my-run",)
+EXAMPLES = ("luthier chat my-run", "luthier chat my-run --system 'Answer in one sentence.'")
+HELP = """\
+/reset          forget the turns so far; the system prompt stays
+/base MESSAGE   ask the base model, before it was tuned
+/compare MESSAGE  ask both; the tuned answer joins the conversation
+/temp NUMBER    sharpness of the draw from now on: 0 is greedy, 1 the model's own distribution
+/help           this list
+/quit           end"""
 
 
 def command(
@@ -21,7 +33,7 @@ def command(
     trust_remote_code: common.RemoteCode = False,
     as_json: common.Json = False,
 ) -> None:
-    """Chat with the tuned model of RUN. /reset forgets, /base asks the base model, /quit ends."""
+    """Chat with the tuned model of RUN. /base and /compare ask the base model too, /temp and /reset, /quit ends."""
     path = common.one_of(run, run_option, "RUN", "--model_path")
     from luthier import pipeline
 
@@ -32,22 +44,77 @@ def command(
     if interactive and conversation.column is not None:
         typer.echo(f"This model learned from a template: a message fills {{{conversation.column}}}, by itself.")
     if interactive:
-        typer.echo("Type a message. /reset forgets the history, /base asks the base model, /quit ends.")
-    while True:
-        if interactive:
-            typer.echo("> ", nl=False)
-        line = sys.stdin.readline()
-        if not line or line.strip() == "/quit":
-            return
-        text = line.rstrip("\n")
-        if text.strip() == "/reset":
-            conversation.reset()
-            continue
-        use_base = text.startswith("/base ")
-        pieces = conversation.say(text.removeprefix("/base "), use_base=use_base)
-        if as_json:
+        typer.echo("Type a message. /help lists what else there is, Ctrl-C ends an answer, /quit ends.")
+    Chat(conversation, as_json).run(interactive)
+
+
+class Chat:
+    """Reads lines and shows answers. An answer that fails or is broken off leaves the conversation as it was."""
+
+    def __init__(self, conversation: Conversation, as_json: bool) -> None:
+        self.conversation, self.as_json = conversation, as_json
+        self.generation: dict[str, Any] = {}
+        self.commands: dict[str, Callable[[str], None]] = {
+            "/reset": lambda rest: self.conversation.reset(),
+            "/base": lambda rest: self._answer(rest, use_base=True),
+            "/compare": self._compare,
+            "/temp": self._temperature,
+            "/help": lambda rest: typer.echo(HELP),
+        }
+
+    def run(self, interactive: bool) -> None:
+        """Until /quit or the end of the input."""
+        while True:
+            if interactive:
+                typer.echo("> ", nl=False)
+            line = sys.stdin.readline()
+            text = line.strip()
+            if not line or text == "/quit":
+                return
+            if text:
+                self._take(text, interactive)
+
+    def _take(self, text: str, interactive: bool) -> None:
+        name, _, rest = text.partition(" ")
+        try:
+            if name in self.commands:
+                self.commands[name](rest.strip())
+            elif name.startswith("/") and name[1:].isalpha():
+                self._say_fault(f"there is no {name}; /help lists what there is")
+            else:
+                self._answer(text)
+        except (LuthierError, ValueError) as error:  # the conversation goes on
+            self._say_fault(str(error))
+        except KeyboardInterrupt:
+            if not interactive:
+                raise
+            typer.echo("")
+
+    def _answer(self, text: str, *, use_base: bool = False, remember: bool = True, label: str = "") -> None:
+        if not text:
+            raise ValueError("a message has to follow")
+        pieces = self.conversation.say(text, use_base=use_base, generation=self.generation, remember=remember)
+        if self.as_json:
             common.emit({"answer": "".join(pieces), "base": use_base})
-            continue
+            return
+        typer.echo(label, nl=False)
         for piece in pieces:
             typer.echo(piece, nl=False)
         typer.echo("")
+
+    def _compare(self, text: str) -> None:
+        self._answer(text, use_base=True, remember=False, label="base:  ")
+        self._answer(text, label="tuned: ")
+
+    def _temperature(self, text: str) -> None:
+        from luthier.infer.sampling import resolve
+
+        value = {"temperature": float(text)} if text.replace(".", "", 1).isdigit() else {"temperature": text}
+        resolve(None, value)  # raises what is wrong with it
+        self.generation = value
+
+    def _say_fault(self, message: str) -> None:
+        if self.as_json:
+            common.emit({"error": message})
+        else:
+            typer.echo(message, err=True)

@@ -37,12 +37,24 @@ class Conversation:
         """Forget the turns; the system prompt stays."""
         self.messages = [Message("system", self._system)] if self._system else []
 
-    def say(self, text: str, *, use_base: bool = False, generation: Mapping[str, Any] | None = None) -> Iterator[str]:
-        """Add a user turn and stream the answer, which joins the history once it has been read to its end."""
+    def say(
+        self,
+        text: str,
+        *,
+        use_base: bool = False,
+        generation: Mapping[str, Any] | None = None,
+        remember: bool = True,
+    ) -> Iterator[str]:
+        """Stream the answer to a user turn; both join the history once the answer has been read to its end.
+
+        ``remember`` false leaves the history as it is, as an answer that is not read to its end does.
+
+        Raises ValueError where the turns so far no longer fit into the model's context.
+        """
         tuned = self._tuned
-        self.messages.append(Message("user", text))
+        asked = [*self.messages, Message("user", text)]
         if self.column is None:
-            ids = tuned.renderer.chat_prompt(self.messages).ids
+            ids = tuned.renderer.chat_prompt(asked).ids
         else:
             ids = tuned.renderer.prompt({self.column: text}).ids
         sampling = resolve(tuned.config.generation, generation, seed=tuned.config.random_seed)
@@ -50,4 +62,5 @@ class Conversation:
         for piece in tuned.stream_ids(ids, sampling, use_base=use_base):
             pieces.append(piece)
             yield piece
-        self.messages.append(Message("assistant", "".join(pieces)))
+        if remember:
+            self.messages = [*asked, Message("assistant", "".join(pieces))]

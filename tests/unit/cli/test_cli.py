@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -75,7 +76,7 @@ def test_every_command_has_json_help_and_examples_that_parse(name: str, luthier:
     assert code == 0 and "For example:" in out
     module = getattr(cli, name)
     for example in module.EXAMPLES:
-        program, called, *arguments = example.split()
+        program, called, *arguments = shlex.split(example)
         assert (program, called) == ("luthier", name)
         command.make_context(name, list(arguments))  # parses, or raises a usage error
 
@@ -160,6 +161,18 @@ def test_chat_asks_the_way_the_model_was_taught(trained: Path, luthier: Run) -> 
     assert code == 0 and [one["answer"] for one in _objects(out)] == tables
     code, _, err = luthier("chat", str(trained / "made"), "--system", "Be brief.", stdin="")
     assert code == 2 and "config-conflict" in err
+
+
+def test_chat_compares_warms_and_goes_on_after_a_fault(trained: Path, luthier: Run) -> None:
+    lines = "/compare say 3\n/base say 3\nsay 3\n/temp hot\n/nothing\n/base\n/temp 100\nsay 3\n/temp 0\nsay 3\n/quit\n"
+    code, out, _ = luthier("chat", str(trained / "made"), "--json", stdin=lines)
+    base, tuned, again, same, hot, nothing, empty, warm, cold = _objects(out)
+    assert code == 0 and base["base"] and not tuned["base"]
+    assert base["answer"] == again["answer"] and tuned["answer"] == same["answer"] == cold["answer"]
+    assert "temperature" in hot["error"] and "/help" in nothing["error"] and "message" in empty["error"]
+    assert warm["answer"] != cold["answer"]
+    code, out, err = luthier("chat", str(trained / "made"), stdin="/help\n/compare say 3\n/reset\n/temp x\n")
+    assert code == 0 and "/compare MESSAGE" in out and "base:  " in out and "tuned: " in out and "temperature" in err
 
 
 def _objects(text: str) -> list[Any]:

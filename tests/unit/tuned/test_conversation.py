@@ -1,0 +1,34 @@
+"""What joins the history of a conversation, and what does not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+from luthier.tuned.conversation import Conversation
+
+
+class Asked:
+    """Stands in for `Tuned`: answers with how many turns it was shown."""
+
+    config = SimpleNamespace(generation=None, random_seed=1)
+    layout = SimpleNamespace(inputs=())
+    renderer = SimpleNamespace(is_chat=True, chat_prompt=lambda turns: SimpleNamespace(ids=[m.content for m in turns]))
+
+    def stream_ids(self, ids: list[str], sampling: Any, use_base: bool) -> Iterator[str]:
+        yield str(len(ids))
+        yield " base" if use_base else ""
+
+
+def test_turns_are_remembered_unless_they_are_not_to_be() -> None:
+    talk = Conversation(Asked(), "Be brief.")  # type: ignore[arg-type]
+    assert "".join(talk.say("a")) == "2"
+    assert "".join(talk.say("b", use_base=True, remember=False)) == "4 base"
+    assert "".join(talk.say("c")) == "4"
+    broken_off = talk.say("d")
+    next(broken_off)
+    broken_off.close()  # type: ignore[attr-defined]
+    assert [turn.content for turn in talk.messages] == ["Be brief.", "a", "2", "c", "4"]
+    talk.reset()
+    assert [turn.role for turn in talk.messages] == ["system"]
