@@ -123,6 +123,7 @@ def _fit(work: Work, folder: RunFolder, precision: Precision, sink: events.Sink)
     from luthier.objectives.sft import Sft
     from luthier.train.evaluation import Evaluator
     from luthier.train.loop import fit, trainable
+    from luthier.train.memory import give_back
     from luthier.train.setup import Setup
 
     settings, plan, trainer = work.config, work.plan, work.config.trainer
@@ -169,6 +170,7 @@ def _fit(work: Work, folder: RunFolder, precision: Precision, sink: events.Sink)
         outcome = fit(setup)
     atomic.write_json(folder.path / "outcome.json", outcome.to_json())
     model.module.eval()
+    give_back()
     return tuned
 
 
