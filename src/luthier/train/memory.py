@@ -20,8 +20,11 @@ def peak_gib(device: str) -> float:
 
 
 def give_back() -> None:
-    """Return freed memory to the system. glibc keeps the small blocks that checkpoints and optimizers leave behind, in
-    an arena a thread, so that training again would seem to need more each time."""
+    """Return freed memory to the system.
+
+    glibc keeps the small blocks that checkpoints and optimizers leave behind, in an arena a thread, so that training
+    again would seem to need more each time.
+    """
     gc.collect()
     if sys.platform == "linux":
         with suppress(OSError, AttributeError):  # another libc has no malloc_trim, and nothing to trim
