@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 import torch
 
-from luthier.kernels.backend import fused, wide
+from luthier.kernels.backend import fused
 
 Activation = Literal["silu", "gelu_tanh"]
 
@@ -32,10 +31,9 @@ def gated_backward(
         return gpu.gated_backward(grad_tf, gate_up_tf, activation, again)
     gate_tf, up_tf = gate_up_tf.chunk(2, -1)
     act_tf = _act(gate_tf, activation)
-    slope_tf = _slope(wide(gate_tf), activation)
     out_tf = torch.empty_like(gate_up_tf)
     gate_grad, up_grad = out_tf.chunk(2, -1)
-    gate_grad.copy_(wide(grad_tf) * wide(up_tf) * slope_tf)
+    gate_grad.copy_(_act_backward(grad_tf * up_tf, gate_tf, activation))
     torch.mul(grad_tf, act_tf, out=up_grad)
     return out_tf, act_tf * up_tf if again else None
 
@@ -46,10 +44,7 @@ def _act(gate_tf: torch.Tensor, activation: Activation) -> torch.Tensor:
     return torch.nn.functional.gelu(gate_tf, approximate="tanh")
 
 
-def _slope(x: torch.Tensor, activation: Activation) -> torch.Tensor:
+def _act_backward(grad_tf: torch.Tensor, gate_tf: torch.Tensor, activation: Activation) -> torch.Tensor:
     if activation == "silu":
-        gate = torch.sigmoid(x)
-        return gate * (1 + x * (1 - gate))
-    c = math.sqrt(2 / math.pi)
-    tanh = torch.tanh(c * (x + 0.044715 * x.pow(3)))
-    return 0.5 * (1 + tanh) + 0.5 * x * (1 - tanh.square()) * c * (1 + 3 * 0.044715 * x.square())
+        return torch.ops.aten.silu_backward(grad_tf, gate_tf)  # type: ignore[no-any-return]
+    return torch.ops.aten.gelu_backward(grad_tf, gate_tf, approximate="tanh")  # type: ignore[no-any-return]
