@@ -19,6 +19,7 @@ CONTEXT = GIB // 2  # a CUDA context with its libraries, outside torch's allocat
 PROCESS = {"cpu": 700 * MIB, "cuda": 1800 * MIB, "mps": 700 * MIB}  # Python with torch and transformers loaded
 PER_TOKEN = 16  # bytes of a tokenised token with its weight on the host
 
+SHORT = 256  # keys up to which a CPU's attention in 16 bit is made of plain products (kernels/attention.py)
 PADDED = 1.2  # entries over tokens where similar rows are padded to one length
 UNION = 1.6  # columns that any row of a pass needs, over those that one row needs
 
@@ -190,7 +191,16 @@ def layer_bytes(job: Job, plan: Plan) -> float:
     # where rows are padded, keys and values are repeated for each head
     heads = 2 * shape.q + 2 * shape.kv * keys if packed else (1 + 2 * PADDED * (1 + keys)) * shape.q
     kept = 2 * spec.hidden + heads + 2 * spec.intermediate + job.trained.ranks
-    return c * kept + 4 * spec.heads + 8  # and in fp32 the attention's log-sum-exp and two norms
+    return c * kept + 4 * spec.heads + 8 + _weights_of_attention(job, plan)  # and in fp32 a log-sum-exp and two norms
+
+
+def _weights_of_attention(job: Job, plan: Plan) -> float:
+    """What the attention of short rows in 16 bit on a CPU keeps for each token: its weights, in fp32 and rounded."""
+    if plan.device != "cpu" or job.compute != 2 or job.longest > SHORT:
+        return 0.0
+    rows = [length for step in job.steps for length in step]
+    squares = sum(length * length for length in rows) / max(sum(rows), 1)
+    return 6.0 * job.shape.spec.heads * squares
 
 
 def _work_bytes(job: Job, plan: Plan) -> float:
@@ -203,7 +213,7 @@ def _work_bytes(job: Job, plan: Plan) -> float:
         return 8.0 * spec.intermediate + 8.0 * spec.hidden
     if plan.device.startswith("cuda"):
         return c * (4.0 * spec.intermediate + 4.0 * spec.hidden)
-    return (26.0 if c == 4 else 22.0) * spec.intermediate + 8.0 * spec.hidden
+    return (23.0 if c == 4 else 9.5) * spec.intermediate + 8.0 * spec.hidden
 
 
 def _loss(job: Job, plan: Plan, tokens: int, supervised: float) -> float:

@@ -19,7 +19,7 @@ from luthier.errors import TrainingError
 from luthier.plan import pins, reasons
 from luthier.plan.job import Job
 from luthier.plan.memory import GIB, MIB, Memory, memory
-from luthier.plan.speed import Rates, Speed, rates_of, speed
+from luthier.plan.speed import GRAPH_TOKENS, Rates, Speed, passes_of, rates_of, speed
 from luthier.plan.support import BUILT, Engine, flash, no_graphs, not_decoder
 from luthier.types import DataStats, Machine, ModelSpec, Plan
 
@@ -27,7 +27,7 @@ MAX_TOKENS = 32768  # more in one pass gains nothing on any card
 ROUND = 64  # tokens of a pass are a multiple of this
 CUTS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 96, 128)  # passes of a step that are tried
 LOSS = {"cuda": (256 * MIB, 32 * MIB), "mps": (128 * MIB,), "cpu": (48 * MIB,)}  # bytes of a chunk of logits
-GRAPH_TOKENS, GRAPH_SECONDS = 128, 0.5  # lengths are rounded up to these; making the graphs of 32 layers, assumed
+GRAPH_SECONDS = 0.2  # making the graphs of one rounded length for 32 layers, measured
 # What a means must save to be worth it, as a share of the step's time.
 BURDEN = {"streamed": 1.0, "offload_checkpoints": 0.03, "optimizer": 0.03, "embeddings": 0.01}
 RESERVE = {"cuda": (0.04, 400 * MIB), "mps": (0.15, GIB), "cpu": (0.10, 512 * MIB)}  # share of free memory, at least
@@ -154,7 +154,9 @@ def making_graphs(job: Job, plan: Plan) -> float:
     """Seconds of capturing the graphs of a run, as a share of each step: one for each rounded length of a pass."""
     if not plan.graphs:
         return 0.0
-    lengths = {-(-min(sum(rows), plan.tokens_per_pass) // GRAPH_TOKENS) for rows in job.steps}
+    lengths = {
+        sum(rows) // GRAPH_TOKENS for step in job.steps for rows in passes_of(step, plan.tokens_per_pass, plan.model, 0)
+    }
     return len(lengths) * GRAPH_SECONDS * job.shape.spec.layers / 32 / job.total_steps
 
 

@@ -89,6 +89,7 @@ class Trained:
     ranks: int = 0
     span: int = 0
     mlp: bool = False  # whether a matrix of the MLP is adapted
+    pairs: float = 0.0  # low-rank pairs of a layer
 
 
 def quantised_bytes(bits: int | None, double: bool, compute: int) -> float:
@@ -120,6 +121,7 @@ def trained(adapter: Any, shape: Shape) -> Trained:
         ranks=int(fraction * sum(_rank(adapter, name) for name in chosen)) if low_rank else 0,
         span=int(fraction * sum(sum(shape.matrices[name]) for name in chosen)) if low_rank else 0,
         mlp=any(name in GATED for name in chosen),
+        pairs=fraction * len(chosen) if low_rank else 0.0,
     )
 
 

@@ -19,11 +19,14 @@ from luthier.plan.shape import quantised_bytes
 from luthier.types import Machine, Plan
 
 TYPICAL = 8  # steps that stand for all of them while plans are compared
-# Kernels that one layer starts in a pass, forward and backward, and the seconds of host work that each costs.
-KERNELS = {"decoder": 110, "generic": 300}
+# Kernels that one layer starts in a pass, forward and backward, those of one low-rank pair, and the seconds of host
+# work that each costs: of the decoder measured beside an H200 (r 8 on q, v: at most 96 ms a pass of 32 layers; r 16 on
+# all linear layers: 159 ms), of the rest assumed.
+KERNELS, PAIR_KERNELS = {"decoder": 50, "generic": 300}, {"decoder": 10, "generic": 0}
+HOST_SECONDS = {"decoder": 41e-6, "generic": 22e-6}
 SHARING = 12  # more of them where keys of a shared beginning are gathered, and their gradients summed
-HOST_SECONDS = {"decoder": 15e-6, "generic": 22e-6}  # PEFT and transformers are Python between the kernels
 CPU_SECONDS = 12e-6
+GRAPH_TOKENS = 128  # a graph's pass is padded to a multiple of this, by one token at least
 GRAPHED = 2  # with graphs the host starts the last layer and the loss alone, about as much as this many layers
 TRAFFIC = {"decoder": 1.0, "generic": 2.5}  # element-wise reads and writes, against a fused layer
 ADAPTER = 5.0  # times that LoRA's inputs and outputs go through memory in a pass, over reading them once
@@ -105,9 +108,11 @@ def speed(job: Job, plan: Plan, rates: Rates, *, typical: bool = False) -> Speed
     parts: dict[str, float] = {}
     tokens = passes = largest = 0
     for lengths in steps:
-        for rows in _cut(lengths, plan.tokens_per_pass, plan.model, job.shared * plan.share_prefix):
+        for rows in passes_of(lengths, plan.tokens_per_pass, plan.model, job.shared * plan.share_prefix):
             computed = job.computed(rows, plan.model, plan.share_prefix)
             largest = max(largest, computed)
+            if plan.graphs:
+                computed = (computed // GRAPH_TOKENS + 1) * GRAPH_TOKENS
             passes += 1
             for name, seconds in pass_seconds(job, plan, rates, computed, rows).items():
                 parts[name] = parts.get(name, 0.0) + seconds
@@ -118,7 +123,7 @@ def speed(job: Job, plan: Plan, rates: Rates, *, typical: bool = False) -> Speed
 
 
 @lru_cache(maxsize=4096)
-def _cut(lengths: tuple[int, ...], tokens: int, model: str, shared: int) -> tuple[tuple[int, ...], ...]:
+def passes_of(lengths: tuple[int, ...], tokens: int, model: str, shared: int) -> tuple[tuple[int, ...], ...]:
     """The lengths of each pass of a step, as training will cut it."""
     passes = schedule(lengths, Plan("", tokens, model), shared=shared)[0]  # type: ignore[arg-type]
     return tuple(tuple(lengths[i] for i in indices) for indices in passes)
@@ -153,12 +158,13 @@ def pass_seconds(job: Job, plan: Plan, rates: Rates, tokens: int, rows: Sequence
     if plan.offload_checkpoints:
         moved = 2 * tokens * plan.recompute_layers * spec.hidden * c / rates.link
         out["inputs to the host"] = max(0.0, moved - 0.5 * out["products"])
-    return _with_launches(out, plan, rates, spec.layers, again)
+    return _with_launches(out, job, plan, rates, again)
 
 
-def _with_launches(out: dict[str, float], plan: Plan, rates: Rates, layers: int, again: float) -> dict[str, float]:
-    each = KERNELS[plan.model] + SHARING * plan.share_prefix
-    kernels = each * (GRAPHED if plan.graphs else layers) * (1 + again / 3)
+def _with_launches(out: dict[str, float], job: Job, plan: Plan, rates: Rates, again: float) -> dict[str, float]:
+    layers = GRAPHED if plan.graphs else job.shape.spec.layers
+    each = KERNELS[plan.model] + PAIR_KERNELS[plan.model] * job.trained.pairs + SHARING * plan.share_prefix
+    kernels = each * layers * (1 + again / 3)
     if plan.device == "cpu":  # one worker: what it takes to start the work comes on top
         return out | {"launches": kernels * rates.launch}
     busy = sum(out.values())
@@ -201,4 +207,4 @@ def _update(job: Job, plan: Plan, rates: Rates) -> float:
     return moved / rates.bandwidth
 
 
-__all__ = ["GIB", "RANGE", "Rates", "Speed", "layer_bytes", "pass_seconds", "rates_of", "speed"]
+__all__ = ["GIB", "RANGE", "Rates", "Speed", "layer_bytes", "pass_seconds", "passes_of", "rates_of", "speed"]
