@@ -1,4 +1,4 @@
-"""`luthier runs`: list run folders and compare them."""
+"""`luthier runs`: list run folders, compare them, verify one."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import Annotated
 import typer
 
 from luthier.cli import common
+from luthier.errors import RunError
 
 NAME = "runs"
-EXAMPLES = ("luthier runs", "luthier runs my-run other-run")
+EXAMPLES = ("luthier runs", "luthier runs my-run other-run", "luthier runs verify my-run")
 
 
 def command(
@@ -19,9 +20,15 @@ def command(
     ] = None,
     as_json: common.Json = False,
 ) -> None:
-    """List runs with their state and results; two or more RUNs are compared, differing keys shown."""
+    """List runs with their state and results; two or more RUNs are compared, differing keys shown.
+
+    `luthier runs verify RUN` reads every byte of its checkpoints and model and names what is not as it was written.
+    """
     from luthier.run import summary
 
+    if folders and folders[0] == Path("verify") and len(folders) > 1:
+        _verify(folders[1:], as_json)
+        return
     here = Path("runs")
     found = summary.summarise(folders or ([here] if here.is_dir() else []))
     if as_json:
@@ -40,3 +47,20 @@ def command(
     if folders and len(found) > 1:
         rows = [[key, *values] for key, values in summary.differences(found).items()]
         out.print(console.table("What differs", ["key", *[run.name for run in found]], rows))
+
+
+def _verify(folders: list[Path], as_json: bool) -> None:
+    """Print what was found; ends with the exit code of a damaged run when anything is."""
+    from luthier.run import RunFolder
+    from luthier.run.verify import verify
+
+    found = {str(folder): verify(RunFolder.load(folder, trained=False)) for folder in folders}
+    if as_json:
+        common.emit({run: [one.to_json() for one in verdicts] for run, verdicts in found.items()})
+    for run, verdicts in found.items() if not as_json else ():
+        typer.echo(run if verdicts else f"{run}: nothing written yet")
+        for one in verdicts:
+            said = "; ".join(one.faults) if one.faults else "whole" if one.known else "no manifest to compare with"
+            typer.echo(f"  {one.what}: {said}")
+    if any(one.faults for verdicts in found.values() for one in verdicts):
+        raise typer.Exit(RunError.exit_code)

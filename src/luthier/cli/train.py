@@ -7,10 +7,13 @@ from typing import Annotated
 import typer
 
 from luthier.cli import common
+from luthier.errors import RunError
 
 NAME = "train"
 EXAMPLES = (
     "luthier train config.yaml --output my-run",
+    "luthier train --resume my-run",
+    "luthier train config.yaml --fork my-run --set trainer.learning_rate=5e-5",
     "luthier train config.yaml --set trainer.epochs=1 --set trainer.learning_rate=1e-4",
 )
 
@@ -23,12 +26,26 @@ def command(
         str | None,
         typer.Option("--output", "--output_directory", "-od", "-o", help="The run folder, exactly; default runs/…"),
     ] = None,
+    resume: Annotated[
+        str | None, typer.Option("--resume", metavar="RUN", help="Go on with an unfinished run, as it was begun.")
+    ] = None,
+    fork: Annotated[
+        str | None,
+        typer.Option(
+            "--fork", metavar="RUN", help="Start a new run from the weights of this run's newest checkpoint, or of "
+            "RUN/checkpoints/step-…; optimizer and schedule begin anew.",
+        ),
+    ] = None,
     sets: common.Set = None,
     encoding: common.Encoding = None,
     trust_remote_code: common.RemoteCode = False,
     as_json: common.Json = False,
 ) -> None:
     """Fine-tune the base model that CONFIG names on your data; a run folder comes out."""
+    if resume is not None:
+        if config or config_option or output or fork:
+            raise typer.BadParameter("--resume takes all from the run: leave CONFIG, --output and --fork out")
+        config, output = _begun(resume)
     path = common.one_of(config, config_option, "CONFIG", "--config")
     settings = common.load_config(path, sets)
     data = common.dataset_of(settings, dataset, path, encoding)
@@ -41,6 +58,7 @@ def command(
             output=output,
             encoding=data.encoding,
             trust_remote_code=trust_remote_code,
+            fork=fork,
             sink=sink,
         )
     if as_json:
@@ -50,3 +68,19 @@ def command(
     typer.echo(f"  report    {trained.folder / 'report.html'}")
     typer.echo(f"  next      luthier evaluate {trained.folder}   # did it help?")
     typer.echo(f"            luthier chat {trained.folder}")
+
+
+def _begun(run: str) -> tuple[str, str]:
+    """The config and the folder of a run. Raises RunError when it had not begun."""
+    from luthier.run import RunFolder
+
+    folder = RunFolder.load(run, trained=False).path
+    config = folder / "config.yaml"
+    if not config.is_file():
+        raise RunError(
+            "run-not-a-run",
+            "the run ended before it had recorded its config",
+            where=str(folder),
+            fix=f"luthier train CONFIG --output {folder}",
+        )
+    return str(config), str(folder)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import atexit
 import json
 import platform
+import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,14 +17,15 @@ from luthier import config, events
 from luthier.config import Config
 from luthier.data.columns import reference_of
 from luthier.data.source import TableSource
-from luthier.errors import ConfigError, Interrupted
+from luthier.errors import ConfigError, Interrupted, RunError
 from luthier.pipeline.ahead import import_ahead
 from luthier.pipeline.finishing import merge, report, versions
+from luthier.pipeline.forking import Origin, origin_of, weights_of
 from luthier.pipeline.loading import load
 from luthier.pipeline.opening import declared_precision, open_base, open_for_tuning
 from luthier.pipeline.preparing import Work, prepare
 from luthier.plan.recorded import continued, leaner
-from luthier.run import Lock, RunFolder, atomic, hash_config, read_metrics, require_space
+from luthier.run import Lock, RunFolder, atomic, hash_config, manifest, read_metrics, require_space
 from luthier.run.inputs import RECORD
 from luthier.run.watch import growing
 from luthier.tuned import Tuned
@@ -58,9 +61,13 @@ def train(
     output: str | Path | None = None,
     encoding: str | None = None,
     trust_remote_code: bool = False,
+    fork: str | Path | None = None,
     sink: events.Sink = events.silent,
 ) -> Trained:
-    """One config and one table become a tuned model in a run folder, which is continued if it is this run's already."""
+    """One config and one table become a tuned model in a run folder, which is continued if it is this run's already.
+
+    ``fork``: a run, or one of its checkpoints, whose weights a new run starts from; its optimizer and schedule are new.
+    """
     from luthier.plan.precision import resolve_precision
 
     if settings.trainer.type == "none":
@@ -78,7 +85,10 @@ def train(
     try:
         work = prepare(settings, dataset, encoding=encoding, trust_remote_code=trust_remote_code, sink=sink)
         precision = resolve_precision(declared_precision(work.config), work.machine)
-        standing = folder.complete_lock(_lock(work, precision))
+        origin = _origin(folder, fork, sink)
+        standing = folder.complete_lock(_lock(work, precision, origin))
+        if standing == "new" and origin is not None:
+            folder.mark("training", forked=origin.to_json())
         if standing == "finished":
             sink(events.Note(text=f"{folder.path} is finished: nothing to do"))
             folder.close()
@@ -93,18 +103,43 @@ def train(
         for line in work.audit.lines():
             sink(events.Note(text=line))
         sink(events.Planned(plan=asdict(work.plan), why=forced))
-        tuned = _fit(work, folder, precision, sink)
+        tuned = _fit(work, folder, precision, sink, origin)
         if work.config.adapter is not None and work.config.adapter.postprocessor.merge_adapter_into_base_model:
             merge(work, folder, sink)
         report(folder, tuned, work)
         folder.finish()
     except BaseException as error:
-        if folder.state != "finished":
-            stopped = isinstance(error, (Interrupted, KeyboardInterrupt, SystemExit))
-            folder.mark("interrupted" if stopped else "failed")
-        folder.close()
+        _mark_ended(folder, error)
+        if isinstance(error, OSError) and atomic.is_full(error):
+            raise _no_room(folder, error) from error
         raise
     return _trained(folder, tuned, work)
+
+
+def _mark_ended(folder: RunFolder, error: BaseException) -> None:
+    """Enter how the run ended and let go of it; on a full disk the folder stays as it is."""
+    stopped = isinstance(error, (Interrupted, KeyboardInterrupt, SystemExit))
+    with suppress(OSError):
+        if folder.state != "finished":
+            folder.mark("interrupted" if stopped else "failed")
+    folder.close()
+
+
+def _no_room(folder: RunFolder, error: BaseException) -> RunError:
+    return RunError(
+        "run-no-space",
+        f"the run folder cannot be written to: {error}",
+        where=str(folder.path),
+        fix=f"make room on the disk (or raise `ulimit -f`), then: luthier train --resume {folder.path}",
+    )
+
+
+def _origin(folder: RunFolder, fork: str | Path | None, sink: events.Sink) -> Origin | None:
+    """The checkpoint that the run starts from: the one asked for, or the one that it was begun with."""
+    recorded = folder.record.get("forked")
+    if fork is None:
+        return Origin(**recorded) if recorded else None
+    return origin_of(fork, sink)
 
 
 def _said(value: Any) -> str:
@@ -113,12 +148,35 @@ def _said(value: Any) -> str:
 
 
 def _save(model: Tunable, folder: RunFolder, size: int, sink: events.Sink) -> Path:
-    """Write what was trained, about ``size`` bytes; the disk tells how far it is."""
-    with growing(sink, "save", folder.path, size):
-        return model.save(folder.path)
+    """Write what was trained, about ``size`` bytes, whole or not at all; the disk tells how far it is.
+
+    Raises RunError run-no-space.
+    """
+    staging = folder.path / ".saving"
+    shutil.rmtree(staging, ignore_errors=True)
+    try:
+        staging.mkdir()
+        with growing(sink, "save", folder.path, size):
+            made = model.save(staging)
+        manifest.write(made)
+        for one in made.iterdir():
+            atomic.sync_file(one)
+        atomic.sync_folder(made)
+        final = folder.path / made.name
+        if final.exists():  # of an attempt that ended before the run was finished
+            shutil.rmtree(final)
+        made.rename(final)
+        atomic.sync_folder(folder.path)
+    except Exception as error:
+        if atomic.is_full(error):
+            raise _no_room(folder, error) from error
+        raise
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return final
 
 
-def _fit(work: Work, folder: RunFolder, precision: Precision, sink: events.Sink) -> Tuned:
+def _fit(work: Work, folder: RunFolder, precision: Precision, sink: events.Sink, origin: Origin | None) -> Tuned:
     """Open the model, train it, save what was trained."""
     from luthier.objectives.sft import Sft
     from luthier.train.evaluation import Evaluator
@@ -164,7 +222,8 @@ def _fit(work: Work, folder: RunFolder, precision: Precision, sink: events.Sink)
         sink=events.fan_out(sink, _Keeper(folder), *trackers),
         loraplus_lr_ratio=getattr(settings.adapter, "loraplus_lr_ratio", None),
         leaner=partial(_leaner, model, work.base.spec.layers),
-        resume_hint=f"luthier train {folder.path / 'config.yaml'} --output {folder.path}",
+        start=partial(weights_of, origin, work.base.content_hash) if origin is not None else None,
+        resume_hint=f"luthier train --resume {folder.path}",
     )
     with events.stage(sink, "train", f"{setup.steps} steps, {trained:,} of the weights, {precision}"):
         outcome = fit(setup)
@@ -262,7 +321,7 @@ def _write_inputs(folder: RunFolder, work: Work, dataset: Any, encoding: str | N
     atomic.write_json(folder.path / RECORD, known)
 
 
-def _lock(work: Work, precision: str) -> Lock:
+def _lock(work: Work, precision: str, origin: Origin | None) -> Lock:
     """What the run is made from. Versions, machine and plan are recorded; they do not make it another run."""
     recorded = versions() | {"python": platform.python_version()}
     resolved = work.config.to_dict()
@@ -280,6 +339,7 @@ def _lock(work: Work, precision: str) -> Lock:
         machine=asdict(work.machine),
         plan=asdict(work.plan),
         defaults=work.config.defaults,
+        start_hash=origin.sha256 if origin is not None else "",
     )
 
 

@@ -161,7 +161,7 @@ class RunFolder:
                 + more,
                 where=str(self.path),
                 allowed="the same config, data and base model",
-                fix=_OTHER,
+                fix=f"{_OTHER}; to start a new run from its last checkpoint on purpose: --fork {self.path}",
             )
         if self.state == "finished":
             return "finished"

@@ -9,7 +9,15 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 # What makes two runs the same run. Versions, machine and plan may differ; they lower the promise to rounding.
-IDENTITY = ("config", "data_hash", "base_hash", "tokenizer_hash", "template_hash", "seed", "defaults")
+IDENTITY = ("config", "data_hash", "base_hash", "tokenizer_hash", "template_hash", "seed", "defaults", "start_hash")
+# What a hash is of, in words.
+HASHED = {
+    "data_hash": "the columns or the rows of the dataset",
+    "base_hash": "the files of the base model",
+    "tokenizer_hash": "the tokenizer",
+    "template_hash": "the prompt or chat template",
+    "start_hash": "the checkpoint that the run starts from",
+}
 
 # Config keys that change where a run is written, tracked or how fast it is, never what is learned.
 NOT_IDENTITY = frozenset({"name", "dataset", "backend", "execution"})
@@ -35,6 +43,7 @@ class Lock:
     machine: Mapping[str, Any] = field(default_factory=dict)
     plan: Mapping[str, Any] = field(default_factory=dict)
     defaults: str = "luthier"
+    start_hash: str = ""  # of the checkpoint that the run was forked from
 
     def to_json(self) -> dict[str, Any]:
         """The lock as JSON types."""
@@ -59,10 +68,15 @@ def diff(a: Lock, b: Lock) -> list[str]:
     left["config"], right["config"] = _identity(left["config"]), _identity(right["config"])
     before, after = _flat(left, IDENTITY), _flat(right, IDENTITY)
     return [
-        f"{key}: {before.get(key, 'absent')} → {after.get(key, 'absent')}"
+        f"{key}: {_shown(key, before)} → {_shown(key, after)}" + (f" ({HASHED[key]})" if key in HASHED else "")
         for key in sorted(before.keys() | after.keys())
         if before.get(key) != after.get(key)
     ]
+
+
+def _shown(key: str, values: Mapping[str, str]) -> str:
+    value = values.get(key, "absent")
+    return value.strip('"')[:12] or "none" if key in HASHED else value
 
 
 def drift(a: Lock, b: Lock) -> list[str]:

@@ -11,7 +11,7 @@ FORMAT = 1
 
 
 def write(folder: Path) -> None:
-    """Write the manifest of all files that are in ``folder`` now."""
+    """Write the manifest of the files that are in ``folder`` now; its README.md may change later."""
     files = {one.name: {"sha256": hash_of(one), "bytes": one.stat().st_size} for one in _files(folder)}
     text = json.dumps({"format": FORMAT, "files": files}, indent=2)
     (folder / NAME).write_text(text, encoding="utf-8")
@@ -35,7 +35,8 @@ def hash_of(path: Path) -> str:
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(one for one in folder.iterdir() if one.is_file() and one.name != NAME)
+    """All but the manifest itself and the card, which people edit."""
+    return sorted(one for one in folder.iterdir() if one.is_file() and one.name not in (NAME, "README.md"))
 
 
 def _fault(folder: Path, name: str, known: object) -> str | None:

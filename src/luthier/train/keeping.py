@@ -100,8 +100,10 @@ def resume(run: Run) -> int | None:
         _put_back(run, found)
         setup.sink(Note(text=f"going on from step {step} of {setup.steps}", data={"step": step}))
         return step
-    if "rewind" in (setup.trainer.on_nonfinite, setup.trainer.on_spike):
-        save(run)  # something to rewind to, from the first step on
+    if setup.start is not None:
+        _put_weights(setup, setup.start(), "the checkpoint to start from")
+    if setup.start is not None or "rewind" in (setup.trainer.on_nonfinite, setup.trainer.on_spike):
+        save(run)  # something to go back to, from the first step on
     return None
 
 
@@ -137,7 +139,7 @@ def restore_best(run: Run) -> None:
     except RunError as error:
         setup.sink(Warned(text=f"{error.faults[0].message}; the weights of step {run.now.step} are kept, not the best"))
         return
-    _put_weights(setup, found)
+    _put_weights(setup, found.weights, f"the checkpoint of step {best}")
     metric, value = run.best.metric, run.best.value
     setup.sink(Note(text=f"best checkpoint restored: step {best}, {metric} {value:.4f}", data={"step": best}))
 
@@ -159,7 +161,7 @@ def keep_if_finite(run: Run, source: Mapping[str, int]) -> None:
 def _put_back(run: Run, found: checkpoint.Checkpoint) -> None:
     """Everything as it was when the checkpoint was written."""
     setup, state = run.setup, found.state
-    _put_weights(setup, found)
+    _put_weights(setup, found.weights, f"the checkpoint of step {found.step}")
     model = found.optimizer.pop("model", {})
     if setup.restore_model is not None and model:
         setup.restore_model(model)
@@ -177,20 +179,20 @@ def _put_back(run: Run, found: checkpoint.Checkpoint) -> None:
     checkpoint.set_random_state(state["random"], setup.plan.device)
 
 
-def _put_weights(setup: Setup, found: checkpoint.Checkpoint) -> None:
+def _put_weights(setup: Setup, found: Mapping[str, torch.Tensor], what: str) -> None:
     mine = trainable(setup.model)
-    wrong = sorted(mine.keys() ^ found.weights.keys())
-    wrong += [name for name in mine.keys() & found.weights.keys() if mine[name].shape != found.weights[name].shape]
+    wrong = sorted(mine.keys() ^ found.keys())
+    wrong += sorted(name for name in mine.keys() & found.keys() if mine[name].shape != found[name].shape)
     if wrong:
         raise RunError(
             "run-damaged",
-            f"the checkpoint of step {found.step} does not fit the model: {', '.join(wrong[:5])}",
-            where=str(checkpoint.path_of(setup.checkpoints, found.step)),
-            fix="choose another --output folder",
+            f"{what} does not fit the model: {', '.join(wrong[:5])}{' …' if len(wrong) > 5 else ''}",
+            where=str(setup.checkpoints),
+            fix="choose another --output folder; with --fork, keep base_model, adapter, execution.model as they were",
         )
     with torch.no_grad():
         for name, weight in mine.items():
-            weight.copy_(found.weights[name])
+            weight.copy_(found[name])
 
 
 def _not_finite(run: Run) -> list[str]:

@@ -38,6 +38,7 @@ class Setup:
     penalty: a term of the weights alone that every step adds once (AdaLoRA's orthogonality), or None.
     after_update: called with the number of each update (from 1) while its gradients are there (for AdaLoRA).
     model_state, restore_model: what the model keeps beside its weights, for checkpoints.
+    start: weights that a new run begins with, by name, instead of the model's own.
     resume_hint: the command that continues the run, for the message of an interruption.
     """
 
@@ -63,6 +64,7 @@ class Setup:
     comm: Comm = field(default_factory=OneRank)
     loraplus_lr_ratio: float | None = None
     leaner: Callable[[Plan, int], Plan | None] = leaner
+    start: Callable[[], Mapping[str, torch.Tensor]] | None = None
     resume_hint: str = "run the same command again with the same --output folder"
 
     @property

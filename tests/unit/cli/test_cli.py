@@ -127,7 +127,7 @@ def test_the_config_of_a_run_folder_goes_on_from_any_folder(trained: Path, luthi
 def test_another_config_is_refused_with_the_difference(trained: Path, luthier: Run) -> None:
     arguments = ("train", str(trained / "config.yaml"), "--output", str(trained / "made"), "--set", "trainer.epochs=9")
     code, _, err = luthier(*arguments)
-    assert code == 5 and "run-other-lock" in err and "config.trainer.epochs: 1 → 9" in err
+    assert code == 5 and "run-other-lock" in err and "config.trainer.epochs: 1 → 9" in err and "--fork" in err
 
 
 def test_predict_prints_or_writes(trained: Path, luthier: Run, tmp_path: Path) -> None:
