@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import json
+import mmap
 import os
 import re
 import shutil
@@ -20,13 +21,15 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from luthier.errors import RunError
 from luthier.run import atomic, manifest
+from luthier.train import tensorfile
 
 FORMAT = 1
 _NAME = re.compile(r"step-(\d{6,})")
+LARGE = 2**16  # bytes: what malloc would keep for later when it is freed
 _STAGING = ".staging-"
 _DAMAGED = "damaged-"  # set aside, until a whole one takes its place
 
@@ -77,7 +80,7 @@ def snapshot(
 ) -> Snapshot:
     """Take what a checkpoint holds. Without ``copy`` it changes with the run: write it before the next step."""
     tree, tensors = _take_tensors(optimizer, copy=True)  # optimizers share tables between weights; files cannot
-    taken = {name: value.detach().to("cpu", copy=copy).contiguous() for name, value in weights.items()}
+    taken = {name: _copied(value) if copy else value.detach().cpu().contiguous() for name, value in weights.items()}
     # through JSON now: hooks hand out the lists that they go on filling
     record = json.dumps({"format": FORMAT, "step": step, "optimizer": tree, **state}, ensure_ascii=False)
     return Snapshot(taken, tensors, json.loads(record))
@@ -92,8 +95,8 @@ def save(folder: Path, step: int, taken: Snapshot) -> Path:
         for left in folder.glob(f"{_STAGING}*"):  # of a process that died; only one process writes to a run
             shutil.rmtree(left)
         staging.mkdir()
-        save_file(dict(taken.weights), staging / "weights.safetensors")
-        save_file(dict(taken.tensors), staging / "optimizer.safetensors")
+        tensorfile.write(staging / "weights.safetensors", taken.weights)
+        tensorfile.write(staging / "optimizer.safetensors", taken.tensors)
         (staging / "state.json").write_text(json.dumps(taken.record, ensure_ascii=False), encoding="utf-8")
         manifest.write(staging)
         for one in staging.iterdir():
@@ -103,7 +106,7 @@ def save(folder: Path, step: int, taken: Snapshot) -> Path:
             _delete(final)
         staging.rename(final)
         atomic.sync_folder(folder)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         shutil.rmtree(staging, ignore_errors=True)
         raise RunError(
             "run-no-space" if atomic.is_full(error) else "run-damaged",
@@ -216,7 +219,7 @@ def _take_tensors(tree: Any, *, copy: bool) -> tuple[Any, dict[str, torch.Tensor
     def walk(node: Any) -> Any:
         if isinstance(node, torch.Tensor):
             name = str(len(tensors))
-            tensors[name] = node.detach().to("cpu", copy=True).contiguous() if copy else node
+            tensors[name] = _copied(node) if copy else node
             return {"$tensor": name}
         if isinstance(node, Mapping):
             return {"$map": [[key, walk(value)] for key, value in node.items()]}
@@ -227,6 +230,15 @@ def _take_tensors(tree: Any, *, copy: bool) -> tuple[Any, dict[str, torch.Tensor
         return node
 
     return walk(tree), tensors
+
+
+def _copied(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy on the CPU; a large one in memory of its own, which goes back to the system with it."""
+    size = tensor.numel() * tensor.element_size()
+    if size < LARGE:
+        return tensor.detach().to("cpu", copy=True).contiguous()
+    out = torch.frombuffer(mmap.mmap(-1, size), dtype=tensor.dtype).view(tensor.shape)
+    return out.copy_(tensor.detach())
 
 
 def _put_tensors(node: Any, tensors: Mapping[str, torch.Tensor]) -> Any:

@@ -132,7 +132,7 @@ def test_fork_starts_a_new_run_from_the_weights(begun: Path) -> None:
 def test_a_fork_must_fit(begun: Path) -> None:
     with pytest.raises(RunError, match="does not fit the model"):
         train.command(config="config.yaml", output="other", fork="made", sets=["adapter={type: lora, r: 3}"])
-    with pytest.raises(RunError, match="no run"):
+    with pytest.raises(RunError, match="no such folder"):
         train.command(config="config.yaml", output="third", fork="nowhere")
     edit_base(begun)
     with pytest.raises(AssetError, match="another base"):

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from luthier.errors import RunError
 from luthier.events import Saved, Stepped, Warned
-from luthier.train import checkpoint, keeping, saver
+from luthier.train import checkpoint, keeping, saver, tensorfile
 from luthier.train.loop import fit
 
 
@@ -31,6 +32,19 @@ def test_what_was_saved_comes_back(tmp_path: Path) -> None:
     assert torch.equal(found.weights["w"], torch.arange(1000.0))
     assert found.optimizer["param_groups"][0]["betas"] == (0.9, 0.99)
     assert torch.equal(found.optimizer["state"][0]["m"], torch.ones(3))
+
+
+def test_the_library_reads_what_was_written(tmp_path: Path) -> None:
+    drawn = torch.Generator().manual_seed(0)
+    whole = {
+        str(dtype): torch.randint(0, 2, (3, 5, 2), generator=drawn).to(dtype) for dtype in tensorfile.NAMES
+    } | {"scalar": torch.tensor(1.5), "none": torch.zeros(0, 4), "名": torch.arange(3)}  # fmt: skip
+    tensorfile.write(tmp_path / "a.safetensors", whole)
+    found = load_file(tmp_path / "a.safetensors")
+    assert found.keys() == whole.keys()
+    for name, tensor in whole.items():
+        assert found[name].dtype == tensor.dtype and found[name].shape == tensor.shape
+        assert torch.equal(found[name].view(-1).view(torch.uint8), tensor.view(-1).view(torch.uint8))
 
 
 @pytest.mark.parametrize("kind", ["flip", "zero", "truncate"])
