@@ -1,6 +1,6 @@
 """Continuous batching: rows wait, are read into a slot, answered token by token, and leave the slot to the next.
 
-    round = admit (read waiting prompts) → step (one token for every row) → what is finished leaves
+    round = admit (read waiting prompts) or step (a token for every row), in turns → what is finished leaves
 
 Rows lie in the first slots without gaps, so that a step is a prefix of the cache.
 """
@@ -20,6 +20,7 @@ from luthier.infer.rules import Rules, choose
 from luthier.infer.stepping import Stepper
 from luthier.types import Request
 
+TOGETHER = 16  # a sixteenth of the slots is read together: a prompt by itself costs nearly as much as several
 BURST = 4  # steps between two looks at what they made, on a device that works while the host does not
 
 
@@ -68,7 +69,7 @@ class Session:
         self.waiting, self.running = deque(rows), list[Row]()
         self.prefix, self.read, self.logprobs = prefix, read, logprobs
         self.stepper = Stepper(forward, cache, answers.ends, told)
-        self._changed = True
+        self._changed, self._just_read = True, False
 
     @property
     def open(self) -> bool:
@@ -77,10 +78,13 @@ class Session:
 
     @torch.inference_mode()
     def round(self) -> list[Row]:
-        """Give every running row a token; the rows that are finished by it, in no particular order."""
-        admitted = self._admit()
-        if not admitted:
+        """Read waiting prompts, or give every running row a token; the rows that this finishes, in no order."""
+        if self._may_read() and not (self._just_read and self.running):
+            self._admit()
+            self._just_read = True
+        else:
             self._step()
+            self._just_read = False
         finished = [row for row in self.running if row.done]
         if finished:
             self._close_gaps()
@@ -88,7 +92,13 @@ class Session:
 
     # --------------------------------------------------------------------------------------------------- reading
 
-    def _admit(self) -> bool:
+    def _may_read(self) -> bool:
+        """Whether enough waits, and enough slots are free, to read now."""
+        free = self.cache.slots - len(self.running)
+        wanted = min(len(self.waiting), max(1, self.cache.slots // TOGETHER))
+        return bool(self.waiting) and (not self.running or free >= wanted)
+
+    def _admit(self) -> None:
         """Read as many waiting prompts as there are slots and one round allows; each gets its first token."""
         chosen: list[Row] = []
         tokens = 0
@@ -97,8 +107,6 @@ class Session:
             if chosen and tokens > self.read:
                 break
             chosen.append(self.waiting.popleft())
-        if not chosen:
-            return False
         first = len(self.running)
         slots = range(first, first + len(chosen))
         self.running += chosen
@@ -108,7 +116,6 @@ class Session:
         blocked = any(row.rules.floor for row in chosen) and len(self.answers.ends) > 0
         own_rv = self.stepper.block(scores_rv, floor) if blocked else scores_rv
         self._take(chosen, scores_rv, own_rv, own_rv.argmax(-1))
-        return True
 
     # -------------------------------------------------------------------------------------------------- answering
 

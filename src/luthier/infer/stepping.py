@@ -74,8 +74,7 @@ class Stepper:
 
     def block(self, raw_rv: torch.Tensor, blocked_r: torch.Tensor) -> torch.Tensor:
         """Scores with those of the ends at -inf in rows that must go on."""
-        open_re = raw_rv.index_select(1, self.ends)
-        closed_re = torch.where(blocked_r[:, None] > 0, float("-inf"), open_re)
+        closed_re = raw_rv.index_select(1, self.ends).masked_fill(blocked_r[:, None] > 0, float("-inf"))
         return raw_rv.index_copy(1, self.ends, closed_re)
 
     def _once(self, rows: int, longest: int, floor: bool) -> Step:

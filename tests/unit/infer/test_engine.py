@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import Any
 
@@ -206,6 +207,41 @@ def test_out_of_memory_halves_the_rows_at_once(decoder: Decoder, monkeypatch: py
     answers = ask(DecoderEngine(decoder, Letters()), Sampling(max_new_tokens=4, min_new_tokens=4))
     assert all("out of memory" in done.error for done in answers.values())
     assert len(answers) == len(PROMPTS)
+
+
+def check_many(folder: Path, count: int, sizes: tuple[int, ...]) -> None:
+    theirs, ours = both(folder, "qwen2")
+    draw = random.Random(0)
+    prompts = [[draw.randrange(3, 96) for _ in range(draw.randint(1, 30))] for _ in range(count)]
+    for tuned in (False, True):
+        model = with_peft(theirs, adapted(ours)) if tuned else theirs
+        want = {key: tuple(reference(model, prompt, 12)) for key, prompt in enumerate(prompts)}
+        for size in sizes:
+            engine = DecoderEngine(ours, Letters(), batch_size=size)
+            assert ids(ask(engine, Sampling(max_new_tokens=12), prompts)) == want
+    merged = model.merge_and_unload()
+    assert {key: tuple(reference(merged, prompt, 12)) for key, prompt in enumerate(prompts)} == want
+
+
+def test_many_ragged_prompts_in_batches_of_any_size(tmp_path: Path) -> None:
+    check_many(tmp_path, 20, (1, 7, 32))
+
+
+@pytest.mark.long
+def test_two_hundred_ragged_prompts_in_batches_of_any_size(tmp_path: Path) -> None:
+    check_many(tmp_path, 200, (1, 2, 3, 5, 8, 13, 32))
+
+
+def test_free_slots_are_filled_several_at_a_time(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = []
+    prefill = Forward.prefill
+    monkeypatch.setattr(Forward, "prefill", lambda self, p, *rest: read.append(len(p)) or prefill(self, p, *rest))
+    sampling = [Sampling(max_new_tokens=3 + key % 7, min_new_tokens=3 + key % 7) for key in range(96)]
+    requests = [Request(key, [5, key % 90 + 3], one) for key, one in enumerate(sampling)]
+    done = list(DecoderEngine(decoder, Letters(), batch_size=32).generate(requests))
+    assert sorted(completion.key for completion in done) == list(range(96))
+    assert all(len(completion.ids) == 3 + completion.key % 7 for completion in done)
+    assert sum(read) == 96 and min(read) >= 2
 
 
 class Repeated:
