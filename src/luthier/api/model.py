@@ -73,7 +73,7 @@ class Model:
     def evaluate(self, dataset: Dataset = None, *, rows: int | None = None, shots: int = 3) -> Comparison:
         """Base, base with ``shots`` examples and tuned, compared on held-out rows (default: the run's test split)."""
         with console.sink(quiet=self.quiet) as sink:
-            return self._ready().evaluate(dataset, rows=rows, shots=shots, sink=sink)
+            return pipeline.evaluate(self._ready(), dataset, rows=rows, shots=shots, sink=sink)
 
     @overload
     def generate(self, prompt: str, **generation: Any) -> str: ...

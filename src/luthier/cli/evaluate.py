@@ -30,7 +30,7 @@ def command(
 
     with common.session(as_json) as sink:
         tuned = pipeline.load(path, overrides=sets or [], trust_remote_code=trust_remote_code, sink=sink)
-        comparison = tuned.evaluate(dataset, rows=rows, shots=shots, encoding=encoding, sink=sink)
+        comparison = pipeline.evaluate(tuned, dataset, rows=rows, shots=shots, encoding=encoding, sink=sink)
     if as_json:
         common.emit(comparison.to_json())
         return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -163,3 +163,4 @@ Adapter = Annotated[
     Lora | AdaLora | Ia3 | Vera | Loha | Lokr | Oft | Boft | LnTuning,
     Field(discriminator="type"),
 ]
+KINDS: tuple[str, ...] = tuple(one.model_fields["type"].default for one in get_args(get_args(Adapter)[0]))

@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from luthier.config.adapter import KINDS as ADAPTERS
 from luthier.config.defaults import sections_of
 from luthier.config.describe import allowed_values
 from luthier.config.section import Section
@@ -88,7 +89,8 @@ def _fault(item: Any, path: Path, data: Any, places: Places, root: type[Section]
         message = f"there is no kind of {dotted} named {received!r}"
         return Fault("config-bad-value", message, where, received, kinds, suggestion)
     if kind == "union_tag_not_found":
-        return Fault("config-bad-value", f"`{dotted}` needs its type", where, None, allowed, "add `type:`")
+        kinds = list(ADAPTERS)  # the only keys whose section is told by its type
+        return Fault("config-bad-value", f"`{dotted}` needs its type", where, None, kinds, f"add `type: {kinds[0]}`")
     if kind == "value_error":
         said = str(item["ctx"]["error"])
         return Fault("config-conflict", f"{dotted}: {said}" if dotted else said, where, _leaf(item["input"]))

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from luthier.config import yaml_reader
+from luthier.config.adapter import KINDS as ADAPTERS
 from luthier.config.faults import Path, Places, from_validation
 from luthier.config.refused import refusals
 from luthier.config.schema import Config
@@ -39,8 +40,11 @@ def load(source: str | FilePath | Mapping[str, Any], overrides: Sequence[str] = 
             received="nothing" if data is None else data,
             allowed="lines such as `base_model: smollm2`",
         )
+    unsaid = "adapter" not in data
     for override in overrides:
         _override(data, override, places, faults)
+    if unsaid and isinstance(data.get("adapter"), dict):  # `--set adapter.r=4` is said of the adapter that is there
+        data["adapter"].setdefault("type", ADAPTERS[0])
     _rename(data, places, faults)
     for path, value, advice in refusals(data):
         dotted = ".".join(map(str, path))

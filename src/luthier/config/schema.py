@@ -75,7 +75,7 @@ class Config(Section):
         if self.quantization and self.adapter is None and self.trainer.type == "finetune":
             raise ValueError("a quantised base cannot be trained whole: give an `adapter`, or leave `quantization` out")
         if self.quantization and self.adapter and self.adapter.postprocessor.merge_adapter_into_base_model:
-            raise ValueError("an adapter is not merged into a quantised base: use `luthier export` after training")
+            raise ValueError("an adapter is not merged into a quantised base: leave out `quantization`, or the merging")
         task, template = self.prompt.task, self.prompt.template
         if task and template and "{__task__}" not in template:
             raise ValueError("prompt.task is given and prompt.template does not say where: put {__task__} into it")

@@ -27,7 +27,7 @@ KANA = re.compile(r"[\u3041-\u30fa\uff66-\uff9d]")
 HAN = re.compile(r"[\u4e00-\u9fff\u3400-\u4dbf]")
 LATIN = re.compile(r"[^\W\d_]+")
 WORDS: dict[str, str] = {
-    "en": "the of and to is in that it for was with are this on what be how by an",
+    "en": "the of and to is in that it for was with are this on what be how by an a i my you has have not no can please",
     "de": "der die und das ist nicht ein eine zu den mit von für auf wie ich sie wir",
     "fr": "le la les et des est un une du que dans pour pas qui vous sur ce je au",
     "es": "el la los las de que y en un una es por con para no se del su como",

@@ -9,6 +9,8 @@ from typing import Any
 
 from luthier.run.atomic import write_text
 
+RESULTS = "## Results"
+
 
 def write_card(
     folder: Path | str,
@@ -65,6 +67,28 @@ def write_card(
     return path
 
 
+def write_results(
+    folder: Path | str, scores: Mapping[str, Mapping[str, float]], held_out: int | None = None
+) -> Path | None:
+    """Put these results into the card that stands in ``folder``, in place of those it had; the rest stays as it is.
+
+    Returns its path; None where there is no card.
+    """
+    path = Path(folder) / "README.md"
+    if not path.is_file():
+        return None
+    text = path.read_text(encoding="utf-8")
+    section = _results(scores, held_out) + "\n\n"
+    begin = text.find(RESULTS)
+    if begin < 0:
+        begin = end = max(text.find("## Use"), 0) or len(text)
+    else:
+        after = text.find("\n## ", begin)
+        end = after + 1 if after >= 0 else len(text)
+    write_text(path, text[:begin] + section + text[end:])
+    return path
+
+
 def _results(scores: Mapping[str, Mapping[str, float]], held_out: int | None) -> str:
     metrics = list(dict.fromkeys(metric for values in scores.values() for metric in values))
     head = ["model", *(m.replace("_", " ") for m in metrics)]
@@ -74,7 +98,7 @@ def _results(scores: Mapping[str, Mapping[str, float]], held_out: int | None) ->
         for who, values in scores.items()
     ]
     over = f"On {held_out} rows that it was not trained on:\n\n" if held_out is not None else ""
-    return f"## Results\n\n{over}" + "\n".join(f"| {line} |" for line in lines)
+    return f"{RESULTS}\n\n{over}" + "\n".join(f"| {line} |" for line in lines)
 
 
 def _versions(versions: Mapping[str, str]) -> str:

@@ -6,8 +6,9 @@ Work + Tunable ── training.train ──▶ run folder + Tuned
 run folder ── loading.load ──▶ Tuned (see `luthier.tuned`)
 """
 
+from luthier.pipeline.evaluating import evaluate
 from luthier.pipeline.loading import load, untuned
 from luthier.pipeline.preparing import Work, check, prepare
 from luthier.pipeline.training import Trained, train
 
-__all__ = ["Trained", "Work", "check", "load", "prepare", "train", "untuned"]
+__all__ = ["Trained", "Work", "check", "evaluate", "load", "prepare", "train", "untuned"]

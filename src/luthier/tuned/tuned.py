@@ -14,9 +14,10 @@ from luthier import events
 from luthier.config import Config
 from luthier.data.columns import Layout, reference_of
 from luthier.data.render import Renderer
+from luthier.data.render.template import RESERVED, fields_of
 from luthier.data.sources import read
 from luthier.data.split import split_column
-from luthier.data.table import Table
+from luthier.data.table import Table, missing_column
 from luthier.errors import DataError, RunError
 from luthier.evaluate import Comparison, compare, few_shot
 from luthier.infer.sampling import resolve
@@ -115,6 +116,7 @@ class Tuned:
 
         Raises DataError where it is not the row's fault: the table lacks a column.
         """
+        self._check_columns(table)
         requests, failed = [], []
         for index in rows:
             try:
@@ -126,6 +128,13 @@ class Tuned:
             else:
                 requests.append(Request(key=index, prompt_ids=ids, sampling=sampling))
         return requests, failed
+
+    def _check_columns(self, table: Table) -> None:
+        """Raise DataError for a column that the template names and the table lacks, before any row is rendered."""
+        template = self.config.prompt.template
+        for name in fields_of(template) if template is not None else ():
+            if name not in table.columns and name not in RESERVED:
+                raise missing_column(name, table.columns, table.name)
 
     @property
     def reader(self) -> Reader | None:
@@ -189,22 +198,10 @@ class Tuned:
 
         The comparison is written to ``evaluation.json`` in the run folder.
         """
-        training, splits = self._training_table()
-        if dataset is not None:
-            table = read(dataset, encoding=encoding, sink=sink)
-            held = list(range(len(table)))
-        else:
-            table, held = training, _held_out(splits)
-        held = [i for i in held if reference_of(table.row(i), self.layout) is not None][:rows]
-        if not held:
-            raise DataError(
-                "data-split",
-                "there are no held-out rows to evaluate on",
-                fix="give --dataset, or leave rows for validation or test in preprocessing.split",
-            )
+        table, held = self._to_compare(dataset, rows, encoding, sink)
         contestants = {"base": self.answer(table, held, use_base=True, sink=sink)}
         if shots:
-            pairs = self._solved(training, splits)
+            pairs = self._solved(*self._training_table())
             texts = {i: few_shot(pairs, self._prompt_of(table, i), shots=shots, separator=SEPARATOR) for i in held}
             prompts = {i: self.renderer.text_prompt(text).ids for i, text in texts.items()}
             contestants[f"base, {shots}-shot"] = self.answer(
@@ -228,6 +225,28 @@ class Tuned:
         if self.folder is not None:
             atomic.write_json(self.folder / "evaluation.json", comparison.to_json())
         return comparison
+
+    def _to_compare(
+        self, dataset: Any, most: int | None, encoding: str | None, sink: events.Sink
+    ) -> tuple[Table, list[int]]:
+        """The table and its rows with a known answer, at most ``most``. Raises DataError when there is none."""
+        if dataset is None:
+            table, splits = self._training_table()
+            rows = _held_out(splits)
+            advice = ("data-split", "there are no held-out rows to evaluate on",
+                      "give --dataset, or leave rows for validation or test in preprocessing.split")  # fmt: skip
+        else:
+            table = read(dataset, encoding=encoding, sink=sink)
+            rows = list(range(len(table)))
+            if self.layout.target is not None and self.layout.target not in table.columns:
+                raise missing_column(self.layout.target, table.columns, table.name)
+            advice = ("data-no-target", f"no row of {table.name} holds an answer to compare with",
+                      f"fill the column {self.output!r}, or ask for answers alone: luthier predict")  # fmt: skip
+        rows = [i for i in rows if reference_of(table.row(i), self.layout) is not None][:most]
+        if not rows:
+            code, message, fix = advice
+            raise DataError(code, message, where=table.name, fix=fix)
+        return table, rows
 
     def _prompt_of(self, table: Table, index: int) -> str:
         return self.renderer.prompt(table.row(index)).text

@@ -221,6 +221,15 @@ def test_overrides_win_and_are_yaml():
     assert fault.where == "--set trainer.epochs=0"
 
 
+def test_an_override_of_the_adapter_is_said_of_the_default_one():
+    adapter = load("base_model: x\n", ["adapter.r=4"]).adapter
+    assert (adapter.type, adapter.r) == ("lora", 4)
+    assert load("base_model: x\n", ["adapter.rank_dropout=0.1", "adapter.type=loha"]).adapter.type == "loha"
+    for source in ("base_model: x\nadapter: {r: 4}\n", "base_model: x\nadapter: null\n"):
+        fault = only(source, ["adapter.alpha=8"])
+        assert (fault.allowed[:2], fault.fix) == (["lora", "adalora"], "add `type: lora`")
+
+
 @pytest.mark.parametrize(
     "override", ["trainer.epochs", "=3", "base_model.x=1", "input_features.4.name=b", "name={a: [}"]
 )

@@ -150,6 +150,8 @@ def test_conversations_that_cannot_be_understood(value):
         ("Quel est le nom de la ville dans les Alpes", "fr"),
         ("Cuál es el nombre de los perros que están en la casa", "es"),
         ("def f(x): return x", "en"),
+        ("Ann has a billing problem, no 3", "en"),
+        ("positive review, I want no refund", "en"),
     ],
 )
 def test_language(text, code):

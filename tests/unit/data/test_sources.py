@@ -174,6 +174,20 @@ def workbook(path):
     return path
 
 
+def test_excel_passes_over_a_cover_sheet(tmp_path):
+    book = pytest.importorskip("openpyxl").Workbook()
+    book.active.title = "Cover"
+    for line in ("Report 2025", "made by the night shift"):
+        book.active.append([line])
+    data = book.create_sheet("Data")
+    for row in (["question", "answer"], ["a?", "b"]):
+        data.append(row)
+    book.save(tmp_path / "x.xlsx")
+    table = read(tmp_path / "x.xlsx")
+    assert list(table) == [{"question": "a?", "answer": "b"}]
+    assert any("'Data' was read" in note and "Cover" in note for note in table.notes)
+
+
 def test_excel_title_rows_merged_cells_and_sheets(tmp_path):
     path = workbook(tmp_path / "x.xlsx")
     table = read(path)

@@ -224,7 +224,7 @@ def _absent(field: str, columns: list[str], where: str) -> DataError:
         "data-missing-column",
         f"the row has no column {field!r}, which the prompt needs",
         where=where or None,
-        received=columns,
+        received=[name for name in columns if name not in RESERVED],
         allowed=field,
         fix=f"rename {close!r} to {field!r}" if close else f"add a column {field!r}",
     )

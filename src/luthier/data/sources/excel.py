@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 import zipfile
 from pathlib import Path
@@ -70,7 +71,7 @@ def _check_unpacked(path: Path, name: str, limit: int) -> None:
 
 
 def _choose(book: Any, name: str, wanted: str | int | None) -> tuple[Any, list[str]]:
-    """The sheet that was asked for, else the first visible one with something in it."""
+    """The sheet that was asked for, else the first visible one that looks like a table, else one with a value."""
     titles = [sheet.title for sheet in book.worksheets]
     if wanted is not None:
         by_number = {str(i): title for i, title in enumerate(titles)}
@@ -82,19 +83,26 @@ def _choose(book: Any, name: str, wanted: str | int | None) -> tuple[Any, list[s
                 where=name,
                 received=wanted,
                 allowed=titles,
-                fix="name one of these with --sheet (preprocessing.sheet)",
+                fix="name one of these in preprocessing.sheet (--set preprocessing.sheet=NAME)",
             )
         return book[title], []
     filled = [s for s in book.worksheets if s.sheet_state == "visible" and s.max_row and _has_values(s)]
     if not filled:
         raise empty(name, "no sheet holds a value")
-    others = [s.title for s in filled[1:]]
-    note = f"sheet {filled[0].title!r} was read; there are also {others}: choose with --sheet (preprocessing.sheet)"
-    return filled[0], [note] if others else []
+    chosen = next((sheet for sheet in filled if _is_table(sheet)), filled[0])
+    others = [s.title for s in filled if s is not chosen]
+    note = f"sheet {chosen.title!r} was read; there are also {others}: choose with preprocessing.sheet"
+    return chosen, [note] if others else []
 
 
 def _has_values(sheet: Any) -> bool:
     return any(value is not None for row in sheet.iter_rows(values_only=True) for value in row)
+
+
+def _is_table(sheet: Any) -> bool:
+    """Whether two rows fill two cells or more; a cover sheet or a remark does not."""
+    wide = (row for row in sheet.iter_rows(values_only=True) if sum(value is not None for value in row) > 1)
+    return sum(1 for _ in itertools.islice(wide, 2)) == 2
 
 
 def _grid(sheet: Any) -> tuple[list[list[Any]], int, int]:

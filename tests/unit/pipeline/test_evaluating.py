@@ -1,0 +1,48 @@
+"""After an evaluation the run folder says what came out: evaluation.json, report.html, the model card."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from luthier import pipeline
+from luthier.errors import DataError, RunError
+
+
+def test_report_and_card_show_the_comparison_and_keep_what_a_person_wrote(train, rows, tmp_path) -> None:
+    table = tmp_path / "rows.jsonl"
+    table.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    made = train(data=table, trainer__eval_generation_rows=4)
+    card = made.folder / "adapter" / "README.md"
+    card.write_text(card.read_text(encoding="utf-8").replace("## Use", "My own words.\n\n## Use"), encoding="utf-8")
+    tuned = pipeline.load(made.folder)
+    for count in (2, 4):  # a later evaluation takes the place of the one before it
+        comparison = pipeline.evaluate(tuned, rows=count, shots=1)
+        assert json.loads((made.folder / "evaluation.json").read_text())["count"] == count
+    report = (made.folder / "report.html").read_text(encoding="utf-8")
+    assert "base, 1-shot" in report and "Loss by step" in report
+    text = card.read_text(encoding="utf-8")
+    assert text.count("## Results") == 1 and "On 4 rows" in text and "| base, 1-shot |" in text
+    assert "tuned, on validation rows" not in text and "type: lora" in text
+    # what stood after the results and before the next heading was a part of them; the rest is untouched
+    assert text.count("## Use") == 1
+    assert len(comparison.rows) == 4
+
+
+def test_a_table_of_ones_own_needs_the_training_table_for_examples_alone(train, rows) -> None:
+    tuned = pipeline.load(train().folder)  # trained on rows in memory, which are gone
+    assert len(pipeline.evaluate(tuned, rows[36:], shots=0).rows) == 4
+    with pytest.raises(RunError, match="the table this run was trained on is not where it was"):
+        pipeline.evaluate(tuned, rows[36:], shots=1)
+
+
+def test_what_cannot_be_compared_says_what_is_missing(train) -> None:
+    tuned = pipeline.load(train().folder)
+    with pytest.raises(DataError, match="has no column 'label'"):
+        pipeline.evaluate(tuned, [{"text": "parcel 1 slow"}])
+    with pytest.raises(DataError, match=r"no row of .* holds an answer"):
+        pipeline.evaluate(tuned, [{"text": "parcel 1 slow", "label": None}])
+    with pytest.raises(DataError, match="has no column 'text'") as caught:
+        tuned.predict([{"txt": "parcel 1 slow", "label": "late"}])
+    assert caught.value.faults[0].fix == "did you mean 'txt'?"
