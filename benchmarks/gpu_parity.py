@@ -67,19 +67,23 @@ def make(folder: Path, seed: int) -> Any:
 def rows(seed: int) -> list[Example]:
     """Samples of very different lengths; half of each is supervised, some tokens weigh more."""
     draw = torch.Generator().manual_seed(seed)
+    common = torch.randint(3, 1003, (30,), generator=draw).tolist()  # what the longer ones start with
     out = []
     for row, length in enumerate((1, 65, 64, 200, 17, 130, 3, 90)):
         ids = torch.randint(3, 1003, (length,), generator=draw).tolist()
+        ids[: len(common)] = common if length > 2 * len(common) else ids[: len(common)]
         weights = [0.0 if i < length // 2 else 1.0 + 0.5 * (i % 3 == 0) for i in range(length)]
         out.append(Example(ids, weights, row))
     return out
 
 
-def gradient(run: Callable[[Any], torch.Tensor], parameters: list[torch.Tensor], passes: list[list[Example]]) -> Any:
+def gradient(
+    run: Callable[[Any], torch.Tensor], parameters: list[torch.Tensor], passes: list[list[Example]], share: bool = False
+) -> Any:
     """All gradients of the step as one vector, in fp64 on the CPU."""
     total = sum(sum(row.weights[1:]) for one in passes for row in one)
     for one in passes:
-        batch = collate(one)
+        batch = collate(one, share=share)
         if not len(batch.supervised):  # type: ignore[arg-type]
             continue
         logprobs = run(batch)
@@ -143,6 +147,7 @@ def ways(packed: list[list[Example]], graphs: bool) -> dict[str, tuple[Execution
     found = {
         "packed": (flash, packed),
         "two passes": (flash, [packed[0][:3], packed[0][3:]]),
+        "prefix shared": (flash, packed),
         "padded attention": (replace(flash, attention="padded"), packed),
         "recomputed": (replace(flash, recompute_layers=4), packed),
         "offloaded": (replace(flash, recompute_layers=3, offload=True), packed),
@@ -169,7 +174,8 @@ def one_seed(seed: int, ratios: dict[str, list[float]]) -> None:
                     decoder.execution = execution
                     if execution.graphs:
                         gradient(decoder.logprobs, masters(decoder), passes)  # the first pass is never a graph
-                    got = gradient(decoder.logprobs, masters(decoder), passes)
+                    share = way == "prefix shared"
+                    got = gradient(decoder.logprobs, masters(decoder), passes, share)
                     ratios.setdefault(f"{kind} {weights}, {way}", []).append(_error(got, want) / yardstick)
                 decoder.execution = Execution("flash")
                 if weights == "resident":
