@@ -1,10 +1,10 @@
 """The Python interfaces: `Model`, Luthier's own, and `LudwigModel`, Ludwig's calling conventions unchanged.
 
-    from luthier import Model
-    model = Model({"base_model": "smollm2"}); model.train("rows.csv"); model.generate("Hello")
+from luthier import Model
+model = Model({"base_model": "smollm2"}); model.train("rows.csv"); model.generate("Hello")
 
-    from luthier.api import LudwigModel
-    results = LudwigModel(config="config.yaml").train(dataset=df)
+from luthier.api import LudwigModel
+results = LudwigModel(config="config.yaml").train(dataset=df)
 """
 
 from luthier.api.ludwig import LudwigModel

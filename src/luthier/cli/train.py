@@ -32,7 +32,9 @@ def command(
     fork: Annotated[
         str | None,
         typer.Option(
-            "--fork", metavar="RUN", help="Start a new run from the weights of this run's newest checkpoint, or of "
+            "--fork",
+            metavar="RUN",
+            help="Start a new run from the weights of this run's newest checkpoint, or of "
             "RUN/checkpoints/step-…; optimizer and schedule begin anew.",
         ),
     ] = None,

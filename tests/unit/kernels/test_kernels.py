@@ -32,3 +32,10 @@ def test_compiled_kernels_equal_their_plain_forms() -> None:
         [sys.executable, str(CASES), "cuda"], capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+
+@pytest.mark.gpu
+def test_gradients_on_a_gpu_are_as_near_to_fp64_as_the_plain_loops() -> None:
+    program = Path(__file__).resolve().parents[3] / "benchmarks" / "gpu_parity.py"
+    done = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, timeout=580, check=False)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
