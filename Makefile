@@ -14,7 +14,7 @@ export OMP_NUM_THREADS ?= 2
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-long test-gpu lint types docs clean
+.PHONY: help venv demo test test-long test-faults test-gpu lint types docs clean
 
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -39,6 +39,9 @@ test: lint types ## the whole test suite but the long and the GPU tests
 
 test-long: $(STAMP) ## the tests that take minutes
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m 'long and not gpu'
+
+test-faults: $(STAMP) ## kills, signals, corruption, full disks, … by the hundred; prints a table
+	$(BIN)/python tests/faults/drive.py --long
 
 test-gpu: $(STAMP) ## the tests that need a CUDA device
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m gpu

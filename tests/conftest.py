@@ -39,13 +39,12 @@ def write_tokenizer(folder: Path) -> int:
     return tokenizer.get_vocab_size()
 
 
-@pytest.fixture(scope="session")
-def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a random two-layer Llama (hidden size 32), its byte-level tokenizer and ChatML template."""
+def write_llama(folder: Path) -> None:
+    """A random two-layer Llama (hidden size 32), its byte-level tokenizer and ChatML template."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    folder = tmp_path_factory.mktemp("tiny-llama")
+    folder.mkdir(parents=True, exist_ok=True)
     vocab = write_tokenizer(folder)
     config = LlamaConfig(
         vocab_size=vocab + 5,  # padded, as real models often are
@@ -64,4 +63,11 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
         torch.manual_seed(0)
         model = LlamaForCausalLM(config)
     model.save_pretrained(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a random two-layer Llama (hidden size 32), its byte-level tokenizer and ChatML template."""
+    folder = tmp_path_factory.mktemp("tiny-llama")
+    write_llama(folder)
     return folder

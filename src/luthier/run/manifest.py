@@ -22,8 +22,11 @@ def faults(folder: Path) -> list[str]:
 
     Raises OSError or ValueError when there is no manifest that can be read.
     """
-    said = json.loads((folder / NAME).read_text(encoding="utf-8"))
-    if not isinstance(said, dict) or not isinstance(said.get("files"), dict) or not said["files"]:
+    try:
+        said = json.loads((folder / NAME).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{NAME} cannot be read: {error}") from error
+    if not isinstance(said, dict) or not isinstance(said.get("files"), dict) or said.get("format") != FORMAT:
         raise ValueError(f"{NAME} is not a manifest")
     return [line for name, known in said["files"].items() if (line := _fault(folder, name, known))]
 
@@ -44,7 +47,7 @@ def _fault(folder: Path, name: str, known: object) -> str | None:
         return f"{NAME} names {name!r}, which is no file beside it"
     path = folder / name
     if not path.is_file():
-        return f"{name} is missing"
+        return f"{name} is missing, which {NAME} names"
     if path.stat().st_size != known.get("bytes"):
-        return f"{name} has {path.stat().st_size:,} bytes instead of {known.get('bytes'):,}"
-    return None if hash_of(path) == known.get("sha256") else f"{name} changed since it was written"
+        return f"{name} has {path.stat().st_size} bytes, not the {known.get('bytes')} that {NAME} says"
+    return None if hash_of(path) == known.get("sha256") else f"{name} is not as {NAME} says: one of them has changed"

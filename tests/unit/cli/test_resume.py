@@ -151,7 +151,7 @@ def test_verify_names_what_changed(begun: Path, capsys: pytest.CaptureFixture[st
         with pytest.raises(typer.Exit) as caught:
             runs.command([Path("verify"), Path("made")])
         assert caught.value.exit_code == 5
-        assert f"{path.parent.relative_to('made')}: {path.name} changed since" in capsys.readouterr().out
+        assert f"{path.parent.relative_to('made')}: {path.name} is not as manifest.json says" in capsys.readouterr().out
     with pytest.raises(typer.Exit):
         runs.command([Path("verify"), Path("made")], as_json=True)
     found = json.loads(capsys.readouterr().out)["made"]

@@ -1,0 +1,268 @@
+"""`luthier train` in processes of their own, with a fault put into them; forked from one that has imported everything.
+
+The program that is run is the installed command's `main`, with its arguments, signals and exit codes. Faults are put
+around Luthier's own functions in the child alone, so the shipped program carries no switch for them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import resource
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+Fault = Callable[[], None]
+
+
+@dataclass
+class Child:
+    """A running or ended process and where its output goes."""
+
+    pid: int
+    log: Path
+    code: int | None = None
+
+    def poll(self) -> int | None:
+        """Its exit code, negative for a signal; None while it runs."""
+        if self.code is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self.code = os.waitstatus_to_exitcode(status)
+        return self.code
+
+    def wait(self, timeout: float = 120.0) -> int:
+        """Wait for the end; one that hangs is killed, and said."""
+        end = time.monotonic() + timeout
+        while self.poll() is None:
+            if time.monotonic() > end:
+                self.kill()
+                raise TimeoutError(f"a child hung for {timeout} s: {self.output()[-2000:]}")
+            time.sleep(0.005)
+        assert self.code is not None
+        return self.code
+
+    def kill(self) -> int:
+        """SIGKILL, if it still runs."""
+        if self.poll() is None:
+            os.kill(self.pid, signal.SIGKILL)
+            self.code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        assert self.code is not None
+        return self.code
+
+    def output(self) -> str:
+        """What it has printed."""
+        return self.log.read_text(encoding="utf-8", errors="replace")
+
+
+def warm() -> None:
+    """Import what a training process imports, without computing anything."""
+    import peft  # noqa: F401
+    import torch
+    import transformers  # noqa: F401
+
+    import luthier.cli
+    import luthier.infer.engine
+    import luthier.pipeline.decoded
+    import luthier.pipeline.generic
+    import luthier.train.loop  # noqa: F401
+
+    torch.set_num_threads(1)
+
+
+def start(work: Path, *arguments: str, fault: Fault | None = None) -> Child:
+    """Run ``luthier train`` with these arguments in ``work``."""
+    log = work / "child.log"
+    sys.stdout.flush()
+    pid = os.fork()
+    if pid:
+        return Child(pid, log)
+    try:
+        handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        for number in (1, 2):
+            os.dup2(handle, number)
+        os.chdir(work)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        sys.argv = ["luthier", "train", *arguments]
+        _note_samples(work)
+        if fault is not None:
+            fault()
+        from luthier import cli
+
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else 0 if end.code is None else 1
+        except BaseException:
+            import traceback
+
+            traceback.print_exc()
+            code = 99
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(code)
+
+
+def _note_samples(work: Path) -> None:
+    """Append the rows of every step, with the place in the order, to samples.jsonl."""
+    from luthier.data.source import TableSource
+
+    take = TableSource.next_step
+
+    def noting(self: Any) -> Any:
+        at = self.state()
+        rows = take(self)
+        with (work / "samples.jsonl").open("a", encoding="utf-8") as out:
+            out.write(json.dumps([at["epoch"], at["step"], [row.row for row in rows]]) + "\n")
+        return rows
+
+    TableSource.next_step = noting  # type: ignore[method-assign]
+
+
+# --------------------------------------------------------------------------------------------------------- faults
+
+
+def around(owner: Any, name: str, before: Callable[..., Any]) -> None:
+    """Call ``before`` with the arguments of each call of ``owner.name``, then the function itself."""
+    inner = getattr(owner, name)
+
+    def outer(*args: Any, **named: Any) -> Any:
+        before(*args, **named)
+        return inner(*args, **named)
+
+    setattr(owner, name, outer)
+
+
+def exit_in_step(step: int) -> Fault:
+    """End without a word in the middle of a step (from 1)."""
+
+    def put() -> None:
+        from luthier.train import step as steps
+
+        around(steps, "_clip", lambda setup, optimizer: os._exit(77) if _at(setup) == step else None)
+        _count_steps()
+
+    return put
+
+
+_STEP = [0]
+
+
+def _count_steps() -> None:
+    from luthier.train import loop
+
+    def note(setup: Any, now: Any, rate: float) -> None:
+        _STEP[0] = now.step + 1
+
+    around(loop, "train_step", note)
+
+
+def _at(setup: Any) -> int:
+    return _STEP[0]
+
+
+def signal_in(phase: str, number: int, step: int) -> Fault:
+    """Send this process a signal when it is in a phase; those of training in or after ``step``."""
+
+    def put() -> None:
+        from luthier.pipeline import opening, training
+        from luthier.train import checkpoint, evaluation
+        from luthier.train import step as steps
+
+        sent: list[int] = []
+
+        def send(*_: Any, **__: Any) -> None:
+            if not sent and (phase == "load" or _STEP[0] >= step):
+                sent.append(1)
+                Path("signalled").write_text(str(_STEP[0]))
+                os.kill(os.getpid(), number)
+                time.sleep(0.02)  # a writer thread is not interrupted; the main thread is
+
+        _count_steps()
+        places: dict[str, tuple[Any, str]] = {
+            "load": (opening, "_adapt"),
+            "step": (steps, "_clip"),
+            "evaluation": (evaluation, "schedule"),
+            "save": (checkpoint.manifest, "write"),
+            "adapter": (training, "growing"),
+        }
+        around(*places[phase], send)
+
+    return put
+
+
+def spoil(where: str, step: int) -> Fault:
+    """NaN in the loss, a gradient or a weight of a step."""
+
+    def put() -> None:
+        import torch
+
+        from luthier.train import step as steps
+
+        _count_steps()
+
+        def gradient(setup: Any, optimizer: Any) -> None:
+            if _STEP[0] == step:
+                optimizer.param_groups[0]["params"][0].grad.view(-1)[0] = math.nan
+
+        def weight(setup: Any, now: Any, *_: Any) -> None:
+            if _STEP[0] == step:
+                with torch.no_grad():
+                    now.optimizer.param_groups[0]["params"][0].view(-1)[0] = math.nan
+
+        if where == "loss":
+            inner = steps.collate
+
+            def collate(*given: Any, **named: Any) -> Any:
+                batch = inner(*given, **named)
+                if _STEP[0] == step:
+                    batch.target_weight.mul_(math.nan)
+                return batch
+
+            steps.collate = collate  # type: ignore[assignment]
+        else:
+            around(steps, *{"gradient": ("_clip", gradient), "weights": ("_passes_that_fit", weight)}[where])
+
+    return put
+
+
+def out_of_memory(step: int) -> Fault:
+    """Passes of more than one row do not fit from this step on."""
+
+    def put() -> None:
+        import torch
+
+        from luthier.train import step as steps
+
+        _count_steps()
+
+        def collate(examples: Any, *_: Any, **__: Any) -> None:
+            if _STEP[0] >= step and len(examples) > 1:
+                raise torch.OutOfMemoryError("CUDA out of memory (it is not: this is a test)")
+
+        around(steps, "collate", collate)
+
+    return put
+
+
+def small_files(limit: int) -> Fault:
+    """No file may be larger than ``limit`` bytes: a write fails in its middle, as on a full disk."""
+
+    def put() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        from luthier.train import keeping
+
+        def limited(*_: Any, **__: Any) -> None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+
+        around(keeping.checkpoint, "save", limited)
+
+    return put
