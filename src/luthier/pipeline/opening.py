@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from luthier import events
 from luthier.assets.spec import read_json
 from luthier.config import Config
 from luthier.errors import AssetError
+from luthier.plan import machine as machines
 from luthier.plan.support import BUILT, not_decoder, refusal_of
 from luthier.run import RunFolder
 from luthier.types import Base, Plan
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from luthier.model.decoder.shape import Shape
     from luthier.model.tunable import Tunable
     from luthier.train.precision import Precision
+
+RESIDENT = 0.6  # share of free memory that weights may take; the rest is for the cache of keys and values
 
 
 def open_for_tuning(
@@ -78,7 +81,7 @@ def open_tuned(
         from luthier.model.decoder.save import load_adapter
         from luthier.pipeline.decoded import Decoded
 
-        decoder = _decoder(settings, files, precision, Plan(device, 0, "decoder", _attention(precision, device)), sink)
+        decoder = _decoder(settings, files, precision, _asking(settings, files, precision, device), sink)
         if whole:
             return Decoded(decoder, base, "weights")
         adapters.check_base(run.adapter, base.content_hash)
@@ -97,7 +100,7 @@ def open_base(settings: Config, base: Base, precision: Precision, device: str, s
     if _decodes(settings, base):
         from luthier.pipeline.decoded import Decoded
 
-        plan = Plan(device, 0, "decoder", _attention(precision, device))
+        plan = _asking(settings, base, precision, device)
         return Decoded(_decoder(settings, base, precision, plan, sink), base, "nothing")
     from luthier.pipeline.generic import Generic
 
@@ -194,12 +197,18 @@ def _adapt(decoder: Decoder, settings: Config) -> None:
         ) from error
 
 
-def _attention(precision: Precision, device: str) -> Literal["flash", "padded"]:
-    """How a model that is only asked attends."""
+def _asking(settings: Config, base: Base, precision: Precision, device: str) -> Plan:
+    """How a model that is only asked lies: a base in 4 bits stays so where its de-quantised weights would not fit."""
     import torch
 
     flash = device.startswith("cuda") and precision != "fp32" and torch.cuda.get_device_capability(device) >= (8, 0)
-    return "flash" if flash else "padded"
+    wanted = settings.execution.weights
+    if wanted == "auto":
+        machine = machines.probe(settings.execution.device)
+        free = machine.free_memory if device == "cpu" else max(gpu.free for gpu in machine.gpus)
+        whole = base.spec.parameters * (4 if precision == "fp32" else 2)
+        wanted = "quantised" if settings.quantization is not None and whole > RESIDENT * free else "resident"
+    return Plan(device, 0, "decoder", "flash" if flash else "padded", weights=wanted)
 
 
 def _transformers(

@@ -1,0 +1,40 @@
+"""Where the weights of a model that is only asked lie."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from luthier import assets, config
+from luthier.events import silent
+from luthier.pipeline import opening
+from luthier.types import Machine
+
+ROOMY = Machine(2, 2**34, 2**34)
+
+
+@pytest.mark.parametrize(
+    ("free", "pins", "kind"),
+    [(2**34, {}, "Resident"), (2**16, {}, "Quantised"), (2**34, {"weights": "quantised"}, "Quantised")],
+)
+def test_a_base_in_4_bits_stays_so_where_memory_is_short(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, pins: dict[str, str], kind: str
+) -> None:
+    monkeypatch.setattr(opening.machines, "probe", lambda wanted: Machine(2, 2**34, free))
+    settings = config.load({"base_model": str(tiny_llama), "quantization": {"bits": 4}, "execution": pins})
+    base = assets.resolve(str(tiny_llama), cache=tmp_path)
+    opened: Any = opening.open_base(settings, base, "fp32", "cpu", silent)
+    matrices = [product.matrix for layer in opened.module.layers for product in layer.products.values()]
+    assert {type(matrix).__name__ for matrix in matrices} == {kind}
+
+
+def test_a_run_is_opened_by_the_path_that_its_config_names(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(opening.machines, "probe", lambda wanted: ROOMY)
+    base = assets.resolve(str(tiny_llama), cache=tmp_path)
+    for model, name in (("auto", "Decoded"), ("generic", "Generic")):
+        settings = config.load({"base_model": str(tiny_llama), "execution": {"model": model}})
+        assert type(opening.open_base(settings, base, "fp32", "cpu", silent)).__name__ == name
