@@ -218,21 +218,26 @@ def load_adapter(
         tuned: PeftModel = peft.get_peft_model(_ready(model), config)
     weights = load_file(folder / WEIGHTS)
     expected = peft.get_peft_model_state_dict(tuned, save_embedding_layers=False)
-    faults = [f"{name} is missing" for name in expected.keys() - weights.keys()]
-    faults += [f"{name} is not part of this adapter" for name in weights.keys() - expected.keys()]
+    require_same(weights, expected, folder / WEIGHTS)
+    peft.set_peft_model_state_dict(tuned, weights)
+    return tuned if trainable else tuned.eval()
+
+
+def require_same(found: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor], where: Path) -> None:
+    """Raises AssetError asset-damaged for weights of an adapter that are missing, surplus or of another shape."""
+    faults = [f"{name} is missing" for name in wanted.keys() - found.keys()]
+    faults += [f"{name} is not part of this adapter" for name in found.keys() - wanted.keys()]
     faults += [
-        f"{name} has the shape {tuple(weights[name].shape)}, not {tuple(expected[name].shape)}"
-        for name in expected.keys() & weights.keys()
-        if weights[name].shape != expected[name].shape
+        f"{name} has the shape {tuple(found[name].shape)}, not {tuple(wanted[name].shape)}"
+        for name in wanted.keys() & found.keys()
+        if found[name].shape != wanted[name].shape
     ]
     if faults:
         raise AssetError(
             "asset-damaged",
             f"the adapter does not fit: {sorted(faults)[0]} ({len(faults)} such weights)",
-            where=str(folder / WEIGHTS),
+            where=str(where),
         )
-    peft.set_peft_model_state_dict(tuned, weights)
-    return tuned if trainable else tuned.eval()
 
 
 def merge(model: PeftModel) -> PreTrainedModel:

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from luthier.errors import RunError
 from luthier.events import Sink, silent
 from luthier.types import Batch, Engine, Plan
 
@@ -92,3 +93,12 @@ class Tunable(Protocol):
     def save(self, folder: Path) -> Path:
         """Write what was trained below a run folder: ``adapter/``, or ``weights/`` of a whole model. Returns which."""
         ...
+
+
+def no_base() -> RunError:
+    """What `Tunable.base_only` raises where the base is gone."""
+    return RunError(
+        "run-not-a-run",
+        "all weights were tuned: the base model is not in this run",
+        fix="compare with a run of `trainer.type: none` on the same base",
+    )

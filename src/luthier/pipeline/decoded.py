@@ -10,12 +10,11 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from luthier.errors import RunError
 from luthier.events import Sink, silent
 from luthier.model.adapters import RECORD
 from luthier.model.decoder.decoder import Decoder, Execution
 from luthier.model.decoder.save import save_adapter, save_weights
-from luthier.model.tunable import Tokens
+from luthier.model.tunable import Tokens, no_base
 from luthier.run import atomic
 from luthier.run.folder import ADAPTER, WEIGHTS
 from luthier.types import Base, Batch, Engine, Plan
@@ -67,11 +66,7 @@ class Decoded:
             return self.decoder.without_adapter()
         if self.tuned == "nothing":
             return nullcontext()
-        raise RunError(
-            "run-not-a-run",
-            "all weights were tuned: the base model is not in this run",
-            fix="compare with a run of `trainer.type: none` on the same base",
-        )
+        raise no_base()
 
     def engine(
         self, tokenizer: Tokens, *, batch_size: int | None = None, use_base: bool = False, sink: Sink = silent

@@ -10,13 +10,12 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from luthier.errors import RunError
 from luthier.events import Sink, silent
 from luthier.infer.generate import HfEngine
 from luthier.model import adapters
 from luthier.model.adalora import AdaLora
 from luthier.model.generic import GenericModel
-from luthier.model.tunable import Tokens
+from luthier.model.tunable import Tokens, no_base
 from luthier.run.folder import ADAPTER, WEIGHTS
 from luthier.train.precision import Precision, autocast
 from luthier.types import Base, Batch, Plan
@@ -73,11 +72,7 @@ class Generic(GenericModel):
             return self.model.disable_adapter()  # type: ignore[operator,no-any-return]
         if self.tuned == "nothing":
             return nullcontext()
-        raise RunError(
-            "run-not-a-run",
-            "all weights were tuned: the base model is not in this run",
-            fix="compare with a run of `trainer.type: none` on the same base",
-        )
+        raise no_base()
 
     def engine(
         self, tokenizer: Tokens, *, batch_size: int | None = None, use_base: bool = False, sink: Sink = silent

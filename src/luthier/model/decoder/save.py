@@ -11,6 +11,7 @@ import torch
 
 from luthier.assets.spec import read_json
 from luthier.errors import AssetError
+from luthier.model.adapters import require_same
 from luthier.model.decoder import lora
 from luthier.model.decoder.decoder import Decoder, modules
 from luthier.model.decoder.layer import Layer
@@ -40,20 +41,7 @@ def load_adapter(decoder: Decoder, folder: Path) -> None:
     if not (folder / WEIGHTS).is_file():
         raise AssetError("asset-not-found", f"the adapter's folder has no {WEIGHTS}", where=str(folder))
     found = load_file(folder / WEIGHTS)
-    wanted = lora.state_dict(decoder.pairs)
-    faults = [f"{name} is missing" for name in wanted.keys() - found.keys()]
-    faults += [f"{name} is not part of this adapter" for name in found.keys() - wanted.keys()]
-    faults += [
-        f"{name} has the shape {tuple(found[name].shape)}, not {tuple(wanted[name].shape)}"
-        for name in wanted.keys() & found.keys()
-        if wanted[name].shape != found[name].shape
-    ]
-    if faults:
-        raise AssetError(
-            "asset-damaged",
-            f"the adapter does not fit: {sorted(faults)[0]} ({len(faults)} such weights)",
-            where=str(folder / WEIGHTS),
-        )
+    require_same(found, lora.state_dict(decoder.pairs), folder / WEIGHTS)
     with torch.no_grad():
         for pair in decoder.pairs:
             for factor in ("lora_A", "lora_B"):
