@@ -87,7 +87,7 @@ class DecoderEngine:
 
     def _tokens(self, request: Request) -> Iterator[int]:
         (row,) = rows = self._rows([request])
-        session = self._session(Forward(self.decoder, use_base=self.use_base), rows, 1)
+        session = self._session(self._forward(rows), rows, 1)
         while session.open:
             before = row.made
             session.round()
@@ -121,7 +121,7 @@ class DecoderEngine:
 
     def _run(self, rows: list[Row]) -> Iterator[Completion]:
         """Answer rows; when memory runs out, go on with half as many at once, and give up on a row that is alone."""
-        forward = Forward(self.decoder, use_base=self.use_base)
+        forward = self._forward(rows)
         slots = self._slots(rows)
         session: Session | None = None
         while rows:
@@ -142,6 +142,10 @@ class DecoderEngine:
             session = None  # its cache is let go of before another is made
             if rows and torch.cuda.is_available():
                 torch.cuda.empty_cache()
+
+    def _forward(self, rows: Sequence[Row]) -> Forward:
+        alone = len(rows) == 1 or self.batch_size == 1  # one row is read as fast as it can be in any layout
+        return Forward(self.decoder, use_base=self.use_base, steps=0 if alone else max(row.steps for row in rows))
 
     def _session(self, forward: Forward, rows: Sequence[Row], slots: int) -> Session:
         kind = self.decoder.device.type

@@ -16,12 +16,14 @@ from luthier.infer.cache import Cache
 from luthier.kernels.attention import Kind, Spans, attend, attend_cached
 from luthier.kernels.linear import Linear, Matrix, Part, Update
 from luthier.kernels.norm import rms_norm
+from luthier.kernels.prepacked import Prepacked, inferred, prepacked
 from luthier.model.decoder.decoder import Decoder
 from luthier.model.decoder.layer import Layer
 from luthier.model.decoder.shape import Rotary
 from luthier.model.decoder.weights import Quantised, Resident, Streamed, Trained
 from luthier.plan.machine import probe
 
+WORTH = 32  # steps that pay for laying the matrices out anew
 ROOM = 0.6  # of the free memory, for weights that are spread out; the rest is for keys and values
 
 
@@ -37,8 +39,8 @@ class Prefix:
 class Forward:
     """Runs a decoder's layers over a cache, with the weights that it has when this is made."""
 
-    def __init__(self, decoder: Decoder, *, use_base: bool = False) -> None:
-        """``use_base`` leaves the adapter out."""
+    def __init__(self, decoder: Decoder, *, use_base: bool = False, steps: int = 0) -> None:
+        """``use_base`` leaves the adapter out. ``steps``: so many will be made of several rows, at most; 0: unknown."""
         self.decoder, self.shape, self.device = decoder, decoder.shape, decoder.device
         decoder.refresh()
         self.layers = cast(list[Layer], list(decoder.layers))
@@ -46,8 +48,11 @@ class Forward:
         self.attention: Kind = "flash" if flash and torch.cuda.get_device_capability(self.device)[0] >= 8 else "padded"
         with torch.no_grad(), decoder.without_adapter() if use_base else nullcontext():
             products = resident([layer.products for layer in self.layers], decoder)
+            if steps >= WORTH:
+                products = laid_out(products, decoder)
             self._products = [{name: joined(op) for name, op in own.items()} for own in products]
             self._head_vh = decoder.head_weight()
+            self._head = prepacked(self._head_vh) if steps >= WORTH else None
 
         self._side = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
 
@@ -138,13 +143,15 @@ class Forward:
 
     def _product(self, op: Linear, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
         """In a graph, the update's first factor runs beside the matrix; elsewhere a second stream costs too much."""
+        if isinstance(op.matrix, Prepacked):
+            return inferred(op, op.matrix, x, residual)
         beside = self._side if self._side is not None and torch.cuda.is_current_stream_capturing() else None
         return op.inferred(x, residual, beside)
 
     def _scores(self, x_rh: torch.Tensor) -> torch.Tensor:
         norm = self.decoder.norm
         hidden_rh, _ = rms_norm(x_rh, norm.weight, norm.eps, norm.offset)
-        scores_rv = hidden_rh @ self._head_vh.t()
+        scores_rv = hidden_rh @ self._head_vh.t() if self._head is None else self._head.times(hidden_rh)
         if self.shape.final_softcap is not None:
             scores_rv = self.shape.final_softcap * torch.tanh(scores_rv / self.shape.final_softcap)
         return scores_rv.float()
@@ -165,6 +172,16 @@ def resident(layers: Sequence[Products], decoder: Decoder) -> list[Products]:
         return list(layers)
     spread = {id(op): replace(op, matrix=Resident(_kept(op.matrix))) for op in ops}
     return [{name: spread.get(id(op), op) for name, op in products.items()} for products in layers]
+
+
+def laid_out(layers: Sequence[Products], decoder: Decoder) -> list[Products]:
+    """The products with their matrices as the CPU multiplies fastest, where there is room for a second copy of them."""
+    ops = [op for products in layers for op in products.values() if isinstance(op.matrix, (Resident, Trained))]
+    size = sum(op.matrix.get().numel() for op in ops) * decoder.dtype.itemsize
+    if decoder.device.type != "cpu" or size > ROOM * free_bytes(decoder.device):
+        return list(layers)
+    made = {id(op): replace(op, matrix=found) for op in ops if (found := prepacked(op.matrix.get())) is not None}
+    return [{name: made.get(id(op), op) for name, op in products.items()} for products in layers]
 
 
 def joined(op: Linear) -> Linear:

@@ -1,0 +1,66 @@
+"""A matrix laid out as oneDNN multiplies with it: short products on a CPU then take half the time and less.
+
+A product of a few rows rearranges the whole matrix first; laid out beforehand, that is done once. The operators are
+those that torch's own compiler uses.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+
+from luthier.kernels.glu import gated
+from luthier.kernels.linear import Linear
+from luthier.kernels.norm import rms_norm
+
+ROWS = 16  # the number of rows that the layout is chosen for; it serves any
+
+
+@dataclass(frozen=True, slots=True)
+class Prepacked:
+    """A weight [out, in], and the same in oneDNN's layout."""
+
+    weight: torch.Tensor
+    packed: torch.Tensor
+    parameter: torch.Tensor | None = None
+
+    def get(self) -> torch.Tensor:
+        """The weight as it is."""
+        return self.weight
+
+    def times(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """[t, out] from x [t, in]."""
+        own = None if bias is None else bias.to(x.dtype)
+        return cast(torch.Tensor, torch.ops.mkldnn._linear_pointwise(x, self.packed, own, "none", [], ""))
+
+
+def prepacked(weight: torch.Tensor) -> Prepacked | None:
+    """The weight prepacked; None where this torch or this CPU does not do so."""
+    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return None
+    if weight.dtype not in (torch.float32, torch.bfloat16):
+        return None
+    try:
+        made = Prepacked(weight, torch.ops.mkldnn._reorder_linear_weight(weight.detach(), ROWS))
+        made.times(weight.new_zeros(1, weight.shape[1]))
+    except (AttributeError, RuntimeError, NotImplementedError):
+        return None
+    return made
+
+
+def inferred(op: Linear, matrix: Prepacked, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+    """What `Linear.inferred` computes, with its matrix prepacked."""
+    if op.norm is not None:
+        x = rms_norm(x, op.norm.weight, op.norm.eps, op.norm.offset)[0]
+    elif op.gate is not None:
+        x = gated(x, op.gate)
+    out = matrix.times(x, op.bias)
+    if residual is not None:
+        out += residual
+    if op.update is not None:
+        inner_tr = x @ op.update.a_rh.t()
+        for part, b in zip(op.update.parts, op.update.b, strict=True):
+            out[:, part.rows].addmm_(inner_tr[:, part.ranks], b.t(), alpha=part.scale)
+    return out
