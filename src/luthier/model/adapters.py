@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from luthier.assets.network import trust_own_bundle
+from luthier.assets.adapter_files import adapter_folder, adapter_values
 from luthier.errors import AssetError
 from luthier.model.decoder.lora import start_a
 from luthier.registry import Registry
@@ -195,10 +195,16 @@ def save_adapter(model: PeftModel, folder: Path, base: Base) -> None:
 
 
 def load_adapter(
-    model: PreTrainedModel, folder: Path, *, expect_base_hash: str | None = None, trainable: bool = False
+    model: PreTrainedModel,
+    folder: Path,
+    *,
+    expect_base_hash: str | None = None,
+    trainable: bool = False,
+    changes: Mapping[str, Any] | None = None,
 ) -> PeftModel:
     """``model`` with the adapter in ``folder``; every weight of it must be there, and none besides.
 
+    ``changes`` are put into its config: what is of training and not of its weights.
     Raises AssetError: asset-not-found, asset-wrong-base when its record names another base than
     ``expect_base_hash``, asset-damaged for missing, surplus or misshapen weights.
     """
@@ -212,6 +218,8 @@ def load_adapter(
     check_base(folder, expect_base_hash)
     config = peft.PeftConfig.from_pretrained(str(folder))
     config.inference_mode = not trainable
+    for name, value in (changes or {}).items():
+        setattr(config, name, value)
     # The kind of start is kept: pissa and olora subtract from the base what they put into the factors, from its own
     # weights alone, and the saved factors belong to that changed base.
     with torch.random.fork_rng(devices=[]), _without_remarks():
@@ -296,41 +304,11 @@ def _ready(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def _continue_from(model: PreTrainedModel, section: Any, expect_base_hash: str | None) -> PeftModel:
-    source = section.pretrained_adapter_weights
-    folder = Path(source).expanduser()
-    if not folder.is_dir():
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-        trust_own_bundle()
-        try:
-            folder = Path(snapshot_download(source, allow_patterns=["*.json", "*.safetensors"]))
-        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-            raise AssetError(
-                "asset-not-found",
-                f"the adapter {source!r} is neither a folder nor on the hub",
-                where="adapter.pretrained_adapter_weights",
-                received=source,
-            ) from error
-    _same_kind(folder, section.type)
-    return load_adapter(model, folder, expect_base_hash=expect_base_hash, trainable=True)
-
-
-def _same_kind(folder: Path, declared: str) -> None:
-    """The adapter to go on from is of the declared type."""
-    path = folder / "adapter_config.json"
-    if not path.is_file():
-        return  # told by `load_adapter`
-    found = str(json.loads(path.read_text(encoding="utf-8")).get("peft_type", "")).lower()
-    if found != declared:
-        raise AssetError(
-            "asset-unsupported",
-            "the adapter to go on from is of another type than the config says",
-            where=str(folder),
-            received=found,
-            allowed=declared,
-            fix=f"set adapter.type: {found}",
-        )
+    """The adapter that the section names, trainable; its shape is its own, its dropout what the section says."""
+    dropout = {"lora_dropout": section.dropout} if section.type in ("lora", "adalora") else {}
+    folder = adapter_folder(section.pretrained_adapter_weights)
+    adapter_values(folder, section.type)  # refuses one of another type
+    return load_adapter(model, folder, expect_base_hash=expect_base_hash, trainable=True, changes=dropout)
 
 
 def check_base(folder: Path, expected: str | None) -> None:

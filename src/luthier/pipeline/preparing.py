@@ -20,6 +20,7 @@ from luthier.data.render import Renderer
 from luthier.data.render.template import fields_of
 from luthier.data.table import Table
 from luthier.errors import ConfigError, Fault
+from luthier.pipeline.continuing import with_adapter_of
 from luthier.plan import machine as machines
 from luthier.plan import planner
 from luthier.plan.support import BUILT, refusal_of
@@ -109,6 +110,7 @@ def examine(
     Raises ConfigError, DataError, and what ``base_of`` raises.
     """
     _refuse_unbuilt(settings)
+    settings = with_adapter_of(settings)
     given = settings.preprocessing
     table = sources.read(dataset, encoding=encoding or given.encoding, sheet=given.sheet, sink=sink)
     declared = settings.output_features[0] if settings.output_features else None

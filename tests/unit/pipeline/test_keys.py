@@ -239,6 +239,25 @@ def test_going_on_from_an_adapter_starts_where_it_ended(train) -> None:
     assert went_on[0] < began[0] - 0.3
 
 
+def test_an_adapter_that_is_gone_on_from_keeps_its_shape_and_a_config_that_says_another_is_refused(train) -> None:
+    first = train("first", adapter={"type": "lora", "r": 4, "alpha": 12, "target_modules": ["v_proj", "q_proj"]})
+    source = {"type": "lora", "pretrained_adapter_weights": str(first.folder / "adapter")}
+    second = train("second", adapter={**source, "dropout": 0.25})
+    kept = config.load(second.folder / "config.yaml").adapter
+    assert (kept.r, kept.alpha, set(kept.target_modules), kept.dropout) == (4, 12, {"q_proj", "v_proj"}, 0.25)
+    known = json.loads((second.folder / "adapter" / "adapter_config.json").read_text())
+    assert (known["r"], known["lora_alpha"], known["lora_dropout"]) == (4, 12, 0.25)
+    with pytest.raises(ConfigError) as caught:
+        train("third", adapter={**source, "r": 8, "alpha": 12, "use_rslora": True, "target_modules": ["q_proj"]})
+    assert {fault.where for fault in caught.value.faults} == {
+        f"adapter.{name}" for name in ("r", "use_rslora", "target_modules")
+    }
+    with pytest.raises(LuthierError, match="another type"):
+        train("fourth", adapter={**source, "type": "loha"})
+    # the run folder's own config says the adapter's shape, and goes on
+    pipeline.train(config.load(second.folder / "config.yaml"), second.tuned.table.rows, output=second.folder)
+
+
 def test_a_tracker_that_is_not_installed_is_told_before_the_model_is_loaded(train, monkeypatch) -> None:
     import sys
 

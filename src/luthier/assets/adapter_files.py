@@ -1,0 +1,80 @@
+"""An adapter to go on from: where its files are, and what its own config says. No torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from luthier.assets.network import trust_own_bundle
+from luthier.errors import AssetError
+
+CONFIG = "adapter_config.json"
+KEY = "adapter.pretrained_adapter_weights"
+# Ours -> PEFT's names, of what the saved weights are bound to. What is only of training (dropout) is not among them.
+BOUND: Mapping[str, tuple[str, ...]] = {
+    "r": ("r",),
+    "alpha": ("lora_alpha", "alpha"),
+    "bias_type": ("bias",),
+    "use_dora": ("use_dora",),
+    "use_rslora": ("use_rslora",),
+    "init_lora_weights": ("init_lora_weights",),
+    "target_modules": ("target_modules",),
+    "modules_to_save": ("modules_to_save",),
+    "layers_to_transform": ("layers_to_transform",),
+}
+
+
+def adapter_folder(source: str) -> Path:
+    """The folder of an adapter, fetched when ``source`` is a hub id. Raises AssetError asset-not-found."""
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return folder
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    trust_own_bundle()
+    try:
+        return Path(snapshot_download(source, allow_patterns=["*.json", "*.safetensors"]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise AssetError(
+            "asset-not-found",
+            f"the adapter {source!r} is neither a folder nor on the hub",
+            where=KEY,
+            received=source,
+            fix="name the adapter/ folder of a run, or owner/name of one on the hub",
+        ) from error
+
+
+def adapter_values(folder: Path, declared: str) -> dict[str, Any]:
+    """What an adapter's own config says, in the names of the config's section; only what its weights are bound to.
+
+    Raises AssetError: asset-not-found when the folder holds no adapter, asset-damaged when its config is no JSON,
+    asset-unsupported when it is of another type than the ``declared`` one.
+    """
+    path = folder / CONFIG
+    if not path.is_file():
+        raise AssetError("asset-not-found", f"the adapter's folder has no {CONFIG}", where=str(folder))
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+        kind = str(said["peft_type"]).lower()
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise AssetError("asset-damaged", f"{CONFIG} cannot be read: {error}", where=str(path)) from error
+    if kind != declared:
+        raise AssetError(
+            "asset-unsupported",
+            "the adapter to go on from is of another type than the config says",
+            where=str(folder),
+            received=kind,
+            allowed=declared,
+            fix=f"set adapter.type: {kind}",
+        )
+    values: dict[str, Any] = {}
+    for ours, theirs in BOUND.items():
+        found = next((said[name] for name in theirs if name in said), None)
+        if ours == "init_lora_weights" and found in (True, False):
+            found = "default"
+        if found is not None:
+            values[ours] = tuple(found) if isinstance(found, list) else found
+    return values

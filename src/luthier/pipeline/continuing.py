@@ -1,0 +1,47 @@
+"""Going on from an adapter: its own shape is what is trained, and a config that says another one is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from luthier.assets.adapter_files import adapter_folder, adapter_values
+from luthier.config import Config
+from luthier.errors import ConfigError, Fault
+
+
+def with_adapter_of(settings: Config) -> Config:
+    """``settings`` with the shape of the adapter that is gone on from where its section leaves it out.
+
+    Raises ConfigError for each key that says otherwise, AssetError when the adapter is not there or of another type.
+    """
+    section = settings.adapter
+    if section is None or not section.pretrained_adapter_weights:
+        return settings
+    found = adapter_values(adapter_folder(section.pretrained_adapter_weights), section.type)
+    known = {name: value for name, value in found.items() if name in type(section).model_fields}
+    faults = [
+        Fault(
+            "config-conflict",
+            f"`adapter.{name}` is not that of the adapter to go on from",
+            f"adapter.{name}",
+            said,
+            value,
+            f"leave adapter.{name} out; only a new adapter can have another",
+        )
+        for name, value in known.items()
+        if ("adapter", name) in settings._given
+        and (said := getattr(section, name)) is not None
+        and _differ(said, value)
+    ]
+    if faults:
+        raise ConfigError(faults)
+    made = settings.model_copy(update={"adapter": section.model_copy(update=known)})
+    made._given = settings._given
+    return made
+
+
+def _differ(one: Any, other: Any) -> bool:
+    """Whether two values of a key differ; names in another order are the same."""
+    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
+        return sorted(map(str, one)) != sorted(map(str, other))
+    return bool(one != other)
