@@ -70,9 +70,12 @@ class Graphs:
             own.key_t[:tokens].copy_(now.key_t)
 
     def collect(self) -> None:
-        """Make the gradients that the graphs add to those of the parameters; zero them where a step begins."""
-        if self.parameters[0].grad is None:
-            self._flat.zero_()
+        """Make the gradients that graphs add to those of the parameters, keeping what the step has gathered so far."""
+        first = self.parameters[0].grad
+        if first is None:
+            self._flat.zero_()  # a step begins
+        elif first is not self._grads[0]:  # an earlier pass of the step ran without a graph
+            torch._foreach_copy_(self._grads, [cast(torch.Tensor, parameter.grad) for parameter in self.parameters])
         for parameter, grad in zip(self.parameters, self._grads, strict=True):
             parameter.grad = grad
 
