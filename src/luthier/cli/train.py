@@ -38,6 +38,13 @@ def command(
             "RUN/checkpoints/step-…; optimizer and schedule begin anew.",
         ),
     ] = None,
+    mirror: Annotated[
+        str | None,
+        typer.Option(
+            "--mirror", metavar="DIR|URL", help="Copy each checkpoint there (a drive, hf://…, s3://…); on a new "
+            "machine the same command goes on from it.",
+        ),
+    ] = None,
     sets: common.Set = None,
     encoding: common.Encoding = None,
     trust_remote_code: common.RemoteCode = False,
@@ -61,6 +68,7 @@ def command(
             encoding=data.encoding,
             trust_remote_code=trust_remote_code,
             fork=fork,
+            mirror=mirror,
             sink=sink,
         )
     if as_json:

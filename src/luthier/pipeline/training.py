@@ -27,6 +27,7 @@ from luthier.pipeline.preparing import Work, prepare
 from luthier.plan.recorded import continued, leaner
 from luthier.run import Lock, RunFolder, atomic, hash_config, manifest, read_metrics, require_space
 from luthier.run.inputs import RECORD
+from luthier.run.mirror import ENDED_WAIT, Mirror
 from luthier.run.watch import growing
 from luthier.tuned import Tuned
 from luthier.types import Plan
@@ -62,11 +63,13 @@ def train(
     encoding: str | None = None,
     trust_remote_code: bool = False,
     fork: str | Path | None = None,
+    mirror: str | None = None,
     sink: events.Sink = events.silent,
 ) -> Trained:
     """One config and one table become a tuned model in a run folder, which is continued if it is this run's already.
 
     ``fork``: a run, or one of its checkpoints, whose weights a new run starts from; its optimizer and schedule are new.
+    ``mirror``: a folder or an fsspec URL that gets a copy of each checkpoint, and from which a new machine goes on.
     """
     from luthier.plan.precision import resolve_precision
 
@@ -79,14 +82,19 @@ def train(
             allowed="finetune",
             fix="set `type: finetune`, or ask the base as it is: Model(config).predict(dataset)",
         )
+    copies = _mirror(mirror, output, sink)
     folder = RunFolder.open(output, name=settings.name or _name_of(dataset))
     sink = events.fan_out(sink, folder.metrics)
+    if copies is not None:
+        sink = events.fan_out(sink, copies)
     import_ahead(settings)
     try:
         work = prepare(settings, dataset, encoding=encoding, trust_remote_code=trust_remote_code, sink=sink)
         precision = resolve_precision(declared_precision(work.config), work.machine)
         origin = _origin(folder, fork, sink)
         standing = folder.complete_lock(_lock(work, precision, origin))
+        if copies is not None:
+            copies.follow(folder)
         if standing == "new" and origin is not None:
             folder.mark("training", forked=origin.to_json())
         if standing == "finished":
@@ -108,8 +116,12 @@ def train(
             merge(work, folder, sink)
         report(folder, tuned, work)
         folder.finish()
+        if copies is not None:
+            copies.close()
     except BaseException as error:
         _mark_ended(folder, error)
+        if copies is not None and isinstance(error, Exception):
+            copies.close(ENDED_WAIT, ended=False)
         if isinstance(error, OSError) and atomic.is_full(error):
             raise _no_room(folder, error) from error
         raise
@@ -132,6 +144,23 @@ def _no_room(folder: RunFolder, error: BaseException) -> RunError:
         where=str(folder.path),
         fix=f"make room on the disk (or raise `ulimit -f`), then: luthier train --resume {folder.path}",
     )
+
+
+def _mirror(url: str | None, output: str | Path | None, sink: events.Sink) -> Mirror | None:
+    """The mirror, after what it holds was put where this machine has no run folder yet."""
+    if url is None:
+        return None
+    if output is None:
+        raise ConfigError(
+            "config-conflict",
+            "a mirror belongs to one run folder, which has to be named so that it is found again",
+            where="--mirror",
+            received=url,
+            fix="add --output DIR",
+        )
+    copies = Mirror(url, sink)
+    copies.restore(Path(output))
+    return copies
 
 
 def _origin(folder: RunFolder, fork: str | Path | None, sink: events.Sink) -> Origin | None:
