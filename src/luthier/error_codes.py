@@ -49,6 +49,7 @@ CODES: dict[str, str] = {
     "training-not-finite": "A loss or gradient that is NaN or infinite; nothing was updated with it.",
     "training-spike": "A loss that jumps far above those before it, again after every rewind that is allowed.",
     "training-no-memory": "Out of memory.",
+    "training-rank-lost": "Another process of a run on several ranks has ended.",
     # dependencies
     "dependency-missing": "An optional package is needed and not installed.",
 }

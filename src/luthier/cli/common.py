@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from luthier.errors import ConfigError, LuthierError
+from luthier.parallel import place
 
 if TYPE_CHECKING:
     from luthier import events
@@ -76,17 +77,21 @@ def session(as_json: bool) -> Iterator[events.Sink]:
     """The sink of this command's events; silent when the result goes out as JSON."""
     from luthier import console
 
-    with console.sink(quiet=as_json) as sink:
+    with console.sink(quiet=as_json or not place().first) as sink:
         yield sink
 
 
 def emit(result: Mapping[str, Any]) -> None:
-    """Print a result as one JSON object on stdout."""
+    """Print a result as one JSON object on stdout; of several ranks the first does."""
+    if not place().first:
+        return
     sys.stdout.write(json.dumps(result, ensure_ascii=False, indent=1, default=str) + "\n")
 
 
 def report_failure(error: LuthierError, as_json: bool) -> None:
-    """Print an explained failure, for people or for machines."""
+    """Print an explained failure, for people or for machines; what all ranks fail with, once."""
+    if not place().first:
+        return
     if as_json:
         emit({"error": [fault.to_json() for fault in error.faults], "exit_code": error.exit_code})
         return

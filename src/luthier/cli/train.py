@@ -8,6 +8,7 @@ import typer
 
 from luthier.cli import common
 from luthier.errors import RunError
+from luthier.parallel import place
 
 NAME = "train"
 EXAMPLES = (
@@ -73,6 +74,8 @@ def command(
         )
     if as_json:
         common.emit(trained.to_json())
+        return
+    if not place().first:
         return
     typer.echo(f"\ntrained: {trained.folder}")
     typer.echo(f"  report    {trained.folder / 'report.html'}")

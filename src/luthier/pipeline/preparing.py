@@ -20,6 +20,7 @@ from luthier.data.render import Renderer
 from luthier.data.render.template import fields_of
 from luthier.data.table import Table
 from luthier.errors import ConfigError, Fault
+from luthier.parallel import place
 from luthier.pipeline.continuing import with_adapter_of
 from luthier.plan import machine as machines
 from luthier.plan import planner
@@ -88,7 +89,7 @@ def prepare(
         return assets.resolve(name, trust_remote_code=trust_remote_code, sink=sink)
 
     seen = examine(settings, dataset, base_of, encoding=encoding, sink=sink)
-    machine = machines.probe(settings.execution.device)
+    machine = place().share_of(machines.probe(settings.execution.device))
     engine = replace(BUILT, refusal=refusal_of(read_json(seen.base.path / "config.json")))
     plan = planner.make_plan(seen.config, seen.base.spec, seen.prepared.stats, machine, engine=engine)
     return Work(

@@ -18,6 +18,7 @@ from luthier.config import Config
 from luthier.data.columns import reference_of
 from luthier.data.source import TableSource
 from luthier.errors import ConfigError, Interrupted, RunError
+from luthier.parallel import connect, in_turn, place
 from luthier.pipeline.ahead import import_ahead
 from luthier.pipeline.finishing import merge, report, versions
 from luthier.pipeline.forking import Origin, origin_of, weights_of
@@ -34,6 +35,7 @@ from luthier.types import Plan
 
 if TYPE_CHECKING:
     from luthier.model.tunable import Tunable
+    from luthier.train.comm import Comm
     from luthier.train.precision import Precision
 
 BYTES_PER_TRAINED_WEIGHT = 4 * 3  # a checkpoint: fp32 weight and two moments
@@ -71,8 +73,6 @@ def train(
     ``fork``: a run, or one of its checkpoints, whose weights a new run starts from; its optimizer and schedule are new.
     ``mirror``: a folder or an fsspec URL that gets a copy of each checkpoint, and from which a new machine goes on.
     """
-    from luthier.plan.precision import resolve_precision
-
     if settings.trainer.type == "none":
         raise ConfigError(
             "config-conflict",
@@ -82,50 +82,90 @@ def train(
             allowed="finetune",
             fix="set `type: finetune`, or ask the base as it is: Model(config).predict(dataset)",
         )
-    copies = _mirror(mirror, output, sink)
-    folder = RunFolder.open(output, name=settings.name or _name_of(dataset))
-    sink = events.fan_out(sink, folder.metrics)
-    if copies is not None:
-        sink = events.fan_out(sink, copies)
-    import_ahead(settings)
-    try:
-        work = prepare(settings, dataset, encoding=encoding, trust_remote_code=trust_remote_code, sink=sink)
-        precision = resolve_precision(declared_precision(work.config), work.machine)
-        origin = _origin(folder, fork, sink)
-        standing = folder.complete_lock(_lock(work, precision, origin))
+    with connect() as comm:
+        copies = _mirror(mirror, output, sink) if comm.rank == 0 else None
+        folder = _opened(comm, output, settings.name or _name_of(dataset))
+        sink = events.fan_out(sink, folder.metrics) if comm.rank == 0 else events.silent
         if copies is not None:
-            copies.follow(folder)
-        if standing == "new" and origin is not None:
-            folder.mark("training", forked=origin.to_json())
-        if standing == "finished":
-            sink(events.Note(text=f"{folder.path} is finished: nothing to do"))
-            folder.close()
-            tuned = load(folder.path, trust_remote_code=trust_remote_code, sink=sink)
-            return _trained(folder, tuned, work)
-        work, forced = _with_recorded_plan(work, folder) if standing == "resume" else (work, "")
-        _write_inputs(folder, work, dataset, encoding)
-        for one in work.config.filled():
-            shown = f"{one.key} = {_said(one.value)}"
-            shown += f" (Ludwig: {_said(one.ludwig)})" if one.ludwig != one.value else ""
-            sink(events.Note(text=f"filled in: {shown}"))
-        for line in work.audit.lines():
-            sink(events.Note(text=line))
-        sink(events.Planned(plan=asdict(work.plan), why=forced))
-        tuned = _fit(work, folder, precision, sink, origin)
+            sink = events.fan_out(sink, copies)
+        import_ahead(settings)
+        try:
+            with in_turn(comm):
+                work = prepare(settings, dataset, encoding=encoding, trust_remote_code=trust_remote_code, sink=sink)
+            origin, inputs = _origin(folder, fork, sink), _inputs(work, dataset, encoding)
+            made = _on_ranks(work, folder, comm, inputs, origin, copies, trust_remote_code, sink)
+            comm.barrier()  # rank 0 has finished the folder
+        except BaseException as error:
+            if comm.rank == 0:
+                _mark_ended(folder, error)
+            if copies is not None and isinstance(error, Exception):
+                copies.close(ENDED_WAIT, ended=False)
+            if isinstance(error, OSError) and atomic.is_full(error):
+                raise _no_room(folder, error) from error
+            raise
+    return made
+
+
+def _opened(comm: Comm, output: str | Path | None, name: str) -> RunFolder:
+    """The run folder: rank 0 writes to it, the others read."""
+    if comm.rank == 0:
+        folder = RunFolder.open(output, name=name)
+        comm.share(str(folder.path))
+        return folder
+    return RunFolder.load(comm.share(None), trained=False)
+
+
+def _on_ranks(
+    work: Work,
+    folder: RunFolder,
+    comm: Comm,
+    inputs: Mapping[str, Any],
+    origin: Origin | None,
+    copies: Mirror | None,
+    trust_remote_code: bool,
+    sink: events.Sink,
+) -> Trained:
+    """What every rank does once the data is prepared; rank 0 alone writes and speaks."""
+    from luthier.plan.precision import resolve_precision
+
+    first = comm.rank == 0
+    precision = resolve_precision(declared_precision(work.config), work.machine)
+    standing = comm.share(folder.complete_lock(_lock(work, precision, origin)) if first else None)
+    if copies is not None:
+        copies.follow(folder)
+    if first and standing == "new" and origin is not None:
+        folder.mark("training", forked=origin.to_json())
+    if standing == "finished":
+        sink(events.Note(text=f"{folder.path} is finished: nothing to do"))
+        folder.close()
+        tuned = load(folder.path, trust_remote_code=trust_remote_code, sink=sink)
+        return _trained(folder, tuned, work)
+    work, forced = _with_recorded_plan(work, folder) if first and standing == "resume" else (work, "")
+    work = _with_plan_of_first(work, comm)
+    if first:
+        _write_inputs(folder, work, inputs)
+    for one in work.config.filled():
+        shown = f"{one.key} = {_said(one.value)}"
+        shown += f" (Ludwig: {_said(one.ludwig)})" if one.ludwig != one.value else ""
+        sink(events.Note(text=f"filled in: {shown}"))
+    for line in work.audit.lines():
+        sink(events.Note(text=line))
+    sink(events.Planned(plan=asdict(work.plan), why=forced))
+    tuned = _fit(work, folder, precision, comm, sink, origin)
+    if first:
         if work.config.adapter is not None and work.config.adapter.postprocessor.merge_adapter_into_base_model:
             merge(work, folder, sink)
         report(folder, tuned, work)
         folder.finish()
-        if copies is not None:
-            copies.close()
-    except BaseException as error:
-        _mark_ended(folder, error)
-        if copies is not None and isinstance(error, Exception):
-            copies.close(ENDED_WAIT, ended=False)
-        if isinstance(error, OSError) and atomic.is_full(error):
-            raise _no_room(folder, error) from error
-        raise
+    if copies is not None:
+        copies.close()
     return _trained(folder, tuned, work)
+
+
+def _with_plan_of_first(work: Work, comm: Comm) -> Work:
+    """The work with rank 0's plan, on this rank's device: free memory may differ, the passes may not."""
+    plan = Plan.from_json(comm.share(asdict(work.plan)))
+    return replace(work, plan=replace(plan, device=place().device(plan.device)))
 
 
 def _mark_ended(folder: RunFolder, error: BaseException) -> None:
@@ -205,7 +245,9 @@ def _save(model: Tunable, folder: RunFolder, size: int, sink: events.Sink) -> Pa
     return final
 
 
-def _fit(work: Work, folder: RunFolder, precision: Precision, sink: events.Sink, origin: Origin | None) -> Tuned:
+def _fit(
+    work: Work, folder: RunFolder, precision: Precision, comm: Comm, sink: events.Sink, origin: Origin | None
+) -> Tuned:
     """Open the model, train it, save what was trained."""
     from luthier.objectives.sft import Sft
     from luthier.train.evaluation import Evaluator
@@ -214,7 +256,8 @@ def _fit(work: Work, folder: RunFolder, precision: Precision, sink: events.Sink,
     from luthier.train.setup import Setup
 
     settings, plan, trainer = work.config, work.plan, work.config.trainer
-    trackers = _trackers(settings, folder)  # first: one that is not installed is told before the work
+    first = comm.rank == 0
+    trackers = _trackers(settings, folder) if first else []  # one that is not installed is told before the work
     source = _source(work)
     steps = trainer.train_steps or trainer.epochs * source.steps_per_epoch
     model = open_for_tuning(settings, work.base, precision, plan, sink, steps=steps)
@@ -241,14 +284,15 @@ def _fit(work: Work, folder: RunFolder, precision: Precision, sink: events.Sink,
         total_steps=steps,
         evaluate=evaluator(examples=examples["validation"], generated=generated) if examples["validation"] else None,
         evaluate_train=evaluator(examples=examples["train"]) if trainer.evaluate_training_set else None,
-        save_adapter=partial(_save, model, folder, trained * (4 if settings.adapter else 2), sink),
+        save_adapter=partial(_save, model, folder, trained * (4 if settings.adapter else 2), sink) if first else None,
         penalty=model.penalty,
         after_update=model.after_update,
         model_state=model.state,
         restore_model=model.restore,
         precision=precision,
         seed=settings.random_seed,
-        sink=events.fan_out(sink, _Keeper(folder), *trackers),
+        sink=events.fan_out(sink, _Keeper(folder), *trackers) if first else events.silent,
+        comm=comm,
         loraplus_lr_ratio=getattr(settings.adapter, "loraplus_lr_ratio", None),
         leaner=partial(_leaner, model, work.base.spec.layers),
         start=partial(weights_of, origin, work.base.content_hash) if origin is not None else None,
@@ -256,7 +300,8 @@ def _fit(work: Work, folder: RunFolder, precision: Precision, sink: events.Sink,
     )
     with events.stage(sink, "train", f"{setup.steps} steps, {trained:,} of the weights, {precision}"):
         outcome = fit(setup)
-    atomic.write_json(folder.path / "outcome.json", outcome.to_json())
+    if first:
+        atomic.write_json(folder.path / "outcome.json", outcome.to_json())
     model.module.eval()
     give_back()
     return tuned
@@ -336,18 +381,22 @@ def _generated_scores(tuned: Tuned, rows: Sequence[int]) -> Mapping[str, float]:
     return tuned.answer(tuned.table, rows).scores()
 
 
-def _write_inputs(folder: RunFolder, work: Work, dataset: Any, encoding: str | None) -> None:
+def _write_inputs(folder: RunFolder, work: Work, inputs: Mapping[str, Any]) -> None:
     folder.write_config(config.dump_yaml(work.config))
     folder.write_plan(asdict(work.plan))
     folder.write_audit(work.audit.to_json())
+    atomic.write_json(folder.path / RECORD, dict(inputs))
+
+
+def _inputs(work: Work, dataset: Any, encoding: str | None) -> dict[str, Any]:
+    """What is needed to read the table again as it was read for training."""
     path = str(Path(dataset).resolve()) if isinstance(dataset, (str, Path)) and Path(dataset).exists() else None
-    known = {
+    return {
         "dataset": path,
         "encoding": encoding or work.config.preprocessing.encoding,
         "columns": work.table.columns,
         "layout": asdict(work.layout),
     }
-    atomic.write_json(folder.path / RECORD, known)
 
 
 def _lock(work: Work, precision: str, origin: Origin | None) -> Lock:

@@ -1,9 +1,10 @@
-"""What training asks of other ranks. On one rank: nothing."""
+"""What training asks of other ranks. On one rank: nothing. Several are `luthier.parallel`'s."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import torch
@@ -26,6 +27,18 @@ class Comm(Protocol):
         """The sum of ``value`` over all ranks."""
         ...
 
+    def sum_gradients(self, weights: Sequence[torch.nn.Parameter]) -> None:
+        """Replace the gradients of ``weights`` by their sums over all ranks, in fp32, the same bits on each."""
+        ...
+
+    def spread(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Give all ranks what rank 0 has in ``tensors``."""
+        ...
+
+    def share(self, value: Any) -> Any:
+        """Rank 0's ``value`` (JSON types), on all ranks."""
+        ...
+
     def any(self, flag: bool) -> bool:
         """Whether ``flag`` holds on any rank."""
         ...
@@ -43,6 +56,16 @@ class OneRank:
     world: int = 1
 
     def sum(self, value: torch.Tensor) -> torch.Tensor:
+        """The value itself."""
+        return value
+
+    def sum_gradients(self, weights: Sequence[torch.nn.Parameter]) -> None:
+        """They are the sums already."""
+
+    def spread(self, tensors: Sequence[torch.Tensor]) -> None:
+        """All ranks have it."""
+
+    def share(self, value: Any) -> Any:
         """The value itself."""
         return value
 

@@ -49,6 +49,9 @@ def save(run: Run, source: Mapping[str, int] | None = None) -> None:
     if now.step == run.saved_step:
         return
     _require_finite(run)
+    if setup.comm.rank:  # all ranks hold the same; one writes it
+        run.saved_step = now.step
+        return
     state = {
         "source": source or setup.source.state(),
         "hooks": {name: hook.state() for name, hook in run.hooks.items()},
@@ -87,23 +90,32 @@ def settle(run: Run) -> None:
 def resume(run: Run) -> int | None:
     """Go on from the newest whole checkpoint; a damaged one is passed over with a warning. None: a new run."""
     setup = run.setup
+    found = _newest(setup) if setup.comm.rank == 0 else None
+    step: int | None = setup.comm.share(None if found is None else found.step)
+    if step is None:
+        if setup.start is not None:
+            _put_weights(setup, setup.start(), "the checkpoint to start from")
+        if setup.start is not None or "rewind" in (setup.trainer.on_nonfinite, setup.trainer.on_spike):
+            save(run)  # something to go back to, from the first step on
+        return None
+    _put_back(run, found or checkpoint.load(setup.checkpoints, step))
+    setup.comm.barrier()  # before anything there changes
+    if setup.comm.rank == 0:
+        checkpoint.set_aside(setup.checkpoints, newer_than=step)
+    setup.sink(Note(text=f"going on from step {step} of {setup.steps}", data={"step": step}))
+    return step
+
+
+def _newest(setup: Setup) -> checkpoint.Checkpoint | None:
+    """The newest whole checkpoint. Raises RunError when there are some and none is whole."""
     steps = checkpoint.steps_in(setup.checkpoints)
     for step in reversed(steps):
         try:
-            found = checkpoint.load(setup.checkpoints, step)
+            return checkpoint.load(setup.checkpoints, step)
         except RunError as error:
             if step == steps[0]:
                 raise
             setup.sink(Warned(text=f"{error.faults[0].message}; going on from the one before it"))
-            continue
-        checkpoint.set_aside(setup.checkpoints, newer_than=step)
-        _put_back(run, found)
-        setup.sink(Note(text=f"going on from step {step} of {setup.steps}", data={"step": step}))
-        return step
-    if setup.start is not None:
-        _put_weights(setup, setup.start(), "the checkpoint to start from")
-    if setup.start is not None or "rewind" in (setup.trainer.on_nonfinite, setup.trainer.on_spike):
-        save(run)  # something to go back to, from the first step on
     return None
 
 
@@ -116,11 +128,14 @@ def rewind(run: Run, error: TrainingError) -> None:
     settle(run)
     setup = run.setup
     source, failed = setup.source.state(), run.now.step
-    steps = [step for step in checkpoint.steps_in(setup.checkpoints) if step != run.rewound_to]
+    there = checkpoint.steps_in(setup.checkpoints) if setup.comm.rank == 0 else []
+    steps = setup.comm.share([step for step in there if step != run.rewound_to])
     if run.rewinds >= MAX_REWINDS or not steps:
         raise error
     found = checkpoint.load(setup.checkpoints, steps[-1])
-    checkpoint.drop(setup.checkpoints, newer_than=found.step)
+    setup.comm.barrier()  # before anything there changes
+    if setup.comm.rank == 0:
+        checkpoint.drop(setup.checkpoints, newer_than=found.step)
     rewinds = run.rewinds + 1
     _put_back(run, found)
     setup.source.restore(source)
@@ -132,6 +147,7 @@ def restore_best(run: Run) -> None:
     """Put the weights of the best evaluation back into the model; damaged ones are named and the last step's stay."""
     settle(run)
     best, setup = run.best.step, run.setup
+    setup.comm.barrier()  # it is on the disk now
     if best is None or best == run.now.step:
         return
     try:
@@ -146,6 +162,8 @@ def restore_best(run: Run) -> None:
 
 def record_failure(run: Run, step: int, source: Mapping[str, int], error: TrainingError) -> None:
     """Write what is known of the step that failed, so that it can be looked at or repeated."""
+    if run.setup.comm.rank:
+        return
     folder = run.setup.checkpoints
     folder.mkdir(parents=True, exist_ok=True)
     record = {"step": step, "source": dict(source), "faults": [fault.to_json() for fault in error.faults]}

@@ -6,7 +6,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -47,6 +47,7 @@ def fit(setup: Setup) -> Outcome:
     _require_scalable(setup)
     run = _assemble(setup)
     resumed = resume(run)
+    setup.comm.spread(list(trainable(setup.model).values()))
     setup.model.train()
     try:
         last = _steps(run)
@@ -85,8 +86,8 @@ def _steps(run: Run) -> StepResult | None:
             last = _one_step(run) or last
             if run.saver.done:
                 settle(run)
-            if received:
-                _interrupt(run, received[0])
+            if setup.comm.any(bool(received)):  # all ranks end after the same step
+                _interrupt(run, received[0] if received else signal.SIGTERM)
         settle(run)
     return last
 
@@ -171,14 +172,20 @@ def _evaluate(run: Run, result: StepResult) -> Decision:
     setup = run.setup
     assert setup.evaluate is not None
     rate = {"learning_rate": result.values["learning_rate"]}
-    values = dict(setup.evaluate())
+    values = _valued(setup, setup.evaluate)
     _tell(run, "validation", values["loss"], {k: v for k, v in values.items() if k != "loss"} | rate)
     # without an evaluation of the training rows, the loss of the last step stands for theirs
-    training = {"loss": result.loss} if setup.evaluate_train is None else dict(setup.evaluate_train())
+    training = {"loss": result.loss} if setup.evaluate_train is None else _valued(setup, setup.evaluate_train)
     if setup.evaluate_train is not None:
         _tell(run, "train_evaluation", training["loss"], {k: v for k, v in training.items() if k != "loss"} | rate)
     seen = values | {f"train/{name}": value for name, value in training.items()}
     return _ask(run, lambda hook: hook.after_evaluation(run.now.step, seen))
+
+
+def _valued(setup: Setup, evaluate: Callable[[], Mapping[str, float]]) -> dict[str, float]:
+    """What an evaluation gives, made by rank 0 alone: the hooks of all ranks have to see the same values."""
+    found: dict[str, float] = setup.comm.share(dict(evaluate()) if setup.comm.rank == 0 else None)
+    return found
 
 
 def _ask(run: Run, question: Any) -> Decision:

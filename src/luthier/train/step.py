@@ -55,12 +55,13 @@ def train_step(setup: Setup, now: Training, rate_factor: float) -> StepResult:
     step = setup.source.next_step()
     constants = setup.objective.prepare(step)  # global weights, before any backward
 
-    totals, passes, computed = _passes_that_fit(setup, now, step, constants)
+    totals, passes = _passes_that_fit(setup, now, step, constants)
+    setup.comm.sum_gradients([weight for group in now.optimizer.param_groups for weight in group["params"]])
     now.scaler.unscale_(now.optimizer)
     norm = _clip(setup, now.optimizer)
 
-    read = torch.stack([totals["loss"], setup.comm.sum(totals["tokens"]), norm]).tolist()  # the one host read
-    loss, tokens, gradient = read
+    sums = setup.comm.sum(torch.stack([totals[name] for name in ("loss", "tokens", "computed")]))
+    loss, tokens, computed, gradient = torch.cat([sums, norm[None]]).tolist()  # the one host read
     finite = _check_finite(setup, now, step, loss, gradient)
 
     for group in now.optimizer.param_groups:
@@ -80,7 +81,7 @@ def train_step(setup: Setup, now: Training, rate_factor: float) -> StepResult:
         "tokens_per_s": every / seconds,
         "supervised_tokens": int(tokens),
         "tokens": every,
-        "tokens_computed": computed,
+        "tokens_computed": int(computed),
         "memory_gib": round(peak_gib(setup.plan.device), 4),
         "gradient_norm": gradient,
         "passes": passes,
@@ -91,30 +92,33 @@ def train_step(setup: Setup, now: Training, rate_factor: float) -> StepResult:
 
 def _passes_that_fit(
     setup: Setup, now: Training, step: Sequence[Example], constants: Mapping[str, float]
-) -> tuple[dict[str, torch.Tensor], int, int]:
+) -> tuple[dict[str, torch.Tensor], int]:
     """Run the passes; out of memory, take a leaner plan and begin the step again: the gradient stays the same.
 
-    Returns the sums of `_run_passes`, the passes, and the tokens that were computed (what samples share, once).
+    Returns the sums of `_run_passes` and the number of passes. All ranks begin again when one of them has to.
     """
     lengths = [example.length for example in step]
     shared = shared_by_all(step) if now.plan.share_prefix else 0
     while True:
         passes = schedule(lengths, now.plan, setup.comm.world, shared=shared)[setup.comm.rank]
+        totals, full = None, ""
         try:
-            totals, computed = _run_passes(setup, now, [[step[i] for i in indices] for indices in passes], constants)
-            return totals, len(passes), computed
-        except torch.OutOfMemoryError as error:
-            now.optimizer.zero_grad(set_to_none=True)
-            longest = max(step, key=lambda example: example.length)
-            leaner = setup.leaner(now.plan, longest.length)
-            if leaner is None:
-                raise TrainingError(
-                    "training-no-memory",
-                    f"out of memory in step {now.step + 1} with one sample a pass",
-                    where=f"row {longest.row}, {longest.length} tokens",
-                    received=str(error).split("\n")[0],
-                    fix="lower preprocessing.max_sequence_length; `luthier plan` shows what fits",
-                ) from error
+            totals = _run_passes(setup, now, [[step[i] for i in indices] for indices in passes], constants)
+        except torch.OutOfMemoryError as error:  # its text alone: the frames behind it hold what has to go
+            full = str(error).split("\n")[0]
+        if not setup.comm.any(totals is None) and totals is not None:
+            return totals, len(passes)
+        now.optimizer.zero_grad(set_to_none=True)
+        longest = max(step, key=lambda example: example.length)
+        leaner = setup.leaner(now.plan, longest.length)
+        if leaner is None:
+            raise TrainingError(
+                "training-no-memory",
+                f"out of memory in step {now.step + 1} with one sample a pass",
+                where=f"row {longest.row}, {longest.length} tokens",
+                received=full or "another process of the run has no memory left",
+                fix="lower preprocessing.max_sequence_length; `luthier plan` shows what fits",
+            )
         torch.cuda.empty_cache()
         now.plan = leaner
         setup.sink(Planned(plan=asdict(now.plan), why=f"out of memory in step {now.step + 1}"))
@@ -122,29 +126,33 @@ def _passes_that_fit(
 
 def _run_passes(
     setup: Setup, now: Training, passes: Sequence[Sequence[Example]], constants: Mapping[str, float]
-) -> tuple[dict[str, torch.Tensor], int]:
-    """Forward and backward over each pass; the step's loss and statistics as sums on the device, and its tokens."""
-    device, computed = now.plan.device, 0
-    totals = {"loss": torch.zeros((), device=device), "tokens": torch.zeros((), device=device)}
+) -> dict[str, torch.Tensor]:
+    """Forward and backward over each pass; on the device, the sums of the loss and of statistics.
+
+    ``tokens``: supervised ones; ``computed``: all that passes held, what samples share once.
+    """
+    device = now.plan.device
+    totals = {name: torch.zeros((), device=device) for name in ("loss", "tokens", "computed")}
     for number, examples in enumerate(passes):
         if not examples:
             continue
         # Dropout depends on (seed, step, pass) alone, so neither a resume nor an evaluation changes it.
-        torch.manual_seed((setup.seed * 1_000_003 + now.step) * 1_009 + number)
+        place = number * setup.comm.world + setup.comm.rank
+        torch.manual_seed((setup.seed * 1_000_003 + now.step) * 1_009 + place)
         batch = collate(examples, now.step, share=now.plan.share_prefix)
-        computed += len(batch.ids)
         logprobs = setup.logprobs(batch)  # it moves what it needs itself: shapes are known on the host alone
         made = setup.objective.loss(logprobs, to_device(batch, device), constants)
         loss = torch.stack(
             [term.coefficient * term.sum / constants[name] for name, term in made.terms.items()]  # divided here, once
         ).sum()
         now.scaler.scale(loss).backward()
+        totals["computed"] += len(batch.ids)
         totals["loss"] += loss.detach()
         totals["tokens"] += made.statistics.get("tokens", 0.0)
     penalty = setup.penalty() if setup.penalty is not None else None
     if penalty is not None:  # not part of the loss that is told: training's and validation's stay comparable
         now.scaler.scale(penalty / setup.comm.world).backward()
-    return totals, computed
+    return totals
 
 
 def _clip(setup: Setup, optimizer: torch.optim.Optimizer) -> torch.Tensor:

@@ -1,0 +1,124 @@
+"""Two ranks give what one gives: real processes over gloo, the whole pipeline."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from luthier.run import read_metrics
+
+WORKER = Path(__file__).with_name("worker.py")
+Ran = tuple[Path, list[tuple[str, float]], list[list[int]]]
+
+
+def launched(ranks: int, *command: str) -> subprocess.CompletedProcess[str]:
+    """Run a program on so many ranks."""
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run([*start, *command], capture_output=True, text=True, timeout=240, env=environment)
+
+
+@pytest.fixture(scope="module")
+def settings(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    rows = [
+        {"text": f"parcel {i} {'slow ' * (i % 4)}", "label": "late" if i % 3 == 0 else "early",
+         "split": 0 if i < 41 else 1 if i < 44 else 2}
+        for i in range(48)
+    ]  # fmt: skip
+    made = {
+        "base_model": str(tiny_llama),
+        "input_features": [{"name": "text"}],
+        "output_features": [{"name": "label", "type": "category"}],
+        "prompt": {"template": "Say whether this came late: {text}\n"},
+        "generation": {"max_new_tokens": 4},
+        "adapter": {"type": "lora", "r": 4, "dropout": 0.1},
+        "trainer": {"epochs": 1, "batch_size": 8, "learning_rate": 1e-3, "precision": "fp32",
+                    "optimizer": {"type": "sgd"}, "eval_generation_rows": 2, "steps_per_checkpoint": 2},
+    }  # fmt: skip
+    # the last step has one row: a rank without work
+    path = tmp_path_factory.mktemp("settings") / "settings.json"
+    path.write_text(json.dumps({"config": made, "rows": rows}), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def ran(settings: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Ran]:
+    """Train on so many ranks, in a folder of the name; what came out."""
+    root = tmp_path_factory.mktemp("runs")
+
+    def run(name: str, ranks: int, *stop: str) -> Ran:
+        done = launched(ranks, str(WORKER), str(settings), str(root / name), *stop)
+        assert done.returncode == 0, done.stderr[-3000:]
+        steps: dict[int, list[int]] = {}
+        for rank in range(ranks):
+            for number, rows in json.loads((root / f"{name}-{ranks}-{rank}.json").read_text(encoding="utf-8")):
+                steps.setdefault(number, []).extend(rows)
+        lines = [(line["split"], line["loss"]) for line in read_metrics(root / name / "metrics.jsonl")]
+        return root / name, lines, [sorted(steps[number]) for number in sorted(steps)]
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def alone(ran: Callable[..., Ran]) -> Ran:
+    return ran("alone", 1)
+
+
+def same(found: Ran, want: Ran) -> None:
+    assert [split for split, _ in found[1]] == [split for split, _ in want[1]]
+    for (_, loss), (_, wanted) in zip(found[1], want[1], strict=True):
+        assert loss == pytest.approx(wanted, abs=1e-6)
+    weights, wanted_weights = (load_file(one[0] / "adapter" / "adapter_model.safetensors") for one in (found, want))
+    assert weights.keys() == wanted_weights.keys()
+    assert max(float((weights[name] - wanted_weights[name]).abs().max()) for name in weights) < 1e-6
+    assert max(float(one.abs().max()) for name, one in weights.items() if "lora_B" in name) > 1e-4  # it has learned
+
+
+def test_two_ranks_give_what_one_gives(ran: Callable[..., Ran], alone: Ran) -> None:
+    found = ran("two", 2)
+    same(found, alone)
+    assert found[2] == alone[2]
+    first, second = (json.loads((found[0].parent / f"two-2-{rank}.json").read_text()) for rank in range(2))
+    assert [len(rows) for _, rows in first] == [4] * 5 + [1]
+    assert [len(rows) for _, rows in second] == [4] * 5  # the last step has no row for it
+    assert json.loads((found[0] / "run.json").read_text(encoding="utf-8"))["state"] == "finished"
+
+
+def test_a_signal_to_one_rank_ends_all_and_another_number_of_ranks_goes_on(ran: Callable[..., Ran], alone: Ran) -> None:
+    folder, _, before = ran("mixed", 2, "stop", "2")
+    record: dict[str, Any] = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    assert record["state"] == "interrupted"
+    found = ran("mixed", 1)
+    same(found, alone)
+    assert before + found[2] == alone[2]
+
+
+def test_all_ranks_take_a_leaner_plan_when_one_has_no_memory(ran: Callable[..., Ran], alone: Ran) -> None:
+    found = ran("tight", 2, "full", "3")
+    same(found, alone)
+    record = json.loads((found[0] / "run.json").read_text(encoding="utf-8"))
+    assert [one["why"] for one in record["replanned"]] == ["out of memory in step 1"] * len(record["replanned"])
+
+
+def test_the_command_line_under_torchrun(settings: Path, tmp_path: Path) -> None:
+    """`torchrun … $(which luthier) train`: one run folder, one voice."""
+    given = json.loads(settings.read_text(encoding="utf-8"))
+    (tmp_path / "config.yaml").write_text(json.dumps(given["config"]), encoding="utf-8")
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, given["rows"])), encoding="utf-8")
+    script = Path(sys.executable).with_name("luthier")
+    command = [str(script), "train", str(tmp_path / "config.yaml"), "--dataset", str(tmp_path / "data.jsonl")]
+    done = launched(2, *command, "--output", str(tmp_path / "run"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("trained: ") == 1
+    assert len(read_metrics(tmp_path / "run" / "metrics.jsonl")) == 7  # six steps and an evaluation
+    wrong = launched(2, *command, "--set", "trainer.epochs=0")
+    assert wrong.returncode != 0
+    assert wrong.stderr.count("error [config-") == 1
