@@ -15,6 +15,7 @@ import torch
 
 from luthier.errors import AssetError, RunError
 from luthier.events import Saved, Sink, silent, stage
+from luthier.run.watch import growing
 
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 TOKENIZER_FILES = (
@@ -70,7 +71,8 @@ def merged(
     with stage(sink, "merge", str(folder)), _staging(folder) as staged:
         plain = _merge(copy.deepcopy(model).to("cpu", torch.float32)).to(wanted)
         plain.config.dtype = wanted
-        plain.save_pretrained(staged, safe_serialization=True)
+        with growing(sink, "merge", staged, sum(p.numel() * p.element_size() for p in plain.parameters())):
+            plain.save_pretrained(staged, safe_serialization=True)
         for name in TOKENIZER_FILES:
             source = Path(tokenizer_from) / name
             if source.is_file():

@@ -8,6 +8,7 @@ import pytest
 
 from luthier.data.sources import Limits, read
 from luthier.errors import DataError, DependencyError
+from luthier.events import Progress
 
 TEXT = [{"id": "007", "a": "NA", "b": "1e5"}, {"id": "None", "a": "true", "b": "日本"}]
 
@@ -226,9 +227,18 @@ def test_hub_dataset_through_its_parquet_files(tmp_path, monkeypatch):
         pq.write_table(pa.table({"a": [value]}), tmp_path / f"{part}.parquet")
     listed = ["default/train/0000.parquet", "default/test/0000.parquet"]
     monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lambda self, name, **k: listed)
-    fetch = lambda name, file, **k: str(tmp_path / (file.split("/")[1] + ".parquet"))  # noqa: E731
+
+    def fetch(name, file, **options):
+        with options["tqdm_class"](total=4_000_000, unit="B", name="huggingface_hub.http_get") as bar:
+            bar.update(1_000_000)
+            bar.refresh()
+        return str(tmp_path / (file.split("/")[1] + ".parquet"))
+
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", fetch)
-    assert list(read("owner/name")) == [{"a": "x", "split": 0}, {"a": "y", "split": 2}]
+    seen = []
+    assert list(read("owner/name", sink=seen.append)) == [{"a": "x", "split": 0}, {"a": "y", "split": 2}]
+    told = [(e.stage, e.completed, e.total, e.unit) for e in seen if isinstance(e, Progress)]
+    assert ("fetch", 1.0, 4.0, "MB") in told
     assert fails("data-unreadable", "owner/name:other").faults[0].allowed == ["default"]
     listed[:] = []
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)

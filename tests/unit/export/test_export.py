@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from luthier.errors import AssetError, RunError
+from luthier.events import Progress
 from luthier.export.card import write_card
 from luthier.export.hub import LEFT_OUT, upload
 from luthier.export.merge import merged
@@ -46,7 +47,10 @@ def test_merged_equals_adapter_and_leaves_the_model_alone(tmp_path):
     (base / "tokenizer.json").write_text("{}")
     tuned = make_tuned()
     before = logits(tuned)
-    folder = merged(tuned, tmp_path / "out", tokenizer_from=base, dtype="fp32")
+    seen = []
+    folder = merged(tuned, tmp_path / "out", tokenizer_from=base, dtype="fp32", sink=seen.append)
+    size = sum(p.numel() * 4 for p in make_model().parameters()) / 1e6
+    assert any(isinstance(e, Progress) and e.stage == "merge" and e.total == pytest.approx(size) for e in seen)
     again = AutoModelForCausalLM.from_pretrained(folder)
     assert torch.allclose(logits(again), before, atol=1e-5)
     assert not torch.allclose(before, logits(make_model()), atol=1e-2)

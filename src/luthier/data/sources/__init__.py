@@ -36,7 +36,7 @@ def read(
     """
     options = Options(encoding, sheet, limits or Limits())
     with events.stage(sink, "read", _describe(dataset)):
-        table = _read_path(dataset, options) if isinstance(dataset, (str, Path)) else _read_object(dataset)
+        table = _read_path(dataset, options, sink) if isinstance(dataset, (str, Path)) else _read_object(dataset)
     if not len(table):
         raise empty(table.name)
     for note in table.notes:
@@ -54,14 +54,14 @@ def _read_object(dataset: Any) -> Table:
     return memory.from_arrow(dataset)
 
 
-def _read_path(dataset: str | Path, options: Options) -> Table:
+def _read_path(dataset: str | Path, options: Options, sink: events.Sink) -> Table:
     name, path = str(dataset), Path(dataset).expanduser()
     if path.is_dir():
         return arrow.read_saved(path, name)
     if path.exists():
         return _read_file(path, name, options)
     if isinstance(dataset, str) and hub.is_id(dataset):
-        return hub.read_hub(dataset, options)
+        return hub.read_hub(dataset, options, sink)
     raise DataError(
         "data-unreadable",
         f"there is no dataset {name!r}",

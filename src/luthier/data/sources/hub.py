@@ -9,6 +9,8 @@ import re
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from luthier import events
+from luthier.assets.bars import download_bar
 from luthier.assets.network import trust_own_bundle
 from luthier.data.sources import memory, splits
 from luthier.data.sources.formats import FORMATS, Options
@@ -25,7 +27,7 @@ def is_id(text: str) -> bool:
     return match is not None and PurePosixPath(match["id"]).suffix.lower() not in FORMATS and not text.startswith(".")
 
 
-def read_hub(text: str, options: Options) -> Table:
+def read_hub(text: str, options: Options, sink: events.Sink = events.silent) -> Table:
     """The dataset of that id with its own splits. Raises DataError data-unreadable, DependencyError."""
     match = ID.fullmatch(text)
     assert match is not None, "call is_id first"
@@ -35,11 +37,11 @@ def read_hub(text: str, options: Options) -> Table:
     if revision is None:
         files = _converted(_listed(name, CONVERTED), name, config)
     if files:
-        return _join(name, CONVERTED, files, options)
+        return _join(name, CONVERTED, files, options, sink)
     if config is None:
         files = _by_split(_listed(name, revision, required=True))
         if files:
-            return _join(name, revision, files, options)
+            return _join(name, revision, files, options, sink)
     return _through_datasets(name, config, revision)
 
 
@@ -116,13 +118,16 @@ def _by_split(listed: list[str]) -> dict[str, list[str]]:
     return {}
 
 
-def _join(name: str, revision: str | None, files: dict[str, list[str]], options: Options) -> Table:
+def _join(
+    name: str, revision: str | None, files: dict[str, list[str]], options: Options, sink: events.Sink
+) -> Table:
     from huggingface_hub import hf_hub_download
 
     parts: dict[str, list[dict[str, Any]]] = {}
     for part, paths in sorted(files.items(), key=lambda item: splits.number(item[0]) or 0):
         for file in paths:
-            local = Path(hf_hub_download(name, file, repo_type="dataset", revision=revision))
+            bar = download_bar(sink, "fetch")
+            local = Path(hf_hub_download(name, file, repo_type="dataset", revision=revision, tqdm_class=bar))
             reader = FORMATS.get(PurePosixPath(file).suffix.lower())
             parts.setdefault(part, []).extend(reader(local, f"{name}/{file}", options))
     rows, notes = splits.join(parts)
