@@ -45,7 +45,8 @@ def load(
     known = folder.read_json(RECORD)
     found: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in known["layout"].items()}
     layout = Layout(**found)
-    base = assets.resolve(settings.base_model, trust_remote_code=trust_remote_code, sink=sink)
+    name = _base_name(settings.base_model, known.get("base"))
+    base = assets.resolve(name, trust_remote_code=trust_remote_code, sink=sink)
     _same_base(base, lock, folder)
     machine = machines.probe(settings.execution.device)
     precision = resolve_precision(declared_precision(settings), machine)
@@ -95,6 +96,12 @@ def _training_data(
     if table.content_hash != lock.data_hash:
         return None, None
     return table, divide(settings, table, layout).rows
+
+
+def _base_name(declared: str, recorded: str | None) -> str:
+    """The name to find the base by: a relative path of the config means the folder that the run was made in."""
+    here = Path(declared).expanduser()
+    return recorded if recorded is not None and not here.exists() and Path(recorded).exists() else declared
 
 
 def _same_base(base: Base, lock: Lock, folder: RunFolder) -> None:

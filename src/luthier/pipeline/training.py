@@ -391,8 +391,10 @@ def _write_inputs(folder: RunFolder, work: Work, inputs: Mapping[str, Any]) -> N
 def _inputs(work: Work, dataset: Any, encoding: str | None) -> dict[str, Any]:
     """What is needed to read the table again as it was read for training."""
     path = str(Path(dataset).resolve()) if isinstance(dataset, (str, Path)) and Path(dataset).exists() else None
+    base = Path(work.config.base_model).expanduser()
     return {
         "dataset": path,
+        "base": str(base.resolve()) if base.exists() else None,
         "encoding": encoding or work.config.preprocessing.encoding,
         "columns": work.table.columns,
         "layout": asdict(work.layout),

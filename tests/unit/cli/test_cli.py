@@ -124,6 +124,22 @@ def test_the_config_of_a_run_folder_goes_on_from_any_folder(trained: Path, luthi
     assert "is finished: nothing to do" in err
 
 
+def test_a_base_and_a_table_named_from_the_folder_of_training_are_found_from_another(
+    tiny_llama: Path, luthier: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "model").symlink_to(tiny_llama)
+    (tmp_path / "rows.csv").write_text("question,answer\n" + "".join(f"say {i},yes\n" for i in range(12)))
+    short = "base_model: model\ntrainer: {train_steps: 1}\ngeneration: {max_new_tokens: 2}\n"
+    (tmp_path / "config.yaml").write_text(short)
+    code, _, err = luthier("train", "config.yaml", "--dataset", "rows.csv", "--output", "run")
+    assert code == 0, err
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    code, out, err = luthier("evaluate", "../run", "--rows", "1", "--json")
+    assert code == 0, err
+    assert json.loads(out)["count"] == 1
+
+
 def test_another_config_is_refused_with_the_difference(trained: Path, luthier: Run) -> None:
     arguments = ("train", str(trained / "config.yaml"), "--output", str(trained / "made"), "--set", "trainer.epochs=9")
     code, _, err = luthier(*arguments)
