@@ -10,4 +10,4 @@ from luthier.config.section import Section, key
 class Backend(Section):
     """Where a run is executed."""
 
-    type: Literal["local"] = key("local", "This process. Several processes and machines come later.")
+    type: Literal["local"] = key("local", "This process, or as many of them as torchrun starts.")

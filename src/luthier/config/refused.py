@@ -135,7 +135,8 @@ VALUES: dict[str, dict[str, str]] = {
         "corda": _DATA_AWARE,
         "loftq": "it replaces the base model's weights; use pissa or default beside `quantization`",
     },
-    "backend.type": dict.fromkeys(("ray", "torchrun", "horovod", "deepspeed"), f"not yet: {LATER}; use local"),
+    "backend.type": dict.fromkeys(("ray", "horovod", "deepspeed"), f"not yet: {LATER}; use local")
+    | {"torchrun": "leave it local and start `torchrun --nproc-per-node=N $(which luthier) train CONFIG`"},
     **dict.fromkeys(
         ("input_features.*.type", "output_features.*.type"),
         dict.fromkeys(
