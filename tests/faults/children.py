@@ -83,6 +83,7 @@ def start(work: Path, *arguments: str, fault: Fault | None = None) -> Child:
     pid = os.fork()
     if pid:
         return Child(pid, log)
+    code = 98
     try:
         handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         for number in (1, 2):
@@ -103,8 +104,8 @@ def start(work: Path, *arguments: str, fault: Fault | None = None) -> Child:
         except BaseException:
             import traceback
 
-            traceback.print_exc()
             code = 99
+            traceback.print_exc()
         sys.stdout.flush()
         sys.stderr.flush()
     finally:

@@ -63,6 +63,11 @@ class Preprocessing(Section):
     near_duplicates: bool = key(
         True, "Keep rows that are nearly equal on one side of the split, so that the test stays honest.", ludwig=False
     )
+    redact: tuple[Literal["email", "phone", "card", "key"], ...] = key(
+        (),
+        "What is replaced in every row by its name in brackets before anything else sees the rows: email addresses, "
+        "phone numbers, card numbers (with a valid check digit), keys and passwords.",
+    )
     encoding: str | None = key(None, "Text encoding of the data file, such as cp932; empty: detected.")
     sheet: str | Int | None = key(None, "Sheet of an Excel file, by name or number from 0; empty: the first.")
 

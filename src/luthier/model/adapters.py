@@ -209,7 +209,6 @@ def load_adapter(
     ``expect_base_hash``, asset-damaged for missing, surplus or misshapen weights.
     """
     import peft
-    from safetensors.torch import load_file
 
     folder = Path(folder)
     for name in ("adapter_config.json", WEIGHTS):
@@ -224,11 +223,27 @@ def load_adapter(
     # weights alone, and the saved factors belong to that changed base.
     with torch.random.fork_rng(devices=[]), _without_remarks():
         tuned: PeftModel = peft.get_peft_model(_ready(model), config)
-    weights = load_file(folder / WEIGHTS)
+    weights = read_weights(folder / WEIGHTS)
     expected = peft.get_peft_model_state_dict(tuned, save_embedding_layers=False)
     require_same(weights, expected, folder / WEIGHTS)
     peft.set_peft_model_state_dict(tuned, weights)
     return tuned if trainable else tuned.eval()
+
+
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """The weights of an adapter's file. Raises AssetError asset-damaged when it is no whole safetensors file."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise AssetError(
+            "asset-damaged",
+            f"the adapter's weights cannot be read: {error}",
+            where=str(path),
+            fix="restore the file; `luthier runs verify RUN` names what is damaged",
+        ) from error
 
 
 def require_same(found: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor], where: Path) -> None:

@@ -10,13 +10,12 @@ from typing import Any
 from luthier import assets, config, events
 from luthier.assets.tokenizer import Tokenizer
 from luthier.config import Config
-from luthier.data import sources
 from luthier.data.columns import Layout
 from luthier.data.render.template import fields_of
 from luthier.data.table import Table
 from luthier.errors import AssetError
 from luthier.pipeline.opening import declared_precision, open_base, open_tuned
-from luthier.pipeline.preparing import divide, renderer_of
+from luthier.pipeline.preparing import divide, read_table, renderer_of
 from luthier.plan import machine as machines
 from luthier.plan import planner
 from luthier.run import Lock, RunFolder
@@ -92,7 +91,7 @@ def _training_data(
     path = known["dataset"]
     if path is None or not Path(path).exists():
         return None, None
-    table = sources.read(path, encoding=known["encoding"], sheet=settings.preprocessing.sheet, sink=sink)
+    table = read_table(settings, path, encoding=known["encoding"], sink=sink)
     if table.content_hash != lock.data_hash:
         return None, None
     return table, divide(settings, table, layout).rows

@@ -16,6 +16,7 @@ from luthier.data.audit import Audit
 from luthier.data.columns import Layout
 from luthier.data.prepare import Prepared
 from luthier.data.prepare import prepare as tokenise
+from luthier.data.redact import redact
 from luthier.data.render import Renderer
 from luthier.data.render.template import fields_of
 from luthier.data.table import Table
@@ -113,7 +114,7 @@ def examine(
     _refuse_unbuilt(settings)
     settings = with_adapter_of(settings)
     given = settings.preprocessing
-    table = sources.read(dataset, encoding=encoding or given.encoding, sheet=given.sheet, sink=sink)
+    table = read_table(settings, dataset, encoding=encoding or given.encoding, sink=sink)
     declared = settings.output_features[0] if settings.output_features else None
     layout = columns.detect(
         table,
@@ -139,6 +140,15 @@ def examine(
     renderer = renderer_of(settings, layout, tokenizer, base, table.columns, table.name)
     prepared = tokenise(table, splits, renderer, sink=sink, cache=writable_cache())
     return Examined(settings, base, tokenizer, table, layout, splits, renderer, prepared)
+
+
+def read_table(settings: Config, dataset: Any, *, encoding: str | None, sink: events.Sink) -> Table:
+    """The dataset as the config wants it read, with what shall not be learned taken out of its rows."""
+    given = settings.preprocessing
+    table = redact(sources.read(dataset, encoding=encoding, sheet=given.sheet, sink=sink), given.redact)
+    if given.redact:
+        sink(events.Note(text=table.notes[-1]))
+    return table
 
 
 def check(settings: Config, dataset: Any, *, encoding: str | None = None, sink: events.Sink = events.silent) -> Work:

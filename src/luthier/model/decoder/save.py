@@ -11,7 +11,7 @@ import torch
 
 from luthier.assets.spec import read_json
 from luthier.errors import AssetError
-from luthier.model.adapters import require_same
+from luthier.model.adapters import read_weights, require_same
 from luthier.model.decoder import lora
 from luthier.model.decoder.decoder import Decoder, modules
 from luthier.model.decoder.layer import Layer
@@ -36,11 +36,9 @@ def load_adapter(decoder: Decoder, folder: Path) -> None:
 
     Raises AssetError asset-not-found or asset-damaged.
     """
-    from safetensors.torch import load_file
-
     if not (folder / WEIGHTS).is_file():
         raise AssetError("asset-not-found", f"the adapter's folder has no {WEIGHTS}", where=str(folder))
-    found = load_file(folder / WEIGHTS)
+    found = read_weights(folder / WEIGHTS)
     require_same(found, lora.state_dict(decoder.pairs), folder / WEIGHTS)
     with torch.no_grad():
         for pair in decoder.pairs:
