@@ -20,6 +20,7 @@ HELP = """\
 /reset          forget the turns so far; the system prompt stays
 /base MESSAGE   ask the base model, before it was tuned
 /compare MESSAGE  ask both; the tuned answer joins the conversation
+/set COLUMN TEXT  what another column of the template holds, where the model learned from one
 /temp NUMBER    sharpness of the draw from now on: 0 is greedy, 1 the model's own distribution
 /help           this list
 /quit           end"""
@@ -43,6 +44,8 @@ def command(
     interactive = sys.stdin.isatty()
     if interactive and conversation.column is not None:
         typer.echo(f"This model learned from a template: a message fills {{{conversation.column}}}, by itself.")
+        for name, value in conversation.others.items():
+            typer.echo(f"  {{{name}}} is {value!r}" if value else f"  {{{name}}} is empty; /set {name} TEXT fills it")
     if interactive:
         typer.echo("Type a message. /help lists what else there is, Ctrl-C ends an answer, /quit ends.")
     Chat(conversation, as_json).run(interactive)
@@ -58,6 +61,7 @@ class Chat:
             "/reset": lambda rest: self.conversation.reset(),
             "/base": lambda rest: self._answer(rest, use_base=True),
             "/compare": self._compare,
+            "/set": self._set,
             "/temp": self._temperature,
             "/help": lambda rest: typer.echo(HELP),
         }
@@ -105,6 +109,10 @@ class Chat:
     def _compare(self, text: str) -> None:
         self._answer(text, use_base=True, remember=False, label="base:  ")
         self._answer(text, label="tuned: ")
+
+    def _set(self, text: str) -> None:
+        column, _, value = text.partition(" ")
+        self.conversation.fill(column, value.strip())
 
     def _temperature(self, text: str) -> None:
         from luthier.infer.sampling import resolve

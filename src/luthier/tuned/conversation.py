@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from luthier.data.render.template import RESERVED, fields_of
 from luthier.errors import ConfigError
 from luthier.infer.sampling import resolve
 from luthier.types import Message
@@ -12,18 +13,24 @@ from luthier.types import Message
 if TYPE_CHECKING:
     from luthier.tuned.tuned import Tuned
 
+LOOKED_AT = 1000  # rows of training in which a column may hold the same text
+
 
 class Conversation:
     """Turns with one model, each written as training wrote its rows.
 
     A model that learned conversations is given the turns so far. One that learned from a plain template is asked the
-    way it was taught: the message fills the template's first column (``column``), and no earlier turn is shown.
+    way it was taught: the message fills one column of the template (``column``), and no earlier turn is shown. That is
+    the first column whose text differs between the rows of training; the others (``others``) hold what all those rows
+    hold, or nothing.
     """
 
     def __init__(self, tuned: Tuned, system: str | None) -> None:
         self._tuned, self._system = tuned, system
-        inputs = tuned.layout.inputs
-        self.column = inputs[0] if inputs and not tuned.renderer.is_chat else None
+        names = [] if tuned.renderer.is_chat else _columns(tuned)
+        constant = _constants(tuned, names)
+        self.column = next((name for name in names if name not in constant), names[0] if names else None)
+        self.others: dict[str, Any] = {name: constant.get(name) for name in names if name != self.column}
         if self.column is not None and system is not None:
             raise ConfigError(
                 "config-conflict",
@@ -36,6 +43,12 @@ class Conversation:
     def reset(self) -> None:
         """Forget the turns; the system prompt stays."""
         self.messages = [Message("system", self._system)] if self._system else []
+
+    def fill(self, column: str, text: str) -> None:
+        """Let another column of the template hold ``text`` from now on. Raises ValueError when it has no such."""
+        if column not in self.others:
+            raise ValueError(f"the columns to set are {', '.join(self.others) or 'none'}; {column!r} is none of them")
+        self.others[column] = text
 
     def say(
         self,
@@ -56,7 +69,7 @@ class Conversation:
         if self.column is None:
             ids = tuned.renderer.chat_prompt(asked).ids
         else:
-            ids = tuned.renderer.prompt({self.column: text}).ids
+            ids = tuned.renderer.prompt({**self.others, self.column: text}).ids
         sampling = resolve(tuned.config.generation, generation, seed=tuned.config.random_seed)
         pieces = []
         for piece in tuned.stream_ids(ids, sampling, use_base=use_base):
@@ -64,3 +77,26 @@ class Conversation:
             yield piece
         if remember:
             self.messages = [*asked, Message("assistant", "".join(pieces))]
+
+
+def _columns(tuned: Tuned) -> list[str]:
+    """The columns that a plain prompt is made of, in the order in which it names them."""
+    template = tuned.config.prompt.template
+    if template is None:
+        return list(tuned.layout.inputs)
+    return [name for name in fields_of(template) if name not in RESERVED and name != tuned.layout.target]
+
+
+def _constants(tuned: Tuned, names: Sequence[str]) -> dict[str, Any]:
+    """The columns that hold the same text in all rows of training, such as one instruction for all; and that text."""
+    table = tuned.table
+    if table is None or len(names) < 2 or len(table) < 2:
+        return {}
+    seen: dict[str, set[str]] = {name: set() for name in names}
+    value: dict[str, Any] = {}
+    for index in range(min(len(table), LOOKED_AT)):
+        row = table.row(index)
+        for name in names:
+            value[name] = row.get(name)
+            seen[name].add(str(value[name]))
+    return {name: value[name] for name in names if len(seen[name]) == 1}

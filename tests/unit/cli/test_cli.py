@@ -179,6 +179,30 @@ def test_chat_asks_the_way_the_model_was_taught(trained: Path, luthier: Run) -> 
     assert code == 2 and "config-conflict" in err
 
 
+def test_chat_with_a_template_of_more_columns_keeps_what_all_rows_hold(
+    tiny_llama: Path, luthier: Run, tmp_path: Path
+) -> None:
+    from luthier import pipeline
+
+    rows = "".join(f"Say it.,word {i},yes {i},{'loud' if i % 2 else ''}\n" for i in range(16))
+    (tmp_path / "rows.csv").write_text("instruction,input,output,how\n" + rows)
+    (tmp_path / "config.yaml").write_text(
+        f"base_model: {tiny_llama}\ndataset: rows.csv\ntrainer: {{train_steps: 1}}\ngeneration: {{max_new_tokens: 4}}\n"
+        'prompt: {template: "{instruction} {input} {how}\\n"}\n'
+        "input_features: [{name: instruction}]\noutput_features: [{name: output, type: text}]\n"
+    )
+    code, _, err = luthier("train", "config.yaml", "--output", "run")
+    assert code == 0, err
+    tuned = pipeline.load("run")
+    conversation = tuned.chat()
+    assert (conversation.column, conversation.others) == ("input", {"instruction": "Say it.", "how": None})
+    asked = {"instruction": ["Say it.", "Say it."], "input": ["word 3"] * 2, "how": ["", "loud"]}
+    code, out, _ = luthier("chat", "run", "--json", stdin="word 3\n/set how loud\nword 3\n/set nothing x\n/quit\n")
+    plain, loud, wrong = _objects(out)
+    assert code == 0 and [plain["answer"], loud["answer"]] == tuned.predict(asked).texts
+    assert "instruction, how" in wrong["error"]
+
+
 def test_chat_compares_warms_and_goes_on_after_a_fault(trained: Path, luthier: Run) -> None:
     lines = "/compare say 3\n/base say 3\nsay 3\n/temp hot\n/nothing\n/base\n/temp 100\nsay 3\n/temp 0\nsay 3\n/quit\n"
     code, out, _ = luthier("chat", str(trained / "made"), "--json", stdin=lines)
