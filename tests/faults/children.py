@@ -174,7 +174,7 @@ def signal_in(phase: str, number: int, step: int) -> Fault:
     """Send this process a signal when it is in a phase; those of training in or after ``step``."""
 
     def put() -> None:
-        from luthier.pipeline import opening, training
+        from luthier.pipeline import training
         from luthier.train import checkpoint, evaluation
         from luthier.train import step as steps
 
@@ -189,7 +189,7 @@ def signal_in(phase: str, number: int, step: int) -> Fault:
 
         _count_steps()
         places: dict[str, tuple[Any, str]] = {
-            "load": (opening, "_adapt"),
+            "load": (training, "open_for_tuning"),
             "step": (steps, "_clip"),
             "evaluation": (evaluation, "schedule"),
             "save": (checkpoint.manifest, "write"),

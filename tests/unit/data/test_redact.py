@@ -87,9 +87,12 @@ def test_in_nested_values_and_numbers() -> None:
 def test_planted_strings_reach_nothing_of_a_run(
     tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """No training row, event, log line, or file of the run folder holds one; the run can be evaluated."""
+    """No training row, event, log line, or file of the run folder holds one, nor a token of the environment."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("LUTHIER_CACHE", str(tmp_path / "cache"))
+    secrets = {name: f"canary-{name}-0123456789" for name in ("HF_TOKEN", "WANDB_API_KEY", "AWS_SECRET_ACCESS_KEY")}
+    for name, value in secrets.items():
+        monkeypatch.setenv(name, value)
     texts = [text for of in PLANTED.values() for text in of]
     rows = [{"question": f"what of {CONTEXT.get(text, '{}').format(text)} ?", "answer": f"it is {text} {i}"
              if text not in CONTEXT else f"yes {i}"} for i, text in enumerate(texts)]  # fmt: skip
@@ -107,7 +110,7 @@ def test_planted_strings_reach_nothing_of_a_run(
     out, err = capfd.readouterr()
     seen += out + err
     files = {one: one.read_bytes() for one in (tmp_path / "run").rglob("*") if one.is_file()}
-    for text in texts:
+    for text in (*texts, *secrets.values()):
         assert text not in seen, text
         for name, content in files.items():
             assert text.encode() not in content and json.dumps(text)[1:-1].encode() not in content, (text, name)
