@@ -6,7 +6,11 @@ import torch
 from tiny_training import make_examples, make_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from luthier.config.adapter import Lora
+from luthier.data.collate import collate
 from luthier.data.pack import schedule
+from luthier.model.decoder.load import Placing, load_decoder
+from luthier.model.decoder.shape import read_shape
 from luthier.train.step import _run_passes, new_training
 
 
@@ -59,3 +63,33 @@ def test_loss_and_gradients_equal_the_reference(tiny_llama, four_bit_folder, mak
     assert got.keys() == expected.keys()
     assert max(float((got[name] - expected[name]).abs().max()) for name in got) <= 1e-5
     assert max(float(one.abs().max()) for one in got.values()) > 1e-4  # the comparison is not of zeros
+
+
+@pytest.mark.parametrize("weights", ["resident", "quantised", "streamed"])
+def test_the_decoders_4_bit_gradients_equal_pefts_on_what_bitsandbytes_stores(four_bit_folder, weights) -> None:
+    # bitsandbytes' own product on a CPU rounds (2e-3 here), so what it stores is compared, in plain fp32 products
+    theirs, examples = make_model(four_bit_folder), make_examples(16)
+    for name, module in theirs.named_modules():
+        if name.endswith("base_layer"):
+            stored, scales = bitsandbytes.functional.quantize_4bit(module.weight.data, quant_type="nf4", blocksize=64)
+            module.weight.data = bitsandbytes.functional.dequantize_4bit(stored, scales)
+    state = dict(theirs.named_parameters())
+    placing = Placing(torch.float32, quantised="nf4", double=False, weights=weights)
+    ours = load_decoder(four_bit_folder, read_shape(four_bit_folder), placing)
+    ours.adapt(Lora(r=4, alpha=8), seed=1)
+    names = {f"base_model.model.{pair.name}.{part}.default.weight": (pair, part)
+             for pair in ours.pairs for part in ("lora_A", "lora_B")}  # fmt: skip
+    assert names.keys() == {name for name, weight in state.items() if weight.requires_grad}
+    for name, (pair, part) in names.items():
+        getattr(pair, part).data.copy_(state[name])
+    weight = sum(sum(example.weights[1:]) for example in examples)
+    expected_loss, expected = reference(theirs, examples, weight)
+
+    batch = collate(examples)
+    loss = -(ours.logprobs(batch) * batch.target_weight[batch.supervised]).sum() / weight
+    loss.backward()
+
+    assert float(loss.detach()) == pytest.approx(expected_loss, abs=1e-5)
+    for name, (pair, part) in names.items():
+        assert float((getattr(pair, part).grad - expected[name]).abs().max()) <= 1e-5, name
+    assert max(float(one.abs().max()) for one in expected.values()) > 1e-4  # the comparison is not of zeros
