@@ -225,7 +225,7 @@ def spoil(where: str, step: int) -> Fault:
             def collate(*given: Any, **named: Any) -> Any:
                 batch = inner(*given, **named)
                 if _STEP[0] == step:
-                    batch.target_weight.mul_(math.nan)
+                    batch.target_weight[batch.target_weight != 0] = math.nan
                 return batch
 
             steps.collate = collate  # type: ignore[assignment]
