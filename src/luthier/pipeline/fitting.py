@@ -1,0 +1,186 @@
+"""From prepared work to a trained model in its run folder: open, fit, save."""
+
+from __future__ import annotations
+
+import atexit
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from luthier import events
+from luthier.config import Config
+from luthier.data.columns import reference_of
+from luthier.data.source import TableSource
+from luthier.errors import RunError
+from luthier.pipeline.forking import Origin, weights_of
+from luthier.pipeline.opening import open_base, open_for_tuning
+from luthier.pipeline.preparing import Work
+from luthier.plan.recorded import leaner
+from luthier.run import RunFolder, atomic, manifest, require_space
+from luthier.run.watch import growing
+from luthier.tuned import Tuned
+from luthier.types import Plan
+
+if TYPE_CHECKING:
+    from luthier.model.tunable import Tunable
+    from luthier.train.comm import Comm
+    from luthier.train.precision import Precision
+
+BYTES_PER_TRAINED_WEIGHT = 4 * 3  # a checkpoint: fp32 weight and two moments
+
+
+def fit_and_save(
+    work: Work, folder: RunFolder, precision: Precision, comm: Comm, sink: events.Sink, origin: Origin | None
+) -> Tuned:
+    """Open the model, train it, save what was trained."""
+    from luthier.objectives.sft import Sft
+    from luthier.train.evaluation import Evaluator
+    from luthier.train.loop import fit, trainable
+    from luthier.train.memory import give_back
+    from luthier.train.setup import Setup
+
+    settings, plan, trainer = work.config, work.plan, work.config.trainer
+    first = comm.rank == 0
+    trackers = _trackers(settings, folder) if first else []  # one that is not installed is told before the work
+    source = _source(work)
+    steps = trainer.train_steps or trainer.epochs * source.steps_per_epoch
+    model = open_for_tuning(settings, work.base, precision, plan, sink, steps=steps)
+    trained = sum(weight.numel() for weight in trainable(model.module).values())
+    require_space(folder.path, trained * BYTES_PER_TRAINED_WEIGHT * (trainer.keep_last + 2))
+    open_it = partial(open_base, settings, work.base, precision, plan.device, sink)
+    tuned = Tuned(
+        settings, work.tokenizer, work.layout, work.renderer, model, folder.path, work.table, work.splits, open_it
+    )
+    examples = work.prepared.examples
+    shown = work.prepared.rows["validation"][: trainer.eval_generation_rows]
+    evaluator = partial(
+        Evaluator, model=model.module, score=model.score, plan=plan, max_rows=trainer.max_eval_rows, sink=sink
+    )
+    generated = partial(_generated_scores, tuned, shown) if shown and work.layout.target is not None else None
+    setup = Setup(
+        model=model.module,
+        logprobs=model.logprobs,
+        objective=Sft(trainer.loss_normalization),
+        source=source,
+        plan=plan,
+        trainer=trainer,
+        checkpoints=folder.checkpoints,
+        total_steps=steps,
+        evaluate=evaluator(examples=examples["validation"], generated=generated) if examples["validation"] else None,
+        evaluate_train=evaluator(examples=examples["train"]) if trainer.evaluate_training_set else None,
+        save_adapter=partial(_save, model, folder, trained * (4 if settings.adapter else 2), sink) if first else None,
+        penalty=model.penalty,
+        after_update=model.after_update,
+        model_state=model.state,
+        restore_model=model.restore,
+        precision=precision,
+        seed=settings.random_seed,
+        sink=events.fan_out(sink, _Keeper(folder), *trackers) if first else events.silent,
+        comm=comm,
+        loraplus_lr_ratio=getattr(settings.adapter, "loraplus_lr_ratio", None),
+        leaner=partial(_leaner, model, work.base.spec.layers),
+        start=partial(weights_of, origin, work.base.content_hash) if origin is not None else None,
+        resume_hint=f"luthier train --resume {folder.path}",
+    )
+    with events.stage(sink, "train", f"{setup.steps} steps, {trained:,} of the weights, {precision}"):
+        outcome = fit(setup)
+    if first:
+        atomic.write_json(folder.path / "outcome.json", outcome.to_json())
+    model.module.eval()
+    give_back()
+    return tuned
+
+
+def no_room(folder: RunFolder, error: BaseException) -> RunError:
+    """What is said when the disk is full: what to do, and that nothing is lost."""
+    return RunError(
+        "run-no-space",
+        f"the run folder cannot be written to: {error}",
+        where=str(folder.path),
+        fix=f"make room on the disk (or raise `ulimit -f`), then: luthier train --resume {folder.path}",
+    )
+
+
+def _save(model: Tunable, folder: RunFolder, size: int, sink: events.Sink) -> Path:
+    """Write what was trained, about ``size`` bytes, whole or not at all; the disk tells how far it is.
+
+    Raises RunError run-no-space.
+    """
+    staging = folder.path / ".saving"
+    shutil.rmtree(staging, ignore_errors=True)
+    try:
+        staging.mkdir()
+        with growing(sink, "save", folder.path, size):
+            made = model.save(staging)
+        manifest.write(made)
+        for one in made.iterdir():
+            atomic.sync_file(one)
+        atomic.sync_folder(made)
+        final = folder.path / made.name
+        if final.exists():  # of an attempt that ended before the run was finished
+            shutil.rmtree(final)
+        made.rename(final)
+        atomic.sync_folder(folder.path)
+    except Exception as error:
+        if atomic.is_full(error):
+            raise no_room(folder, error) from error
+        raise
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return final
+
+
+@dataclass(frozen=True)
+class _Keeper:
+    """A sink that appends to the run's record what training was forced to do: another plan, a way back."""
+
+    folder: RunFolder
+
+    def __call__(self, event: events.Event) -> None:
+        if isinstance(event, events.Planned) and event.why:
+            self.folder.append_plan(event.plan, event.why)
+        if isinstance(event, events.Rewound):
+            self.folder.append_rewind(event.step, event.failed, event.why)
+
+
+def _leaner(model: Tunable, layers: int, plan: Plan, longest: int) -> Plan | None:
+    """The next plan after memory ran out, put into effect."""
+    found = leaner(plan, longest, layers)
+    if found is not None:
+        model.adopt(found)
+    return found
+
+
+def _source(work: Work) -> TableSource:
+    """The training examples by steps, their classes drawn equally often where that is asked for."""
+    settings, examples = work.config, work.prepared.examples["train"]
+    classes = None
+    if settings.preprocessing.balance_classes:
+        classes = [reference_of(work.table.row(example.row), work.layout) or "" for example in examples]
+    return TableSource(
+        examples,
+        settings.effective_batch,
+        settings.random_seed,
+        work.prepared.stats.data_hash,
+        shuffle=settings.trainer.should_shuffle,
+        classes=classes,
+    )
+
+
+def _trackers(settings: Config, folder: RunFolder) -> list[Any]:
+    """The trackers that the config names, as sinks; each ends with the process."""
+    from luthier.train.trackers import open_tracker
+
+    opened = [open_tracker(name, folder.path, folder.path.name, settings.to_dict()) for name in settings.trainer.track]
+    for tracker in opened:
+        atexit.register(tracker.close)
+    return opened
+
+
+def _generated_scores(tuned: Tuned, rows: Sequence[int]) -> Mapping[str, float]:
+    """Metrics of answers generated for a few validation rows."""
+    assert tuned.table is not None
+    return tuned.answer(tuned.table, rows).scores()
