@@ -174,7 +174,7 @@ def signal_in(phase: str, number: int, step: int) -> Fault:
     """Send this process a signal when it is in a phase; those of training in or after ``step``."""
 
     def put() -> None:
-        from luthier.pipeline import training
+        from luthier.pipeline import fitting
         from luthier.train import checkpoint, evaluation
         from luthier.train import step as steps
 
@@ -189,11 +189,11 @@ def signal_in(phase: str, number: int, step: int) -> Fault:
 
         _count_steps()
         places: dict[str, tuple[Any, str]] = {
-            "load": (training, "open_for_tuning"),
+            "load": (fitting, "open_for_tuning"),
             "step": (steps, "_clip"),
             "evaluation": (evaluation, "schedule"),
             "save": (checkpoint.manifest, "write"),
-            "adapter": (training, "growing"),
+            "adapter": (fitting, "growing"),
         }
         around(*places[phase], send)
 
