@@ -8,7 +8,8 @@
     keyed.py      dropout whose mask depends on the sample and the position, not on the batch
     attention.py  causal attention over packed samples: varlen Flash, or rows padded for SDPA
     linear.py     matrix products with norm, gate and low-rank update, one autograd node each
-    gpu/          the same operations in Triton, used on CUDA
+    prepacked.py  a matrix laid out for short products on a CPU, for generation
+    gpu/          the same operations in Triton, used on CUDA; cached.py there reads a key-value cache
 
 The plain form defines what is computed, in any floating type; the Triton form computes the same at memory speed.
 Shapes in names: ``t`` tokens, ``h`` hidden, ``f`` intermediate, ``d`` head dimension, ``n`` chosen tokens,
