@@ -250,8 +250,12 @@ class Sampling:
     top_p: float = 1.0
     num_beams: int = 1
     repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
     stop: tuple[str, ...] = ()
     seed: int | None = None
+    n: int = 1  # answers to one prompt
+    logprobs: bool = False
     extra: Mapping[str, Any] = field(default_factory=dict)  # further keys of transformers' GenerationConfig
 
 
@@ -262,11 +266,16 @@ class Request:
     key: int  # echoed in the Completion; a row index
     prompt_ids: Sequence[int]
     sampling: Sampling
+    number: int = 0  # which of the answers to this prompt; each has a random stream of its own
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One answer. ``logprobs[i]`` is the log-probability of ``ids[i]`` before any warping, when it was asked for."""
+    """One answer, and where `Sampling.n` asked for more, ``others``.
+
+    ``logprobs[i]`` is the log-probability of ``ids[i]`` in the model's own distribution, ``warped_logprobs[i]`` in the
+    one that it was chosen from, after rules, temperature and filters; None where they were not asked for.
+    """
 
     key: int
     ids: tuple[int, ...]
@@ -274,6 +283,9 @@ class Completion:
     finish_reason: Literal["stop", "length", "error"]
     logprobs: tuple[float, ...] | None = None
     error: str | None = None
+    warped_logprobs: tuple[float, ...] | None = None
+    number: int = 0
+    others: tuple[Completion, ...] = ()
 
 
 class Engine(Protocol):
@@ -284,5 +296,9 @@ class Engine(Protocol):
         ...
 
     def stream(self, request: Request) -> Iterator[str]:
-        """The answer to one request, in whole characters, as it grows."""
+        """The answer to one request, in whole characters, as it grows; the first of several."""
+        ...
+
+    def stream_several(self, request: Request) -> Iterator[tuple[int, str]]:
+        """All answers to one request as they grow: pieces, each with the number of its answer."""
         ...

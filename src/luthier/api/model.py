@@ -80,9 +80,18 @@ class Model:
     @overload
     def generate(self, prompt: Sequence[str], **generation: Any) -> list[str]: ...
     def generate(self, prompt: str | Sequence[str], **generation: Any) -> str | list[str]:
-        """The answer to one prompt, or to each of several. The text is the whole prompt: no template is applied."""
-        answers = self._ready().generate([prompt] if isinstance(prompt, str) else prompt, generation or None)
-        return answers[0] if isinstance(prompt, str) else answers
+        """The answer to one prompt, or to each of several. The text is the whole prompt: no template is applied.
+
+        With ``n`` over 1, give prompts as a list: n answers to each come one after the other.
+        """
+        if isinstance(prompt, str):
+            if generation.get("n", 1) > 1:
+                raise ConfigError(
+                    "config-conflict", "one prompt given as a text gets one answer", where="n",
+                    received=generation["n"], fix="give the prompt in a list: generate([prompt], n=…)",
+                )  # fmt: skip
+            return self._ready().generate([prompt], {**generation, "n": 1})[0]
+        return self._ready().generate(prompt, generation or None)
 
     def stream(self, prompt: str, **generation: Any) -> Iterator[str]:
         """The answer to one prompt in whole characters, as it grows."""

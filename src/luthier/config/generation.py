@@ -37,10 +37,22 @@ class Generation(Section):
     early_stopping: bool | None = key(None, "Beam search stops when as many answers as beams are complete.")
     length_penalty: Float | None = key(None, "Exponent on the length in beam search; over 0 favours long answers.")
     repetition_penalty: Float = key(1.0, "Divides the scores of tokens already seen; 1 is off.", gt=0)
+    presence_penalty: Float = key(
+        0.0, "Taken from the scores of tokens that the answer already holds, once for each such token.", ge=-2, le=2
+    )
+    frequency_penalty: Float = key(
+        0.0, "Taken from the scores of tokens as often as the answer already holds them.", ge=-2, le=2
+    )
     encoder_repetition_penalty: Float | None = key(None, "Favours tokens of the prompt; 1 is off.", gt=0)
     no_repeat_ngram_size: Int | None = key(None, "No run of this many tokens occurs twice.", ge=0)
     exponential_decay_length_penalty: tuple[Int, Float] | None = key(
         None, "After the first number of tokens the end grows likelier by the second, token by token."
+    )
+    logit_bias: dict[str, Float] | None = key(
+        None, "Added to the scores of tokens: a token's id, or a text that is one token, to a number from -100 to 100."
+    )
+    bad_words: tuple[str, ...] | None = key(
+        None, "Texts whose tokens are never generated, at the beginning of a word or after a space."
     )
     bad_words_ids: tuple[tuple[Int, ...], ...] | None = key(None, "Token sequences that are never generated.")
     suppress_tokens: tuple[Int, ...] | None = key(None, "Tokens that are never generated.")
@@ -61,6 +73,12 @@ class Generation(Section):
         None, "Texts of which every answer is one. Needs luthier[constrain].", min_length=1
     )
     seed: Int | None = key(None, "Seed of the draw; empty: random_seed.", ge=0)
+    n: Int = key(
+        1, "Answers to each prompt. Predictions hold all; evaluation, chat and streams take the first.", ge=1, le=256
+    )
+    logprobs: bool = key(
+        False, "Answers carry the log-probability of each token, the model's own and that after rules and filters."
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -69,8 +87,13 @@ class Generation(Section):
         if not isinstance(data, dict):
             return data
         data = dict(data)
-        if isinstance(data.get("stop"), str):
-            data["stop"] = [data["stop"]]
+        for name in ("stop", "bad_words"):
+            if isinstance(data.get(name), str):
+                data[name] = [data[name]]
+        if isinstance(data.get("logit_bias"), dict):  # YAML's keys are text, Python's may be numbers
+            data["logit_bias"] = {str(token): bias for token, bias in data["logit_bias"].items()}
+        if "num_return_sequences" in data and "n" not in data:
+            data["n"] = data.pop("num_return_sequences") or 1
         if (data.get("do_sample") is None and _over_zero(data.get("temperature"))) or (
             data.get("do_sample") is None and "temperature" not in data and _filters(data)
         ):

@@ -42,6 +42,9 @@ class Answers:
         limit = request.sampling.extra.get("max_length")
         if limit is not None and length >= int(limit):
             return f"the prompt has {length} tokens and generation.max_length is {limit}: no room for an answer"
+        beyond = [token for token, _ in request.sampling.extra.get("logit_bias") or () if token >= self.vocabulary]
+        if beyond:
+            return f"generation.logit_bias names {beyond[0]}, an id outside the model's vocabulary of {self.vocabulary}"
         return None
 
     @cached_property
@@ -67,7 +70,13 @@ class Answers:
         end = next((at for at, token in enumerate(row) if token in self.ends), None)
         return list(row) if end is None else list(row[: end + 1])
 
-    def completion(self, request: Request, ids: list[int], logprobs: Sequence[float] | None = None) -> Completion:
+    def completion(
+        self,
+        request: Request,
+        ids: list[int],
+        logprobs: Sequence[float] | None = None,
+        warped: Sequence[float] | None = None,
+    ) -> Completion:
         """The answer as text. ``ids`` keeps the end-of-sequence id where the model wrote one; the text does not."""
         ended = bool(ids) and ids[-1] in self.ends
         stops = request.sampling.stop
@@ -76,23 +85,24 @@ class Answers:
             ids, stopped = self._ids_to_stop(ids, stops)
             ended = ended and not stopped
         text, _ = cut_at_stop(self.tokenizer.decode(ids[:-1] if ended else ids), stops)
-        kept = None if logprobs is None else tuple(logprobs[: len(ids)])
-        return Completion(request.key, tuple(ids), text, "stop" if ended or stopped else "length", kept)
+        kept, changed = (None if values is None else tuple(values[: len(ids)]) for values in (logprobs, warped))
+        return Completion(
+            request.key, tuple(ids), text, "stop" if ended or stopped else "length", kept,
+            warped_logprobs=changed, number=request.number,
+        )  # fmt: skip
+
+    def growing(self, request: Request) -> Growing:
+        """The text of an answer whose ids are still to come."""
+        return Growing(IncrementalText(self.tokenizer.decode, request.sampling.stop), self.ends)
 
     def pieces(self, request: Request, tokens: Iterator[int]) -> Iterator[str]:
         """The text of ids as they come, in whole characters; ends at an end-of-sequence id or a stop string."""
-        text = IncrementalText(self.tokenizer.decode, request.sampling.stop)
+        text = self.growing(request)
         for token in tokens:
-            if token in self.ends:
-                break
-            piece = text.push(token)
-            if piece:
-                yield piece
-            if text.stopped:
-                break
-        rest = text.finish()
-        if rest:
-            yield rest
+            yield from text.take([token])
+            if text.complete:
+                return
+        yield from text.take([], last=True)
 
     def has_stop(self, ids: Sequence[int], stops: Sequence[str]) -> bool:
         """Whether the last of ``ids`` completed a stop string. Looks at the end alone, whatever the length."""
@@ -112,6 +122,29 @@ class Answers:
             else:
                 low = middle + 1
         return ids[:low], True
+
+
+class Growing:
+    """An answer in pieces of whole characters, up to an end-of-sequence id or a stop string."""
+
+    def __init__(self, text: IncrementalText, ends: tuple[int, ...]) -> None:
+        self._text, self._ends, self.complete = text, ends, False
+
+    def take(self, ids: Sequence[int], *, last: bool = False) -> Iterator[str]:
+        """The pieces that further ids bring; after the ``last`` ones, also what was held back."""
+        for token in ids:
+            if self.complete:
+                return
+            ended = token in self._ends
+            piece = self._text.finish() if ended else self._text.push(token)
+            self.complete = ended or self._text.stopped
+            if piece:
+                yield piece
+        if last and not self.complete:
+            self.complete = True
+            rest = self._text.finish()
+            if rest:
+                yield rest
 
 
 def is_out_of_memory(error: Exception) -> bool:

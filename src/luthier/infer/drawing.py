@@ -38,11 +38,12 @@ WARPERS: Mapping[str, Callable[[Any, str], LogitsProcessor]] = {
 NEUTRAL: Mapping[str, float] = {"typical_p": 1.0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0, "min_p": 0.0}
 
 
-def request_seed(seed: int | None, key: int) -> int:
-    """The seed of one request's stream; without a declared seed, a fresh one from the system."""
+def request_seed(seed: int | None, key: int, number: int = 0) -> int:
+    """The seed of the stream of one answer to a request; without a declared seed, a fresh one from the system."""
     if seed is None:
         return secrets.randbits(63)
-    digest = hashlib.blake2b(f"{seed}:{key}".encode(), digest_size=8).digest()
+    name = f"{seed}:{key}:{number}" if number else f"{seed}:{key}"
+    digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") & (2**63 - 1)
 
 
@@ -60,6 +61,23 @@ def warpers(sampling: Sampling, device: str) -> LogitsProcessorList:
         if value is not None and value != NEUTRAL[name]:
             chosen.append(make(value, device))
     return chosen
+
+
+class Counted(LogitsProcessor):
+    """Takes the frequency penalty as often as the answer holds a token, and the presence penalty once if it does.
+
+    score - frequency * count - presence * (count > 0), with counts over the answer alone, as OpenAI's API defines them:
+    https://platform.openai.com/docs/api-reference/chat/create
+    """
+
+    def __init__(self, presence: float, frequency: float, prompt_width: int) -> None:
+        self._presence, self._frequency, self._prompt_width = presence, frequency, prompt_width
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """``scores`` [rows, vocabulary] → those of tokens in the answer lowered (or raised, by a penalty under 0)."""
+        answer_rt = input_ids[:, self._prompt_width :].to(scores.device)
+        counts_rv = torch.zeros_like(scores).scatter_add_(1, answer_rt, torch.ones_like(answer_rt, dtype=scores.dtype))
+        return scores - self._frequency * counts_rv - self._presence * (counts_rv > 0)
 
 
 class First(LogitsProcessor):
@@ -98,7 +116,7 @@ class Constrained(LogitsProcessor):
 
 def uniforms(request: Request, steps: int) -> torch.Tensor:
     """[steps] fp64 on the host: the numbers that decide this request's tokens, one a position."""
-    stream = torch.Generator().manual_seed(request_seed(request.sampling.seed, request.key))
+    stream = torch.Generator().manual_seed(request_seed(request.sampling.seed, request.key, request.number))
     return torch.rand(steps, generator=stream, dtype=torch.float64)
 
 
@@ -110,6 +128,11 @@ def draw(scores_rv: torch.Tensor, uniform_r: torch.Tensor) -> torch.Tensor:
     drawn_r1 = torch.searchsorted(mass_rv, target_r1, right=True).clamp_(max=scores_rv.shape[-1] - 1)
     dropped_r1 = scores_rv.gather(1, drawn_r1) == float("-inf")
     return torch.where(dropped_r1, scores_rv.argmax(dim=-1, keepdim=True), drawn_r1)[:, 0]
+
+
+def logprob_of(scores_rv: torch.Tensor, chosen_r: torch.Tensor) -> torch.Tensor:
+    """[r] the log-probability of each row's token under its scores."""
+    return scores_rv.gather(1, chosen_r[:, None])[:, 0] - scores_rv.logsumexp(-1)
 
 
 class Draw(LogitsProcessor):

@@ -20,6 +20,7 @@ from luthier.infer.forward import Forward, Prefix, free_bytes
 from luthier.infer.generate import HfEngine
 from luthier.infer.rules import Rules, unknown
 from luthier.infer.session import Row, Session
+from luthier.infer.several import expanded, folded
 from luthier.infer.wrapped import Wrapped
 from luthier.model.decoder.decoder import Decoder
 from luthier.model.tunable import Tokens
@@ -65,14 +66,17 @@ class DecoderEngine:
         self.answers = Answers(tokenizer, ends, context, decoder.shape.vocab)
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
-        """Completions as rows finish, in any order; match them by key. A row that cannot be run yields an error."""
+        """Completions as rows finish, in any order; match them by key. A row that cannot be run yields an error.
+
+        Several answers to a prompt come as one completion.
+        """
         waiting = list(requests)
         yield from progress(self.sink, self.stage, self._complete(waiting), total=len(waiting), unit="rows")
 
     def stream(self, request: Request) -> Iterator[str]:
         """The answer to one request in whole characters, as it grows; closing the iterator stops the model.
 
-        Beam search knows its answer only at the end, so it arrives in one piece.
+        Beam search knows its answer only at the end, so it arrives in one piece. Of several answers this is the first.
 
         Raises:
             ValueError: the request cannot be run; the message says why.
@@ -83,15 +87,33 @@ class DecoderEngine:
         if unknown(request.sampling):
             yield from self._by_transformers().stream(request)
             return
-        yield from self.answers.pieces(request, self._tokens(request))
+        for _, piece in self._stream([request]):
+            yield piece
 
-    def _tokens(self, request: Request) -> Iterator[int]:
-        (row,) = rows = self._rows([request])
-        session = self._session(self._forward(rows), rows, 1)
+    def stream_several(self, request: Request) -> Iterator[tuple[int, str]]:
+        """All answers to one request as they grow side by side: pieces of text, each with its answer's number.
+
+        Raises:
+            ValueError: as `stream`.
+        """
+        fault = self.answers.refusal(request)
+        if fault:
+            raise ValueError(fault)
+        if unknown(request.sampling):
+            yield from self._by_transformers().stream_several(request)
+            return
+        yield from self._stream(expanded([request]))
+
+    def _stream(self, requests: Sequence[Request]) -> Iterator[tuple[int, str]]:
+        rows = self._rows(requests)
+        texts = [self.answers.growing(row.request) for row in rows]
+        session = self._session(self._forward(rows), rows, self._slots(rows))
         while session.open:
-            before = row.made
+            before = [row.made for row in rows]
             session.round()
-            yield from row.answer[before:]
+            for row, text, seen in zip(rows, texts, before, strict=True):
+                for piece in text.take(row.answer[seen:], last=row.done):
+                    yield row.request.number, piece
 
     # ------------------------------------------------------------------------------------------------ many rows
 
@@ -105,7 +127,7 @@ class DecoderEngine:
             else:
                 (others if unknown(request.sampling) else own).append(request)
         if own:
-            yield from self._run(self._rows(own))
+            yield from folded(own, self._run(self._rows(expanded(own))))
         if others:
             yield from self._by_transformers().generate(others)
 
@@ -117,7 +139,7 @@ class DecoderEngine:
             steps = self.answers.steps(request)
             rules = Rules(request, self.answers, device)
             rows.append(Row(request, steps, rules, list(request.prompt_ids)))
-        return sorted(rows, key=lambda row: (-len(row.ids) - row.steps, row.request.key))
+        return sorted(rows, key=lambda row: (-len(row.ids) - row.steps, row.request.key, row.request.number))
 
     def _run(self, rows: list[Row]) -> Iterator[Completion]:
         """Answer rows; when memory runs out, go on with half as many at once, and give up on a row that is alone."""
@@ -130,13 +152,17 @@ class DecoderEngine:
                 while session.open:
                     for row in session.round():
                         rows.remove(row)
-                        yield self.answers.completion(row.request, row.answer, row.logprobs if self.logprobs else None)
+                        told = (row.logprobs, row.warped) if session.told_of(row) else (None, None)
+                        yield self.answers.completion(row.request, row.answer, *told)
             except (torch.OutOfMemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise
                 if slots == 1:
                     lost = rows.pop(0)
-                    yield Completion(lost.request.key, (), "", "error", error="out of memory for this row; shorten it")
+                    asked = lost.request
+                    yield Completion(
+                        asked.key, (), "", "error", error="out of memory for this row; shorten it", number=asked.number
+                    )
                 slots = max(1, min(slots, len(rows)) // 2)
                 rows = self._rows([row.request for row in rows])  # from the start: their draws are keyed
             session = None  # its cache is let go of before another is made

@@ -8,22 +8,23 @@ Shapes in names: ``r`` rows of a batch, ``t`` positions, ``v`` vocabulary.
 from __future__ import annotations
 
 import json
-import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
+from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
 from luthier.events import Sink, progress, silent
 from luthier.infer.answer import Answers, is_out_of_memory
 from luthier.infer.constrain import KINDS
-from luthier.infer.drawing import WARPERS, Constrained, Draw, First, request_seed, warpers
-from luthier.infer.rules import lists
+from luthier.infer.drawing import WARPERS, Constrained, Counted, Draw, First, request_seed, warpers
+from luthier.infer.listening import Cancelled, Record, StopText, TokenQueue
+from luthier.infer.rules import lists, sequence_bias
+from luthier.infer.several import expanded, folded
 from luthier.model.tunable import Tokens
 from luthier.types import Completion, Request, Sampling
 
@@ -32,9 +33,8 @@ ID_LISTS = (
     "bad_words_ids",
     "suppress_tokens",
     "begin_suppress_tokens",
-    "sequence_bias",
 )  # transformers wants lists, configs have tuples
-OURS = ("max_length", "forced_bos_token_id", *KINDS)  # settled here, not passed on
+OURS = ("max_length", "forced_bos_token_id", "logit_bias", *KINDS)  # settled here, not passed on
 CONTEXT_FIELDS = ("max_position_embeddings", "n_positions", "max_seq_len")
 
 
@@ -87,25 +87,34 @@ class HfEngine:
     # ---------------------------------------------------------------------------------------- batches
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
-        """Completions as batches finish, in any order; match them by key. A row that cannot be run yields an error."""
+        """Completions as batches finish, in any order; match them by key. A row that cannot be run yields an error.
+
+        Several answers to a prompt come as one completion.
+        """
         waiting = list(requests)
         yield from progress(self.sink, self.stage, self._complete(waiting), total=len(waiting), unit="rows")
 
     def _complete(self, requests: Sequence[Request]) -> Iterator[Completion]:
-        groups: dict[str, list[Request]] = {}
+        accepted: list[Request] = []
         for request in requests:
             fault = self.answers.refusal(request)
             if fault:
                 yield Completion(request.key, (), "", "error", error=fault)
             else:
-                groups.setdefault(self._settings(request), []).append(request)
+                accepted.append(request)
+        yield from folded(accepted, self._answers(expanded(accepted)))
+
+    def _answers(self, requests: Sequence[Request]) -> Iterator[Completion]:
+        groups: dict[str, list[Request]] = {}
+        for request in requests:
+            groups.setdefault(self._settings(request), []).append(request)
         for group in groups.values():
             for batch in self._batches(group):
                 yield from self._run_or_halve(batch)
 
     def _batches(self, requests: Sequence[Request]) -> Iterator[list[Request]]:
         """Longest first, so that memory is asked for at its largest at once and the time left is not flattering."""
-        ordered = sorted(requests, key=lambda r: (-len(r.prompt_ids), r.key))
+        ordered = sorted(requests, key=lambda r: (-len(r.prompt_ids), r.key, r.number))
         alone = ordered[0].sampling.do_sample and ordered[0].sampling.num_beams > 1
         start = 0
         while start < len(ordered):
@@ -118,18 +127,21 @@ class HfEngine:
     def _run_or_halve(self, batch: Sequence[Request]) -> Iterator[Completion]:
         """Run a batch; out of memory, run its halves; a single row that does not fit completes with an error."""
         try:
-            answers_rt: list[list[int]] | None = self._run(batch)
+            answered: list[Completion] | None = self._run(batch)
         except (torch.OutOfMemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            answers_rt = None
-        if answers_rt is not None:
-            yield from (self.answers.completion(request, ids) for request, ids in zip(batch, answers_rt, strict=True))
+            answered = None
+        if answered is not None:
+            yield from answered
             return
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         if len(batch) == 1:
-            yield Completion(batch[0].key, (), "", "error", error="out of memory for this row alone; shorten it")
+            yield from (
+                replace(one, finish_reason="error", error="out of memory for this row alone; shorten it")
+                for one in self._completions(batch, [[]] * self._each(batch[0].sampling), None)
+            )
             return
         middle = len(batch) // 2
         yield from self._run_or_halve(batch[:middle])
@@ -139,8 +151,8 @@ class HfEngine:
 
     def _run(
         self, batch: Sequence[Request], streamer: BaseStreamer | None = None, cancel: Any = None
-    ) -> list[list[int]]:
-        """Generate for one batch of equal settings; returns the new ids of each row, without padding."""
+    ) -> list[Completion]:
+        """Generate for one batch of equal settings; the answers, row by row."""
         sampling = batch[0].sampling
         device = self._inner.get_input_embeddings().weight.device
         width = max(len(request.prompt_ids) for request in batch)
@@ -151,6 +163,8 @@ class HfEngine:
         )
         steps = self.answers.steps(batch[0])
         processors = LogitsProcessorList()
+        if sampling.presence_penalty or sampling.frequency_penalty:
+            processors.append(Counted(sampling.presence_penalty, sampling.frequency_penalty, width))
         first = sampling.extra.get("forced_bos_token_id")
         if first is not None:
             processors.append(First(int(first), width))
@@ -160,19 +174,27 @@ class HfEngine:
         own_draw = sampling.do_sample and sampling.num_beams == 1
         if own_draw:
             processors.extend(warpers(sampling, str(device)))
+        record = Record(self._inner) if sampling.logprobs else None
+        if record is not None:
+            processors.append(record.warped)
+        if own_draw:
             processors.append(Draw(batch, width, steps))
         criteria = StoppingCriteriaList()
+        if record is not None:
+            criteria.append(record.taken)
         if sampling.stop:
-            criteria.append(_StopText(self.answers, sampling.stop, width))
+            criteria.append(StopText(self.answers, sampling.stop, width))
         if cancel is not None:
-            criteria.append(_Cancelled(cancel))
+            criteria.append(Cancelled(cancel))
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode())
             stack.enter_context(_evaluating(self.model))
             stack.enter_context(_own_generation_config(self._inner))
             if sampling.do_sample and not own_draw:
-                stack.enter_context(_seeded(request_seed(sampling.seed, batch[0].key), device))
+                stack.enter_context(_seeded(request_seed(sampling.seed, batch[0].key, batch[0].number), device))
             stack.enter_context(self.context())
+            if record is not None:
+                stack.enter_context(record)
             out_rt = self._inner.generate(
                 input_ids=ids_rt,
                 attention_mask=mask_rt,
@@ -181,7 +203,25 @@ class HfEngine:
                 stopping_criteria=criteria,
                 streamer=streamer,
             )
-        return [self.answers.trim(row) for row in out_rt[:, width:].tolist()]
+        rows = [self.answers.trim(row) for row in out_rt[:, width:].tolist()]
+        return self._completions(batch, rows, record)
+
+    @staticmethod
+    def _each(sampling: Sampling) -> int:
+        """Answers that one row of a batch brings: a beam search finds several, a draw one."""
+        return sampling.n if sampling.num_beams > 1 else 1
+
+    def _completions(
+        self, batch: Sequence[Request], rows: Sequence[list[int]], record: Record | None
+    ) -> list[Completion]:
+        each = self._each(batch[0].sampling)
+        out = []
+        for at, ids in enumerate(rows):
+            own, changed = (None, None) if record is None else record.of(at)
+            request = batch[at // each]
+            numbered = replace(request, number=at % each) if each > 1 else request
+            out.append(self.answers.completion(numbered, ids, own, changed))
+        return out
 
     def _settings(self, request: Request) -> str:
         """What rows of one batch share: the settings, and the new tokens that there is room for.
@@ -195,6 +235,7 @@ class HfEngine:
 
     def _generation_config(self, sampling: Sampling, steps: int, own_draw: bool) -> GenerationConfig:
         settings = {k: v for k, v in sampling.extra.items() if k not in OURS}
+        settings["sequence_bias"] = sequence_bias(sampling.extra)
         for name in ID_LISTS:
             if name in settings:
                 settings[name] = lists(settings[name])
@@ -209,6 +250,7 @@ class HfEngine:
             min_new_tokens=min(sampling.min_new_tokens, steps) or None,
             do_sample=sampling.do_sample and not own_draw,
             num_beams=sampling.num_beams,
+            num_return_sequences=self._each(sampling),
             repetition_penalty=sampling.repetition_penalty,
             eos_token_id=list(self.answers.ends) or None,
             pad_token_id=self.answers.pad,
@@ -220,7 +262,7 @@ class HfEngine:
     def stream(self, request: Request) -> Iterator[str]:
         """The answer to one request in whole characters, as it grows; closing the iterator stops the model.
 
-        Beam search knows its answer only at the end, so it arrives in one piece.
+        Beam search knows its answer only at the end, so it arrives in one piece. Of several answers this is the first.
 
         Raises:
             ValueError: the request cannot be run; the message says why.
@@ -229,9 +271,9 @@ class HfEngine:
         if fault:
             raise ValueError(fault)
         if request.sampling.num_beams > 1:
-            yield self.answers.completion(request, self._run([request])[0]).text
+            yield self._run([request])[0].text
             return
-        tokens = _TokenQueue(len(request.prompt_ids))
+        tokens = TokenQueue(len(request.prompt_ids))
         cancel = threading.Event()
         worker = threading.Thread(target=self._work, args=(request, tokens, cancel), name="luthier-stream", daemon=True)
         worker.start()
@@ -241,7 +283,23 @@ class HfEngine:
             cancel.set()
             worker.join()
 
-    def _work(self, request: Request, tokens: _TokenQueue, cancel: threading.Event) -> None:
+    def stream_several(self, request: Request) -> Iterator[tuple[int, str]]:
+        """All answers to one request, one after the other: pieces of text, each with its answer's number.
+
+        Raises:
+            ValueError: as `stream`.
+        """
+        if request.sampling.num_beams > 1:
+            done = next(iter(self.generate([request])))
+            if done.error:
+                raise ValueError(done.error)
+            yield from ((one.number, one.text) for one in (done, *done.others))
+            return
+        for one in expanded([request]):
+            for piece in self.stream(one):
+                yield one.number, piece
+
+    def _work(self, request: Request, tokens: TokenQueue, cancel: threading.Event) -> None:
         try:
             self._run([request], streamer=tokens, cancel=cancel)
         except BaseException as error:  # carried to the thread that reads, which raises it
@@ -251,57 +309,6 @@ class HfEngine:
 
 
 # ------------------------------------------------------------------------------------------------ helpers
-
-
-class _TokenQueue(BaseStreamer):  # type: ignore[misc]
-    """Hands ids from the generating thread to the reading one."""
-
-    def __init__(self, prompt_length: int) -> None:
-        self._prompt = prompt_length
-        self._items: queue.SimpleQueue[int | BaseException | None] = queue.SimpleQueue()
-
-    def put(self, value: torch.Tensor) -> None:
-        """Called by `generate`: first with the prompt, which is dropped, then with each new id."""
-        for token in value.flatten().tolist():
-            if self._prompt:
-                self._prompt -= 1
-            else:
-                self._items.put(token)
-
-    def end(self) -> None:
-        """The answer is complete."""
-        self._items.put(None)
-
-    def fail(self, error: BaseException) -> None:
-        """Generation failed; the reader raises this."""
-        self._items.put(error)
-
-    def __iter__(self) -> Iterator[int]:
-        while (item := self._items.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-
-
-class _StopText(StoppingCriteria):  # type: ignore[misc]
-    """Ends a row as soon as its answer holds a stop string."""
-
-    def __init__(self, answers: Answers, stops: Sequence[str], width: int) -> None:
-        self._answers, self._stops, self._width = answers, stops, width
-
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        done = [self._answers.has_stop(row, self._stops) for row in input_ids[:, self._width :].tolist()]
-        return torch.tensor(done, device=input_ids.device)
-
-
-class _Cancelled(StoppingCriteria):  # type: ignore[misc]
-    """Ends every row once the reader has gone."""
-
-    def __init__(self, event: threading.Event) -> None:
-        self._event = event
-
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        return torch.full((input_ids.shape[0],), self._event.is_set(), device=input_ids.device, dtype=torch.bool)
 
 
 def _end_ids(tokenizer: Tokens, model: Any) -> tuple[int, ...]:

@@ -30,10 +30,21 @@ from transformers import (
 
 from luthier.infer.answer import Answers
 from luthier.infer.constrain import KINDS
-from luthier.infer.drawing import WARPERS, Constrained, First, draw, uniforms, warpers
+from luthier.infer.drawing import WARPERS, Constrained, Counted, First, draw, uniforms, warpers
 from luthier.types import Request, Sampling
 
 Row = tuple[int, int, tuple[int, ...], str]  # prompt tokens, all tokens at most, ids that end an answer, device
+
+
+def sequence_bias(extra: Mapping[str, Any]) -> list[Any] | None:
+    """`sequence_bias` with the tokens of `logit_bias`, which are sequences of one; None where there is neither."""
+    longer = extra.get("sequence_bias") or ()
+    named = [(tuple(ids), float(bias)) for ids, bias in (longer.items() if isinstance(longer, Mapping) else longer)]
+    named += [((token,), bias) for token, bias in extra.get("logit_bias") or ()]
+    total: dict[tuple[int, ...], float] = {}
+    for ids, bias in named:
+        total[ids] = total.get(ids, 0.0) + bias
+    return [[list(ids), bias] for ids, bias in total.items()] or None
 
 
 def lists(value: Any) -> Any:
@@ -41,7 +52,7 @@ def lists(value: Any) -> Any:
     return [lists(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
-# Keys of `Sampling.extra` → the processor they mean, in the order in which transformers applies them.
+# Keys of `Sampling.extra` → the processor they mean, in the order in which transformers applies them; ours come last.
 RULES: Mapping[str, Callable[[Any, Row], LogitsProcessor]] = {
     "sequence_bias": lambda value, row: SequenceBiasLogitsProcessor(sequence_bias=lists(value)),
     "repetition_penalty": lambda value, row: RepetitionPenaltyLogitsProcessor(penalty=value),
@@ -57,6 +68,7 @@ RULES: Mapping[str, Callable[[Any, Row], LogitsProcessor]] = {
     "begin_suppress_tokens": lambda value, row: SuppressTokensAtBeginLogitsProcessor(
         list(value), row[0], device=row[3]
     ),
+    "counted": lambda value, row: Counted(value[0], value[1], row[0]),
     "forced_bos_token_id": lambda value, row: First(int(value), row[0]),
 }
 SETTLED = ("max_length", "early_stopping", "length_penalty")  # in the row's steps; without effect on a single beam
@@ -65,7 +77,7 @@ OFF: Mapping[str, Any] = {"use_cache": True, "renormalize_logits": False, "guida
 
 def unknown(sampling: Sampling) -> list[str]:
     """The settings that single-beam steps do not know; another way of generating has to serve them."""
-    known = {*RULES, *WARPERS, *SETTLED, *KINDS}
+    known = {*RULES, *WARPERS, *SETTLED, *KINDS, "logit_bias"}
     names = [
         name
         for name, value in sampling.extra.items()
@@ -83,9 +95,11 @@ class Rules:
         self.sampling = sampling
         self.prompt = len(request.prompt_ids)
         row = (self.prompt, self.prompt + steps, answers.ends, device)
-        given = dict(sampling.extra)
+        given = {**sampling.extra, "sequence_bias": sequence_bias(sampling.extra)}
         if sampling.repetition_penalty != 1.0:
             given["repetition_penalty"] = float(sampling.repetition_penalty)
+        if sampling.presence_penalty or sampling.frequency_penalty:
+            given["counted"] = (sampling.presence_penalty, sampling.frequency_penalty)
         self.processors = LogitsProcessorList(
             make(given[name], row)
             for name, make in RULES.items()
@@ -103,10 +117,15 @@ class Rules:
         return not self.processors and self.uniform_s is None
 
 
-def choose(scores_rv: torch.Tensor, rows: Sequence[Rules], ids: Sequence[Sequence[int]]) -> torch.Tensor:
-    """[r] the next token of each row. ``ids``: each row's prompt and answer so far. ``scores_rv``: ends blocked."""
+def choose(
+    scores_rv: torch.Tensor, rows: Sequence[Rules], ids: Sequence[Sequence[int]], *, told: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """[r] the next token of each row, and if ``told`` [r, v] the scores that it was chosen from.
+
+    ``ids``: each row's prompt and answer so far. ``scores_rv``: ends blocked.
+    """
     device = scores_rv.device
-    if any(rule.processors for rule in rows):
+    if told or any(rule.processors for rule in rows):
         scores_rv = scores_rv.clone()
         for at, (rule, own) in enumerate(zip(rows, ids, strict=True)):
             if rule.processors:
@@ -123,7 +142,9 @@ def choose(scores_rv: torch.Tensor, rows: Sequence[Rules], ids: Sequence[Sequenc
         own_rv = warpers(rows[members[0]].sampling, str(device))(unread_r1, scores_rv[index])
         numbers = [float(_at(rows[at].uniform_s, len(ids[at]) - rows[at].prompt)) for at in members]
         chosen_r[index] = draw(own_rv, torch.tensor(numbers, dtype=torch.float64, device=device))
-    return chosen_r
+        if told:
+            scores_rv[index] = own_rv
+    return chosen_r, scores_rv
 
 
 def _at(uniform_s: torch.Tensor | None, step: int) -> torch.Tensor:

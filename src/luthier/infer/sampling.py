@@ -10,12 +10,14 @@ from typing import Any
 
 from luthier.errors import ConfigError, Fault, missing_extra
 from luthier.infer.constrain import KINDS, fault_of
+from luthier.infer.words import Encodes, banned, biases
 from luthier.registry import nearest
 from luthier.types import Sampling
 
 # Settings that transformers' generate understands and that pass through `Sampling.extra` unchanged.
 PASSED_ON: frozenset[str] = frozenset(
     {
+        "bad_words",
         "bad_words_ids",
         "choices",
         "begin_suppress_tokens",
@@ -28,6 +30,7 @@ PASSED_ON: frozenset[str] = frozenset(
         "forced_eos_token_id",
         "guidance_scale",
         "length_penalty",
+        "logit_bias",
         "max_length",
         "max_time",
         "min_length",
@@ -52,18 +55,26 @@ OWN: tuple[str, ...] = (
     "top_p",
     "num_beams",
     "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
     "stop",
     "seed",
+    "n",
+    "logprobs",
 )
-ALIASES: Mapping[str, str] = {"stop_strings": "stop", "stop_sequences": "stop", "max_tokens": "max_new_tokens"}
+ALIASES: Mapping[str, str] = {
+    "stop_strings": "stop",
+    "stop_sequences": "stop",
+    "max_tokens": "max_new_tokens",
+    "num_return_sequences": "n",
+}
 
 # Keys of Ludwig's section that only describe a value Luthier already has: refused unless they say exactly that.
 FIXED: Mapping[str, tuple[tuple[Any, ...], str]] = {
-    "num_return_sequences": ((None, 1), "one answer is made per row; repeat the row for more"),
     "num_beam_groups": ((None, 1), "diverse beam search left transformers; use num_beams alone"),
     "diversity_penalty": ((None, 0, 0.0), "diverse beam search left transformers; use num_beams alone"),
     "penalty_alpha": ((None, 0, 0.0), "contrastive search left transformers; use top_p or min_p"),
-    "output_scores": ((None, False), "predictions carry no scores; leave the key out"),
+    "output_scores": ((None, False), "ask for logprobs instead"),
     "output_attentions": ((None, False), "predictions carry no attentions; leave the key out"),
     "output_hidden_states": ((None, False), "predictions carry no hidden states; leave the key out"),
     "return_dict_in_generate": ((None, False, True), "results have one shape; leave the key out"),
@@ -94,18 +105,29 @@ _RULES: Mapping[str, tuple[Check, str]] = {
     "top_p": (lambda v: _number(v) and 0 < v <= 1, "a number over 0 and at most 1; 1 is off"),
     "num_beams": (lambda v: _whole(v) and v >= 1, "an integer of at least 1"),
     "repetition_penalty": (lambda v: _number(v) and 0 < v < float("inf"), "a number over 0; 1 is off"),
+    "presence_penalty": (lambda v: _number(v) and -2 <= v <= 2, "a number from -2 to 2; 0 is off"),
+    "frequency_penalty": (lambda v: _number(v) and -2 <= v <= 2, "a number from -2 to 2; 0 is off"),
     "stop": (lambda v: all(isinstance(s, str) and s for s in v), "a list of texts that are not empty"),
     "seed": (_whole, "an integer"),
+    "n": (lambda v: _whole(v) and 1 <= v <= 256, "an integer from 1 to 256"),
+    "logprobs": (lambda v: isinstance(v, bool), "true or false"),
 }
 
 
-def resolve(section: Any, overrides: Mapping[str, Any] | None = None, *, seed: int | None = None) -> Sampling:
+def resolve(
+    section: Any,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    seed: int | None = None,
+    tokenizer: Encodes | None = None,
+) -> Sampling:
     """The settings of one prediction: the config's section, then ``overrides`` on top of it.
 
     Args:
         section: the config's `generation` section (a pydantic model), a mapping, or None for the defaults.
         overrides: a caller's `generation_config`; a key set to None takes the default.
         seed: the seed of sampled answers where neither names one (the config's `random_seed`).
+        tokenizer: makes tokens of the texts in `logit_bias` and `bad_words`; without it there may be none.
 
     Raises:
         ConfigError: a key that is unknown (config-unknown-key), refused (config-not-implemented) or out of range.
@@ -122,10 +144,46 @@ def resolve(section: Any, overrides: Mapping[str, Any] | None = None, *, seed: i
         fault = _take(name, value, where, own, extra)
         if fault:
             faults.append(fault)
-    faults += _constraint_faults(own, extra)
+    faults += _constraint_faults(own, extra) + _conflicts(own, extra)
+    if tokenizer is not None:
+        faults += _tokenised(extra, tokenizer)
     if faults:
         raise ConfigError(faults)
     return _settled(own, extra, seed)
+
+
+def _tokenised(extra: dict[str, Any], tokenizer: Encodes) -> list[Fault]:
+    """Put ids in the place of texts; what is wrong with these."""
+    faults: list[Fault] = []
+    if extra.get("logit_bias") is not None:
+        extra["logit_bias"], wrong = biases(extra["logit_bias"], tokenizer, "generation.logit_bias")
+        faults += wrong
+    if extra.get("bad_words") is not None:
+        ids, wrong = banned(extra.pop("bad_words"), tokenizer, "generation.bad_words")
+        known = (tuple(one) for one in extra.get("bad_words_ids") or ())
+        extra["bad_words_ids"] = tuple(dict.fromkeys((*known, *ids)))
+        faults += wrong
+    return faults
+
+
+def _conflicts(own: Mapping[str, Any], extra: Mapping[str, Any]) -> list[Fault]:
+    """Settings of which one would have no effect beside the other."""
+    count, beams = own.get("n", 1), own.get("num_beams", 1)
+    greedy = own.get("do_sample") is not True or own.get("temperature") == 0
+    faults = []
+    if count > 1 and beams == 1 and greedy:
+        fix = "set a temperature over 0, or num_beams to as many"
+        message = "greedy answers to one prompt are all the same"
+        faults.append(Fault("config-conflict", message, "generation.n", count, "1", fix))
+    if beams > 1 and count > beams:
+        most = f"at most num_beams ({beams})"
+        faults.append(Fault("config-conflict", "n is larger than num_beams", "generation.n", count, most))
+    guided = extra.get("guidance_scale") not in (None, 1, 1.0)
+    if own.get("logprobs") and (beams > 1 or guided):
+        other = "guidance_scale" if guided else "num_beams"
+        message, fix = f"log-probabilities of tokens are not known with {other}", f"leave out {other}, or logprobs"
+        faults.append(Fault("config-conflict", message, "generation.logprobs", True, fix=fix))
+    return faults
 
 
 def _constraint_faults(own: Mapping[str, Any], extra: Mapping[str, Any]) -> list[Fault]:

@@ -15,6 +15,7 @@ import torch
 
 from luthier.infer.answer import Answers
 from luthier.infer.cache import Cache
+from luthier.infer.drawing import logprob_of
 from luthier.infer.forward import Forward, Prefix
 from luthier.infer.rules import Rules, choose
 from luthier.infer.stepping import Stepper
@@ -33,6 +34,7 @@ class Row:
     rules: Rules
     ids: list[int]
     logprobs: list[float] = field(default_factory=list)
+    warped: list[float] = field(default_factory=list)
     done: bool = False
 
     @property
@@ -145,7 +147,7 @@ class Session:
 
     def _burst(self) -> int:
         """How many steps may be taken before their tokens are looked at."""
-        if not self.stepper.graphs or self.logprobs:
+        if not self.stepper.graphs or any(map(self.told_of, self.running)):
             return 1
         if not all(row.rules.plain and not row.request.sampling.stop for row in self.running):
             return 1
@@ -156,14 +158,22 @@ class Session:
     ) -> torch.Tensor:
         """Choose the next token of each row and settle which rows that finishes; the tokens, on the device."""
         chosen_r = likeliest_r
+        told = any(map(self.told_of, rows))
         if not all(row.rules.plain for row in rows):
-            chosen_r = choose(scores_rv, [row.rules for row in rows], [row.ids for row in rows])
-        logprobs = self._logprobs(raw_rv, chosen_r) if self.logprobs else None
-        for at, (row, token) in enumerate(zip(rows, chosen_r.tolist(), strict=True)):
-            if logprobs is not None:
-                row.logprobs.append(logprobs[at])
+            ids = [row.ids for row in rows]
+            chosen_r, scores_rv = choose(scores_rv, [row.rules for row in rows], ids, told=told)
+        if told:
+            own, warped = (logprob_of(values_rv, chosen_r).tolist() for values_rv in (raw_rv, scores_rv))
+            for at, row in enumerate(rows):
+                row.logprobs.append(own[at])
+                row.warped.append(warped[at])
+        for row, token in zip(rows, chosen_r.tolist(), strict=True):
             self._append(row, token)
         return chosen_r
+
+    def told_of(self, row: Row) -> bool:
+        """Whether the log-probabilities of its tokens are wanted."""
+        return self.logprobs or row.request.sampling.logprobs
 
     def _append(self, row: Row, token: int) -> None:
         row.ids.append(token)
@@ -174,11 +184,6 @@ class Session:
             return True
         stops = row.request.sampling.stop
         return bool(stops) and self.answers.has_stop(row.answer, stops)
-
-    def _logprobs(self, scores_rv: torch.Tensor, chosen_r: torch.Tensor) -> list[float]:
-        taken_r = scores_rv.gather(1, chosen_r[:, None])[:, 0] - scores_rv.logsumexp(-1)
-        values: list[float] = taken_r.tolist()
-        return values
 
     def _close_gaps(self) -> None:
         """Move the last rows into the slots that finished rows leave."""

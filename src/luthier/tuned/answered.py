@@ -67,7 +67,8 @@ class Answered:
     def records(self) -> list[dict[str, Any]]:
         """One mapping a row: row, response, finish_reason, and the error of a row that could not be answered.
 
-        A category output adds ``prediction``, and probabilities that were asked for ``probability``.
+        A category output adds ``prediction``, and probabilities that were asked for ``probability``. Several answers
+        add ``responses``, all of them; `generation.logprobs` adds ``logprobs`` and ``warped_logprobs``, a token each.
         """
         out = []
         each = zip(self.rows, self.completions, self.predictions, self.probability, strict=True)
@@ -77,6 +78,10 @@ class Answered:
                 record["prediction"] = prediction
             if self.probabilities is not None:
                 record["probability"] = chance
+            if done.others:
+                record["responses"] = [one.text for one in (done, *done.others)]
+            if done.logprobs is not None:
+                record |= {"logprobs": list(done.logprobs), "warped_logprobs": list(done.warped_logprobs or ())}
             out.append(record | ({"error": done.error} if done.error else {}))
         return out
 
@@ -90,7 +95,7 @@ class Answered:
         return score(list(answers), list(references), names, classes=self.classes)
 
     def ludwig_frame(self) -> pd.DataFrame:
-        """Ludwig's columns: ``<output>_predictions``, ``_response`` (a list of one string) and ``_probability``.
+        """Ludwig's columns: ``<output>_predictions``, ``_response`` (a list, of n strings) and ``_probability``.
 
         ``_probabilities`` holds a list a row: of each class for a category output, which also has one column
         ``_probabilities_<class>`` each; of each token of the answer for text.
@@ -100,7 +105,7 @@ class Answered:
         name = self.output
         columns: dict[str, list[Any]] = {
             f"{name}_predictions": self.predictions,
-            f"{name}_response": [[text] for text in self.texts],
+            f"{name}_response": [[one.text for one in (done, *done.others)] for done in self.completions],
             f"{name}_probability": self.probability,
         }
         if self.probabilities is not None:

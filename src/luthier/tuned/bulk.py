@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from luthier import events
 from luthier.data.sources import read
-from luthier.infer.sampling import resolve
 from luthier.tuned.answered import Answered
 from luthier.tuned.writing import Journal, answers_file
 
@@ -52,7 +51,7 @@ def predict_into(
     """
     path = answers_file(path)
     table = read(dataset, encoding=encoding, sink=sink)
-    sampling = resolve(tuned.config.generation, generation, seed=tuned.config.random_seed)
+    sampling = tuned.sampling(generation)
     work = [table.content_hash, asdict(sampling), use_base, probabilities, tuned.output, *_identity(tuned)]
     journal = Journal(path, hashlib.sha256(json.dumps(work, default=repr).encode()).hexdigest())
     if journal.foreign:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.data.render.template import RESERVED, fields_of
 from luthier.errors import ConfigError
-from luthier.infer.sampling import resolve
 from luthier.types import Message
 
 if TYPE_CHECKING:
@@ -70,7 +69,7 @@ class Conversation:
             ids = tuned.renderer.chat_prompt(asked).ids
         else:
             ids = tuned.renderer.prompt({**self.others, self.column: text}).ids
-        sampling = resolve(tuned.config.generation, generation, seed=tuned.config.random_seed)
+        sampling = tuned.sampling(generation)
         pieces = []
         for piece in tuned.stream_ids(ids, sampling, use_base=use_base):
             pieces.append(piece)

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from luthier.model.tunable import Tunable
 
 
+ONE = {"n": 1}  # what is compared or shown is the first answer, which is the same with and without others
 SEPARATOR = "\n\n"  # between the examples of a few-shot prompt
 
 
@@ -98,7 +99,7 @@ class Tuned:
         sink: events.Sink = events.silent,
     ) -> Answered:
         """Answer these rows; ``prompts`` replaces the rendered prompt ids of a row (few-shot)."""
-        sampling = resolve(self.config.generation, generation, seed=self.config.random_seed)
+        sampling = self.sampling(generation)
         requests, failed = self.requests_of(table, rows, sampling, prompts)
         references = [reference_of(table.row(index), self.layout) for index in rows]
         with events.stage(sink, "generate", f"{len(rows)} rows" + (", base model" if use_base else "")):
@@ -108,6 +109,12 @@ class Tuned:
         requests = [known.get(index, Request(index, (), sampling)) for index in rows]
         chances = self._probabilities(table, requests, ordered, use_base, sink) if probabilities else None
         return Answered(self.output, tuple(rows), ordered, tuple(references), self.reader, chances)
+
+    def sampling(self, generation: Mapping[str, Any] | None = None) -> Sampling:
+        """The config's `generation` section with these keys on top. Raises ConfigError as `infer.sampling.resolve`."""
+        return resolve(
+            self.config.generation, generation, seed=self.config.random_seed, tokenizer=self.tokenizer
+        )  # fmt: skip
 
     def requests_of(
         self, table: Table, rows: Sequence[int], sampling: Sampling, prompts: Mapping[int, Sequence[int]] | None
@@ -199,7 +206,7 @@ class Tuned:
         The comparison is written to ``evaluation.json`` in the run folder.
         """
         table, held = self._to_compare(dataset, rows, encoding, sink)
-        contestants = {"base": self.answer(table, held, use_base=True, sink=sink)}
+        contestants = {"base": self.answer(table, held, use_base=True, generation=ONE, sink=sink)}
         if shots:
             pairs = self._solved(*self._training_table())
             texts = {i: few_shot(pairs, self._prompt_of(table, i), shots=shots, separator=SEPARATOR) for i in held}
@@ -210,11 +217,11 @@ class Tuned:
                 use_base=True,
                 prompts=prompts,
                 # A base shown examples goes on to write the next one; its answer ends where the examples' answers do.
-                generation={"stop": [SEPARATOR if any("\n" in answer.strip() for _, answer in pairs) else "\n"]},
+                generation=ONE | {"stop": [SEPARATOR if any("\n" in answer.strip() for _, answer in pairs) else "\n"]},
                 sink=sink,
             )
         self._base = None
-        contestants["tuned"] = self.answer(table, held, sink=sink)
+        contestants["tuned"] = self.answer(table, held, generation=ONE, sink=sink)
         comparison = compare(
             held,
             [reference or "" for reference in contestants["tuned"].references],
@@ -265,26 +272,31 @@ class Tuned:
         if not held:
             return []
         try:
-            before = self.answer(self.table, held, use_base=True).texts
+            before = self.answer(self.table, held, use_base=True, generation=ONE).texts
         finally:
             self._base = None  # it takes as much memory as what was tuned
-        after = self.answer(self.table, held)
+        after = self.answer(self.table, held, generation=ONE)
         return [
             {"prompt": self._prompt_of(self.table, i), "before": was, "answer": now, "reference": reference or ""}
             for i, was, now, reference in zip(held, before, after.texts, after.references, strict=True)
         ]
 
     def generate(self, prompts: Sequence[str], generation: Mapping[str, Any] | None = None) -> list[str]:
-        """The answer to each text, which is the whole prompt."""
-        sampling = resolve(self.config.generation, generation, seed=self.config.random_seed)
+        """The answer to each text, which is the whole prompt; n answers to each, where so many are asked for."""
+        sampling = self.sampling(generation)
         requests = [Request(i, self.renderer.text_prompt(text).ids, sampling) for i, text in enumerate(prompts)]
         by_key = {done.key: done for done in self.ask(requests, False, None, events.silent)}
-        return [by_key[i].text for i in range(len(prompts))]
+        return [one.text for i in range(len(prompts)) for one in (by_key[i], *by_key[i].others)]
 
     def stream(self, prompt: str, generation: Mapping[str, Any] | None = None) -> Iterator[str]:
-        """The answer to one text in whole characters, as it grows."""
-        sampling = resolve(self.config.generation, generation, seed=self.config.random_seed)
+        """The answer to one text in whole characters, as it grows; the first of several."""
+        sampling = self.sampling(generation)
         yield from self.stream_ids(self.renderer.text_prompt(prompt).ids, sampling)
+
+    def stream_several(self, prompt: str, generation: Mapping[str, Any] | None = None) -> Iterator[tuple[int, str]]:
+        """All n answers to one text as they grow: pieces, each with the number of its answer."""
+        request = Request(0, self.renderer.text_prompt(prompt).ids, self.sampling(generation))
+        yield from self._engine(False).stream_several(request)
 
     def stream_ids(self, ids: Sequence[int], sampling: Sampling, *, use_base: bool = False) -> Iterator[str]:
         """The answer to prompt ids, as it grows."""

@@ -18,7 +18,11 @@ from luthier.errors import DataError
 from luthier.run import atomic
 
 FORMATS = (".csv", ".jsonl", ".parquet")
-FIELDS = ("row", "response", "finish_reason", "prediction", "probability", "error")  # in this order, those there are
+# In this order, those there are.
+FIELDS = (
+    "row", "response", "finish_reason", "prediction", "probability",
+    "responses", "logprobs", "warped_logprobs", "error",
+)  # fmt: skip
 BLOCK = 4096  # rows that become part of a file together
 
 Record = Mapping[str, Any]
@@ -72,14 +76,24 @@ def _write_csv(path: Path, records: Iterator[Record], fields: Sequence[str]) -> 
 
     pd.DataFrame(columns=list(fields)).to_csv(path, index=False)
     for block in _blocks(records):
-        pd.DataFrame(block, columns=list(fields)).to_csv(path, index=False, header=False, mode="a")
+        told = [{name: _in_a_cell(value) for name, value in record.items()} for record in block]
+        pd.DataFrame(told, columns=list(fields)).to_csv(path, index=False, header=False, mode="a")
+
+
+def _in_a_cell(value: Any) -> Any:
+    """Lists as JSON."""
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, list) else value
 
 
 def _write_parquet(path: Path, records: Iterator[Record], fields: Sequence[str]) -> None:
     import pyarrow as pa
     from pyarrow import parquet
 
-    kinds = {"row": pa.int64(), "probability": pa.float64()}
+    numbers = pa.list_(pa.float64())
+    kinds = {
+        "row": pa.int64(), "probability": pa.float64(),
+        "responses": pa.list_(pa.string()), "logprobs": numbers, "warped_logprobs": numbers,
+    }  # fmt: skip
     schema = pa.schema([(name, kinds.get(name, pa.string())) for name in fields])
     with parquet.ParquetWriter(path, schema) as out:
         for block in _blocks(records):

@@ -35,7 +35,14 @@ def test_an_overriding_temperature_means_sampling():
     ("overrides", "code"),
     [
         ({"max_new_token": 3}, "config-unknown-key"),
-        ({"num_return_sequences": 2}, "config-not-implemented"),
+        ({"num_return_sequences": 2}, "config-conflict"),  # greedy: both would be the same
+        ({"n": 3, "num_beams": 2}, "config-conflict"),
+        ({"n": 0}, "config-bad-value"),
+        ({"logprobs": True, "num_beams": 2}, "config-conflict"),
+        ({"logprobs": True, "guidance_scale": 1.5}, "config-conflict"),
+        ({"presence_penalty": 3}, "config-bad-value"),
+        ({"frequency_penalty": "much"}, "config-bad-value"),
+        ({"output_scores": True}, "config-not-implemented"),
         ({"max_new_tokens": 0}, "config-bad-value"),
         ({"temperature": -1}, "config-bad-value"),
         ({"top_p": 0}, "config-bad-value"),
@@ -71,3 +78,44 @@ def test_the_configs_section_is_taken_whole():
     assert resolve(Generation()) == Sampling(extra={"use_cache": True})
     got = resolve(Generation(temperature=0.5, no_repeat_ngram_size=3), seed=9)
     assert (got.do_sample, got.temperature, got.seed, got.extra["no_repeat_ngram_size"]) == (True, 0.5, 9, 3)
+
+
+class Words:
+    """A tokenizer of which each word with the space before it is a token, by its length."""
+
+    def encode(self, text, *, controls=False, continuation=False):
+        assert continuation
+        return [len(word) for word in text.replace(" ", "\n ").split("\n") if word]
+
+
+def test_texts_become_tokens_or_an_error_that_says_why():
+    got = resolve({"logit_bias": {"7": 1, "three": -2.5, 9: 3}, "bad_words": ["no", "no way"]}, tokenizer=Words())
+    assert got.extra["logit_bias"] == ((5, -2.5), (7, 1.0), (9, 3.0))
+    assert got.extra["bad_words_ids"] == ((2,), (3,), (2, 4), (3, 4))
+    assert "bad_words" not in got.extra
+    with pytest.raises(ConfigError) as caught:
+        resolve(
+            None,
+            {"logit_bias": {"two words": 1.0, "7": 101, "8": "much", "": 1.0}, "bad_words": [" "]},
+            tokenizer=Words(),
+        )
+    faults = {fault.where.rpartition("generation.")[2]: fault for fault in caught.value.faults}
+    assert set(faults) == {"logit_bias.two words", "logit_bias.7", "logit_bias.8", "logit_bias.", "bad_words"}
+    assert "2 tokens" in faults["logit_bias.two words"].message
+    assert "3, 6" in faults["logit_bias.two words"].fix
+
+
+def test_ids_and_texts_of_one_token_add_up():
+    named = {"logit_bias": {"5": 1.0, "three": 2.0}, "bad_words_ids": [[1]], "bad_words": "no"}
+    got = resolve(None, named, tokenizer=Words())
+    assert got.extra["logit_bias"] == ((5, 3.0),)
+    assert got.extra["bad_words_ids"] == ((1,), (2,), (3,))
+
+
+def test_the_section_has_the_keys_too():
+    from luthier.config.generation import Generation
+
+    section = Generation(num_return_sequences=2, temperature=0.5, logit_bias={5: 1}, bad_words="no", logprobs=True)
+    got = resolve(section, tokenizer=Words())
+    assert (got.n, got.logprobs, got.extra["logit_bias"]) == (2, True, ((5, 1.0),))
+    assert got.extra["bad_words_ids"] == ((2,), (3,))

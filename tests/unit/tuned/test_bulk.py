@@ -15,6 +15,7 @@ import pytest
 
 from luthier import events
 from luthier.errors import DataError
+from luthier.infer.sampling import resolve
 from luthier.tuned.bulk import predict_into
 from luthier.types import Completion, Request, Sampling
 
@@ -27,6 +28,9 @@ class Asked:
 
     def __init__(self, ends_after: int | None = None) -> None:
         self.ends_after, self.asked = ends_after, list[int]()
+
+    def sampling(self, generation: Any) -> Sampling:
+        return resolve(None, generation)
 
     def requests_of(
         self, table: Any, rows: Sequence[int], sampling: Sampling, prompts: None

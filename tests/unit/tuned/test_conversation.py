@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from luthier.tuned.conversation import Conversation
+from luthier.types import Sampling
 
 
 class Asked:
@@ -16,6 +17,9 @@ class Asked:
     layout = SimpleNamespace(inputs=(), target=None)
     table = None
     renderer = SimpleNamespace(is_chat=True, chat_prompt=lambda turns: SimpleNamespace(ids=[m.content for m in turns]))
+
+    def sampling(self, generation: Any) -> Sampling:
+        return Sampling()
 
     def stream_ids(self, ids: list[str], sampling: Any, use_base: bool) -> Iterator[str]:
         yield str(len(ids))
