@@ -223,6 +223,12 @@ def show_comparison(comparison: Mapping[str, Any], samples: int) -> None:
     scores = [contestant["scores"] for contestant in comparison["contestants"]]
     rows = [[metric, *(f"{score[metric]:.3f}" for score in scores)] for metric in scores[0]]
     out.print(table(f"{comparison['count']} held-out rows", ["metric", *names], rows))
+    for contestant in comparison["contestants"]:
+        known = contestant.get("calibration")
+        if known:
+            before = f", {known['error_before']:.3f} without the temperature of {known['temperature']:.3f}"
+            told = f"{contestant['name']}: expected calibration error {known['error']:.3f} over {known['bins']} bins"
+            out.print(told + (before if known["temperature"] != 1 else ""))
     for flip in comparison["flips"]:
         out.print(f"against {flip['against']}: {len(flip['gained'])} rows gained, {len(flip['lost'])} lost")
     for sample in comparison["samples"][:samples]:

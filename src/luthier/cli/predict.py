@@ -33,8 +33,12 @@ def command(
     ] = None,
     base: Annotated[bool, typer.Option("--base", help="Ask the base model, without what was tuned.")] = False,
     probabilities: Annotated[
-        bool, typer.Option("--probabilities", help="Also say how probable the model finds each answer.")
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--probabilities/--no-probabilities",
+            help="Say how probable the model finds each answer; where nothing is said, of a category's alone.",
+        ),
+    ] = None,
     sets: common.Set = None,
     encoding: common.Encoding = None,
     trust_remote_code: common.RemoteCode = False,

@@ -56,11 +56,20 @@ class Feature(Section):
     column: str | None = key(None, "The column, where it is not called as the feature is.")
     preprocessing: FeaturePreprocessing = key(FeaturePreprocessing, "How the column is read.")
     decoder: Decoder | None = key(None, "How the answer is read; empty: what suits the type.")
+    constrained: bool | None = key(
+        None,
+        "Whether answers of a category are held to its classes: the most probable one is taken, whole, and draws are "
+        "made among them alone. false: answers are free text, and `decoder` reads a class from them. "
+        "Empty: true, but false under `defaults: ludwig`.",
+        ludwig_note="free text, read by the rules",
+    )
 
     @model_validator(mode="after")
     def _reads_its_type(self) -> Feature:
         if self.type == "text" and self.decoder is not None and self.decoder.type == "category_extractor":
             raise ValueError("a category_extractor reads classes: set the feature's type to category")
+        if self.type == "text" and self.constrained:
+            raise ValueError("answers are held to classes: set the feature's type to category")
         return self
 
     @property

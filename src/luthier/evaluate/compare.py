@@ -11,11 +11,16 @@ from luthier.metrics import DEFAULT_CLASS, DEFAULT_TEXT, available, class_report
 
 @dataclass(frozen=True, slots=True)
 class Contestant:
-    """One set of answers and its scores. ``classes``: precision, recall, f1, support of each class, when there are."""
+    """One set of answers and its scores. ``classes``: precision, recall, f1, support of each class, when there are.
+
+    calibration: of probabilities of classes, the expected calibration error (``error``), and what it was before the
+    temperature (``error_before``), with ``temperature``, ``rows`` and ``bins``.
+    """
 
     name: str
     scores: Mapping[str, float]
     classes: Mapping[str, Mapping[str, float]] | None = None
+    calibration: Mapping[str, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +82,7 @@ def compare(
     classes: Sequence[str] | None = None,
     *,
     prompts: Sequence[str] | None = None,
+    calibrations: Mapping[str, Mapping[str, float]] | None = None,
     samples: int = 8,
 ) -> Comparison:
     """Score every contestant on the same rows; the last is the tuned model, the others are what it is held against.
@@ -88,6 +94,7 @@ def compare(
         metrics: names of metrics, the deciding one first; None takes the defaults that are installed.
         classes: the allowed answers when the target is a class.
         prompts: the rows' prompts, for showing.
+        calibrations: contestant → `Contestant.calibration`, of those that gave probabilities of classes.
         samples: how many rows to show, changes first.
 
     Raises:
@@ -104,7 +111,10 @@ def compare(
         name: [value >= 1.0 for value in per_row(given, references, names[0], classes)]
         for name, given in answers.items()
     }
-    contestants = tuple(_contestant(name, given, references, names, classes) for name, given in answers.items())
+    known = calibrations or {}
+    contestants = tuple(
+        _contestant(name, given, references, names, classes, known.get(name)) for name, given in answers.items()
+    )
     last = contestants[-1].name
     flips = tuple(_flip(c.name, rows, right[c.name], right[last]) for c in contestants[:-1])
     shown = tuple(
@@ -121,10 +131,15 @@ def compare(
 
 
 def _contestant(
-    name: str, given: Sequence[str], references: Sequence[str], metrics: Sequence[str], classes: Sequence[str] | None
+    name: str,
+    given: Sequence[str],
+    references: Sequence[str],
+    metrics: Sequence[str],
+    classes: Sequence[str] | None,
+    calibration: Mapping[str, float] | None,
 ) -> Contestant:
     report = {k: asdict(v) for k, v in class_report(given, references, classes).items()} if classes else None
-    return Contestant(name, score(given, references, metrics, classes), report)
+    return Contestant(name, score(given, references, metrics, classes), report, calibration)
 
 
 def _flip(against: str, rows: Sequence[int], before: Sequence[bool], after: Sequence[bool]) -> Flip:

@@ -12,6 +12,7 @@ import jinja2
 
 from luthier.evaluate.charts import line_chart, short
 from luthier.evaluate.compare import Comparison
+from luthier.metrics.calibration import Calibration
 from luthier.run.atomic import write_text
 
 MOST_POINTS = 600  # of one curve: more than the page has pixels for
@@ -26,6 +27,7 @@ def write_report(
     metrics_lines: Sequence[Mapping[str, Any]] = (),
     comparison: Comparison | None = None,
     samples: Sequence[Mapping[str, Any]] = (),
+    calibration: Calibration | None = None,
     machine: Any = None,
     versions: Mapping[str, str] | None = None,
 ) -> Path:
@@ -39,6 +41,7 @@ def write_report(
         comparison: base against tuned, when it was run.
         samples: answers where there is no comparison: mappings with ``prompt, answer, reference`` and perhaps
             ``before``.
+        calibration: the temperature of a category's probabilities, when one was fitted.
         machine: a `types.Machine` or a mapping.
         versions: package → version.
     """
@@ -48,6 +51,7 @@ def write_report(
         headline=_headline(metrics_lines, comparison),
         charts=_charts(metrics_lines),
         comparison=comparison,
+        calibration=calibration,
         cards=_cards(comparison, samples),
         config=list(_flat(config)),
         audit=list(_flat(audit or {})),

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from luthier.metrics.calibration import BINS, Calibration
 from luthier.run.atomic import write_text
 
 RESULTS = "## Results"
@@ -21,6 +22,7 @@ def write_card(
     scores: Mapping[str, Mapping[str, float]] | None = None,
     rows: int | None = None,
     held_out: int | None = None,
+    calibration: Calibration | None = None,
     adapter: str | None = "lora",
     license_name: str | None = None,
     language: Sequence[str] = (),
@@ -36,6 +38,7 @@ def write_card(
         scores: contestant → metric → value between 0 and 1, the tuned model last.
         rows: how many rows it was trained on.
         held_out: how many rows the scores are over.
+        calibration: the temperature of a category's probabilities, when one was fitted.
         adapter: the adapter's type; None for merged weights.
         license_name: the hub's identifier of the licence; left out when it is not known.
         language: the hub's language codes.
@@ -57,7 +60,7 @@ def write_card(
         "---\n" + "".join(f"{key}: {json.dumps(value, ensure_ascii=False)}\n" for key, value in front.items()) + "---",
         f"# {_plain(name)}",
         f"This is {how} `{_plain(base_model)}`{trained}. It was made with Luthier.",
-        _results(scores, held_out) if scores else "",
+        _results(scores or {}, held_out, None, calibration) if scores or calibration else "",
         "## Use\n\n```bash\nluthier chat FOLDER\nluthier predict FOLDER --dataset rows.csv\n```",
         f"## Config\n\n{_fenced(config_yaml, 'yaml')}",
         _versions(versions) if versions else "",
@@ -68,9 +71,16 @@ def write_card(
 
 
 def write_results(
-    folder: Path | str, scores: Mapping[str, Mapping[str, float]], held_out: int | None = None
+    folder: Path | str,
+    scores: Mapping[str, Mapping[str, float]],
+    held_out: int | None = None,
+    *,
+    measured: Mapping[str, float] | None = None,
+    calibration: Calibration | None = None,
 ) -> Path | None:
     """Put these results into the card that stands in ``folder``, in place of those it had; the rest stays as it is.
+
+    ``measured``: the tuned model's `Contestant.calibration` on the same rows.
 
     Returns its path; None where there is no card.
     """
@@ -78,7 +88,7 @@ def write_results(
     if not path.is_file():
         return None
     text = path.read_text(encoding="utf-8")
-    section = _results(scores, held_out) + "\n\n"
+    section = _results(scores, held_out, measured, calibration) + "\n\n"
     begin = text.find(RESULTS)
     if begin < 0:
         begin = end = max(text.find("## Use"), 0) or len(text)
@@ -89,7 +99,12 @@ def write_results(
     return path
 
 
-def _results(scores: Mapping[str, Mapping[str, float]], held_out: int | None) -> str:
+def _results(
+    scores: Mapping[str, Mapping[str, float]],
+    held_out: int | None,
+    measured: Mapping[str, float] | None,
+    calibration: Calibration | None,
+) -> str:
     metrics = list(dict.fromkeys(metric for values in scores.values() for metric in values))
     head = ["model", *(m.replace("_", " ") for m in metrics)]
     lines = [" | ".join(head), " | ".join(["---", *("---:" for _ in metrics)])]
@@ -98,7 +113,28 @@ def _results(scores: Mapping[str, Mapping[str, float]], held_out: int | None) ->
         for who, values in scores.items()
     ]
     over = f"On {held_out} rows that it was not trained on:\n\n" if held_out is not None else ""
-    return f"{RESULTS}\n\n{over}" + "\n".join(f"| {line} |" for line in lines)
+    table = over + "\n".join(f"| {line} |" for line in lines) if scores else ""
+    return "\n\n".join(part for part in (RESULTS, table, _believed(measured, calibration)) if part)
+
+
+def _believed(measured: Mapping[str, float] | None, calibration: Calibration | None) -> str:
+    """How far the probabilities of classes can be believed, in words; nothing where there are none."""
+    told = []
+    if measured is not None:
+        told.append(_error(measured["error_before"], measured["error"], measured["rows"], "these"))
+    if calibration is not None:
+        rows = "the validation" if measured is not None else "validation"
+        told.append(_error(calibration.error_before, calibration.error_after, calibration.rows, rows))
+        told.append(f"The temperature is {calibration.temperature:.3f}, fitted on the validation rows.")
+    if not told:
+        return ""
+    meaning = f"Expected calibration error over {BINS} bins of equal width (Guo et al. 2017)"
+    return f"{meaning}: " + " ".join(told)
+
+
+def _error(before: float, after: float, rows: float, which: str) -> str:
+    change = f"{100 * before:.1f} % as the model says, {100 * after:.1f} % with the temperature"
+    return f"{change}, on {which} {int(rows)} rows."
 
 
 def _versions(versions: Mapping[str, str]) -> str:

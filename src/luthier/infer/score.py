@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 
 from luthier.data.collate import collate
 from luthier.data.pack import schedule
+from luthier.data.share import cut
 from luthier.events import Sink, progress, silent
 from luthier.model.tunable import Tunable
 from luthier.types import Example, Plan
@@ -20,27 +20,81 @@ def logprobs_of(
     model: Tunable, examples: Sequence[Example], *, tokens_per_pass: int = TOKENS_PER_PASS, sink: Sink = silent
 ) -> list[list[float]]:
     """For each example, the log-probability of every supervised token, in order. The training mode is put back."""
-    plan = Plan(device="", tokens_per_pass=tokens_per_pass)
     found: list[list[float]] = [[] for _ in examples]
     module = model.module
     training = [one for one in module.modules() if one.training]
-    passes = schedule([example.length for example in examples], plan)[0]
+    passes = _passes(model, examples, tokens_per_pass)
     module.eval()
     try:
         with torch.no_grad():
             for indices in progress(sink, "score", passes, unit="passes"):
-                batch = collate([examples[i] for i in indices])  # the model moves what it needs
-                owners = batch.segment[batch.target_weight != 0].tolist()
-                for owner, value in zip(owners, model.logprobs(batch).tolist(), strict=True):
-                    found[indices[owner]].append(value)
+                own = [examples[i] for i in indices]
+                batch = collate(own, share=model.shares)  # the model moves what it needs
+                segments = batch.segment[batch.target_weight != 0].tolist()
+                pieces = cut(own) if model.shares else None
+                for segment, value in zip(segments, model.logprobs(batch).tolist(), strict=True):
+                    found[indices[segment if pieces is None else pieces[segment].example]].append(value)
     finally:
         for one in training:
             one.training = True
     return found
 
 
-def normalised(totals: Sequence[float]) -> list[float]:
-    """Log-probabilities of alternatives as probabilities that sum to 1."""
-    most = max(totals)
-    weights = [math.exp(total - most) for total in totals]
-    return [weight / sum(weights) for weight in weights]
+def choice_scores(
+    model: Tunable,
+    prompts: Sequence[Sequence[int]],
+    endings: Sequence[Sequence[int]],
+    *,
+    tokens_per_pass: int = TOKENS_PER_PASS,
+) -> Iterator[tuple[int, tuple[float, ...]]]:
+    """(index of a prompt, the log-probability of each ending after it), as passes are done, longest prompts first.
+
+    A model that shares beginnings reads a prompt once, whatever the number of endings.
+    """
+    added = sum(map(len, endings))
+    block: list[int] = []
+    tokens = 0
+    for at in sorted(range(len(prompts)), key=lambda i: (-len(prompts[i]), i)):
+        size = added + len(prompts[at]) * (1 if model.shares else len(endings))
+        if block and tokens + size > tokens_per_pass:
+            yield from _scored(model, block, prompts, endings, tokens_per_pass)
+            block, tokens = [], 0
+        block.append(at)
+        tokens += size
+    if block:
+        yield from _scored(model, block, prompts, endings, tokens_per_pass)
+
+
+def _scored(
+    model: Tunable,
+    rows: Sequence[int],
+    prompts: Sequence[Sequence[int]],
+    endings: Sequence[Sequence[int]],
+    tokens_per_pass: int,
+) -> Iterator[tuple[int, tuple[float, ...]]]:
+    examples = [
+        Example([*prompts[row], *ids], [0.0] * len(prompts[row]) + [1.0] * len(ids), row)
+        for row in rows
+        for ids in endings
+    ]
+    totals = [sum(values) for values in logprobs_of(model, examples, tokens_per_pass=tokens_per_pass)]
+    for at, row in enumerate(rows):
+        yield row, tuple(totals[at * len(endings) : (at + 1) * len(endings)])
+
+
+def _passes(model: Tunable, examples: Sequence[Example], room: int) -> list[list[int]]:
+    """Which examples share a pass. Neighbours of one row count what differs alone, where beginnings are shared."""
+    if not model.shares:
+        return schedule([example.length for example in examples], Plan(device="", tokens_per_pass=room))[0]
+    passes: list[list[int]] = []
+    used = 0
+    for at, example in enumerate(examples):
+        size = example.length
+        if passes and examples[passes[-1][-1]].row == example.row:
+            size = example.supervised
+        if not passes or used + size > room:
+            passes.append([])
+            used, size = 0, example.length
+        passes[-1].append(at)
+        used += size
+    return passes

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from luthier.errors import RunError
 from luthier.events import Sink, silent
-from luthier.types import Batch, Engine, Plan
+from luthier.types import Base, Batch, Engine, Plan
 
 if TYPE_CHECKING:
     import torch
@@ -42,6 +42,16 @@ class Tunable(Protocol):
     @property
     def module(self) -> torch.nn.Module:
         """Its parameters with requires_grad are what is trained, kept in checkpoints and put back."""
+        ...
+
+    @property
+    def base(self) -> Base:
+        """The model that it started from."""
+        ...
+
+    @property
+    def shares(self) -> bool:
+        """Whether what samples of a pass start with in common may be laid out once (`collate` with ``share``)."""
         ...
 
     @property

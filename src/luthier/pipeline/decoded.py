@@ -28,6 +28,7 @@ class Decoded:
     def __init__(self, decoder: Decoder, base: Base, tuned: Tuned, *, adapter: Any = None) -> None:
         """``adapter``: the config's section that the adapter was made from, where ``tuned`` is "adapter"."""
         self.decoder, self.base, self.tuned, self.adapter = decoder, base, tuned, adapter
+        self.shares = True
 
     @property
     def module(self) -> nn.Module:

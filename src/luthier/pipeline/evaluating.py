@@ -37,9 +37,11 @@ def _show(folder: RunFolder, tuned: Tuned, comparison: Comparison) -> None:
         audit=folder.read_json("audit.json") if audit.is_file() else None,
         metrics_lines=read_metrics(folder.metrics_path),
         comparison=comparison,
+        calibration=tuned.calibration,
         machine=lock.machine if lock is not None else None,
         versions=lock.versions if lock is not None else None,
     )
     if folder.model_path is not None:
         scores = {one.name: one.scores for one in comparison.contestants}
-        write_results(folder.model_path, scores, len(comparison.rows))
+        found = comparison.contestants[-1].calibration
+        write_results(folder.model_path, scores, len(comparison.rows), measured=found, calibration=tuned.calibration)

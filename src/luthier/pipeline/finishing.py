@@ -49,6 +49,7 @@ def report(folder: RunFolder, tuned: Tuned, work: Work) -> None:
         audit=work.audit.to_json(),
         metrics_lines=read_metrics(folder.metrics_path),
         samples=tuned.samples(),
+        calibration=tuned.calibration,
         machine=work.machine,
         versions=versions(),
     )
@@ -64,6 +65,7 @@ def report(folder: RunFolder, tuned: Tuned, work: Work) -> None:
         config_yaml=config.dump_yaml(work.config),
         scores={"tuned, on validation rows": scores} if scores else None,
         rows=len(work.prepared.rows["train"]),
+        calibration=tuned.calibration,
         held_out=min(len(work.prepared.rows["validation"]), work.config.trainer.eval_generation_rows),
         adapter=work.config.adapter.type if work.config.adapter is not None else None,
         language=[language] if language else [],

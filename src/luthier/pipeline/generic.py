@@ -41,6 +41,7 @@ class Generic(GenericModel):
         """Wrap ``module``, which is on ``device``; ``tuned`` says what of it is, or will be, other than ``base``."""
         super().__init__(module, checkpointing=checkpointing, neftune_alpha=neftune_alpha, seed=seed)
         self.base = base
+        self.shares = False
         self.tuned = tuned
         self.precision: Precision = precision
         self.device = device

@@ -14,13 +14,14 @@ from luthier.data.columns import Layout
 from luthier.data.render.template import fields_of
 from luthier.data.table import Table
 from luthier.errors import AssetError
+from luthier.metrics.calibration import Calibration
 from luthier.pipeline.opening import declared_precision, open_base, open_tuned
 from luthier.pipeline.preparing import divide, read_table, renderer_of
 from luthier.plan import machine as machines
 from luthier.plan import planner
 from luthier.run import Lock, RunFolder
 from luthier.run.inputs import RECORD
-from luthier.tuned import Tuned
+from luthier.tuned import CALIBRATION, Tuned
 from luthier.types import Base
 
 
@@ -54,7 +55,12 @@ def load(
     tokenizer = Tokenizer.load(base.path)
     renderer = renderer_of(settings, layout, tokenizer, base, known["columns"], "data")
     open_it = partial(open_base, settings, base, precision, planner.device_of(machine), sink)
-    return Tuned(settings, tokenizer, layout, renderer, model, folder.path, table, splits, open_it)
+    calibration = None
+    if (folder.path / CALIBRATION).is_file():
+        calibration = Calibration.from_json(folder.read_json(CALIBRATION))
+    return Tuned(
+        settings, tokenizer, layout, renderer, model, folder.path, table, splits, open_it, calibration=calibration
+    )
 
 
 def untuned(settings: Config, *, trust_remote_code: bool = False, sink: events.Sink = events.silent) -> Tuned:
@@ -69,11 +75,16 @@ def untuned(settings: Config, *, trust_remote_code: bool = False, sink: events.S
     classes = None
     if output is not None and output.type == "category":
         classes = output.preprocessing.vocab or tuple(output.decoder.match if output.decoder else ()) or None
+        if classes is None:
+            told = f"the category {output.name!r} names no classes, so its answers are free text: name them in "
+            sink(events.Warned(text=told + "output_features[0].preprocessing.vocab or in decoder.match"))
+        elif output.fallback_label is not None and output.fallback_label not in classes:
+            classes = (*classes, output.fallback_label)
     layout = Layout("columns" if inputs else "text", inputs, output.name if output else None, classes=classes)
     model = open_base(settings, base, precision, planner.device_of(machine), sink)
     tokenizer = Tokenizer.load(base.path)
     renderer = renderer_of(settings, layout, tokenizer, base, _columns(settings), "data")
-    return Tuned(settings, tokenizer, layout, renderer, model)
+    return Tuned(settings, tokenizer, layout, renderer, model, learned=False)
 
 
 def _columns(settings: Config) -> list[str] | None:

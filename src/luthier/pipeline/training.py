@@ -146,6 +146,8 @@ def _on_ranks(
     if first:
         if work.config.adapter is not None and work.config.adapter.postprocessor.merge_adapter_into_base_model:
             merge(work, folder, sink)
+        if work.layout.classes is not None:
+            tuned.calibrate(work.prepared.rows["validation"], sink)
         report(folder, tuned, work)
         folder.finish()
     if copies is not None:

@@ -5,6 +5,6 @@ The same renderer, tokenizer and weights as in training, so what is asked here i
 
 from luthier.tuned.answered import Answered
 from luthier.tuned.conversation import Conversation
-from luthier.tuned.tuned import Tuned
+from luthier.tuned.tuned import CALIBRATION, Tuned
 
-__all__ = ["Answered", "Conversation", "Tuned"]
+__all__ = ["CALIBRATION", "Answered", "Conversation", "Tuned"]

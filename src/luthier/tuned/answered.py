@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.errors import DataError
-from luthier.metrics import DEFAULT_CLASS, DEFAULT_TEXT, available, score
+from luthier.metrics import DEFAULT_CLASS, DEFAULT_TEXT, available, normal_class, score
+from luthier.metrics.calibration import BINS, calibration_error, softmax
 from luthier.tuned.reading import Reader
 from luthier.tuned.writing import FIELDS, answers_file, write_records
 from luthier.types import Completion
@@ -26,8 +27,10 @@ class Answered:
     completions: tuple[Completion, ...]
     references: tuple[str | None, ...]
     reader: Reader | None = None  # of a category output
-    # of a category: each class's, in the order of the classes; of text: each token's of the answer. None: not asked for
-    probabilities: tuple[tuple[float, ...], ...] | None = None
+    # Log-probabilities of each class (category, in the order of the classes) or of each token of the answer (text);
+    # () of a row that failed. None: not asked for.
+    log_probabilities: tuple[tuple[float, ...], ...] | None = None
+    temperature: float = 1.0  # of the classes
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -43,11 +46,20 @@ class Answered:
         return self.reader.classes if self.reader is not None else None
 
     @property
+    def probabilities(self) -> tuple[tuple[float, ...], ...] | None:
+        """Of each row: the classes' probabilities, which sum to 1, or those of the answer's tokens; () if it failed."""
+        if self.log_probabilities is None:
+            return None
+        if self.reader is None:
+            return tuple(tuple(map(math.exp, row)) for row in self.log_probabilities)
+        return tuple(tuple(softmax(row, self.temperature)) if row else () for row in self.log_probabilities)
+
+    @property
     def predictions(self) -> list[str]:
         """The answers as they count: of a category output the class that each names, else the texts."""
         if self.reader is None:
             return self.texts
-        known = self.probabilities or [None] * len(self)
+        known = self.log_probabilities or [None] * len(self)
         return [self.reader.read(text, chances or None) for text, chances in zip(self.texts, known, strict=True)]
 
     @property
@@ -56,13 +68,38 @@ class Answered:
 
         None where it is not known: it was not asked for, the row failed, or its prediction is no class.
         """
-        if self.probabilities is None:
+        known = self.probabilities
+        if known is None:
             return [None] * len(self)
         if self.classes is None:
-            return [math.prod(each) if each else None for each in self.probabilities]
+            return [math.prod(each) if each else None for each in known]
         at = {name: i for i, name in enumerate(self.classes)}
-        pairs = zip(self.predictions, self.probabilities, strict=True)
+        pairs = zip(self.predictions, known, strict=True)
         return [each[at[name]] if each and name in at else None for name, each in pairs]
+
+    def labelled(self) -> tuple[list[tuple[float, ...]], list[int]]:
+        """The classes' log-probabilities of the rows whose class is known, and that class's place."""
+        at = {name: i for i, name in enumerate(self.classes or ())}
+        pairs = zip(self.log_probabilities or (), self.references, strict=True) if self.log_probabilities else ()
+        named = ((row, normal_class(right or "", self.classes or ())) for row, right in pairs if row)
+        kept = [(row, at[name]) for row, name in named if name in at]
+        return [row for row, _ in kept], [label for _, label in kept]
+
+    def calibration(self) -> dict[str, float] | None:
+        """The expected calibration error of a category's probabilities, with and without their temperature.
+
+        None where no row has both probabilities and a known class.
+        """
+        scores, labels = self.labelled()
+        if not labels:
+            return None
+        return {
+            "error": calibration_error(scores, labels, self.temperature),
+            "error_before": calibration_error(scores, labels),
+            "temperature": self.temperature,
+            "rows": len(labels),
+            "bins": BINS,
+        }
 
     def records(self) -> list[dict[str, Any]]:
         """One mapping a row: row, response, finish_reason, and the error of a row that could not be answered.
@@ -76,7 +113,7 @@ class Answered:
             record: dict[str, Any] = {"row": row, "response": done.text, "finish_reason": done.finish_reason}
             if self.reader is not None:
                 record["prediction"] = prediction
-            if self.probabilities is not None:
+            if self.log_probabilities is not None:
                 record["probability"] = chance
             if done.others:
                 record["responses"] = [one.text for one in (done, *done.others)]
@@ -108,10 +145,11 @@ class Answered:
             f"{name}_response": [[one.text for one in (done, *done.others)] for done in self.completions],
             f"{name}_probability": self.probability,
         }
-        if self.probabilities is not None:
-            columns[f"{name}_probabilities"] = [list(each) for each in self.probabilities]
+        known = self.probabilities
+        if known is not None:
+            columns[f"{name}_probabilities"] = [list(each) for each in known]
             for at, one in enumerate(self.classes or ()):
-                columns[f"{name}_probabilities_{one}"] = [each[at] if each else None for each in self.probabilities]
+                columns[f"{name}_probabilities_{one}"] = [each[at] if each else None for each in known]
         return pd.DataFrame(columns)
 
     def write(self, path: Path) -> str:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,6 @@ from luthier.tuned.answered import Answered
 from luthier.tuned.writing import Journal, answers_file
 
 if TYPE_CHECKING:
-    from luthier.data.table import Table
     from luthier.tuned.tuned import Tuned
 
 ASKED = 4096  # rows whose prompts are held at one time
@@ -40,7 +38,7 @@ def predict_into(
     encoding: str | None = None,
     use_base: bool = False,
     generation: Mapping[str, Any] | None = None,
-    probabilities: bool = False,
+    probabilities: bool | None = None,
     sink: events.Sink = events.silent,
 ) -> Written:
     """`Tuned.predict` into `answers_file` of ``path``.
@@ -51,41 +49,34 @@ def predict_into(
     """
     path = answers_file(path)
     table = read(dataset, encoding=encoding, sink=sink)
+    probabilities = tuned.reader is not None if probabilities is None else probabilities
     sampling = tuned.sampling(generation)
-    work = [table.content_hash, asdict(sampling), use_base, probabilities, tuned.output, *_identity(tuned)]
+    asked = [asdict(sampling), use_base, probabilities, tuned.temperature]
+    work = [table.content_hash, *asked, tuned.output, *_identity(tuned)]
     journal = Journal(path, hashlib.sha256(json.dumps(work, default=repr).encode()).hexdigest())
     if journal.foreign:
         sink(events.Warned(text=f"{journal.path.name} was left by other work and has been replaced"))
     if journal.done:
         sink(events.Note(text=f"going on: {len(journal.done)} of {len(table)} rows were finished before"))
     left = [row for row in range(len(table)) if row not in journal.done]
-    size = SCORED if probabilities else ASKED
+    size = SCORED if probabilities and tuned.reader is None else ASKED
     try:
         with events.stage(sink, "generate", f"{len(left)} rows" + (", base model" if use_base else "")):
             for start in range(0, len(left), size):
                 told = _of_all(sink, start, len(left))
                 part = left[start : start + size]
-                options = {"use_base": use_base, "generation": generation}
-                if probabilities:
-                    records = tuned.answer(table, part, probabilities=True, sink=told, **options).records()  # type: ignore[arg-type]
-                else:
-                    records = _answers(tuned, table, part, sampling, use_base, told)  # type: ignore[assignment]
-                for record in records:
-                    journal.add(record)
+                options: Any = {"use_base": use_base, "generation": generation, "probabilities": probabilities}
+                for done, scores in tuned.each(table, part, sink=told, **options):
+                    one = Answered(
+                        tuned.output, (done.key,), (done,), (None,), tuned.reader, (scores,) if probabilities else None,
+                        1.0 if use_base else tuned.temperature,
+                    )  # fmt: skip
+                    journal.add(one.records()[0])
         errors = journal.errors
         journal.finish(range(len(table)))
     finally:
         journal.close()
     return Written(path, len(table), errors)
-
-
-def _answers(
-    tuned: Tuned, table: Table, rows: Sequence[int], sampling: Any, use_base: bool, sink: events.Sink
-) -> Iterator[Mapping[str, Any]]:
-    """The record of each row as it is finished, in any order."""
-    requests, failed = tuned.requests_of(table, rows, sampling, None)
-    for done in chain(failed, tuned.ask(requests, use_base, None, sink)):
-        yield Answered(tuned.output, (done.key,), (done,), (None,), tuned.reader).records()[0]
 
 
 def _of_all(sink: events.Sink, before: int, total: int) -> events.Sink:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,12 +20,15 @@ from luthier.data.split import split_column
 from luthier.data.table import Table, missing_column
 from luthier.errors import DataError, RunError
 from luthier.evaluate import Comparison, compare, few_shot
+from luthier.infer.constrain import KINDS
 from luthier.infer.sampling import resolve
+from luthier.metrics.calibration import Calibration, fit
 from luthier.run import atomic
 from luthier.tuned.answered import Answered
+from luthier.tuned.choosing import Choices, Scored, chosen, is_choice, scored
 from luthier.tuned.conversation import Conversation
 from luthier.tuned.reading import Reader
-from luthier.types import SPLITS, Completion, Engine, Example, Request, Sampling
+from luthier.types import SPLITS, Completion, Engine, Request, Sampling
 
 if TYPE_CHECKING:
     from luthier.assets.tokenizer import Tokenizer
@@ -33,6 +36,8 @@ if TYPE_CHECKING:
 
 
 ONE = {"n": 1}  # what is compared or shown is the first answer, which is the same with and without others
+FITTED = 2000  # validation rows at most: more say no more of one number
+CALIBRATION = "calibration.json"  # in a run folder
 SEPARATOR = "\n\n"  # between the examples of a few-shot prompt
 
 
@@ -49,6 +54,8 @@ class Tuned:
     table: Table | None = None  # the table it was trained on, when that is at hand
     splits: Sequence[int] | None = None  # 0, 1, 2 a row of that table
     open_base: Callable[[], Tunable] | None = None  # loads the base, where all weights were tuned and hold it no more
+    learned: bool = True  # whether it was trained, on answers as the data spells them
+    calibration: Calibration | None = None  # of a category output: the temperature of its probabilities
     _base: Tunable | None = None
 
     @property
@@ -65,14 +72,14 @@ class Tuned:
         generation: Mapping[str, Any] | None = None,
         split: str = "full",
         batch_size: int | None = None,
-        probabilities: bool = False,
+        probabilities: bool | None = None,
         sink: events.Sink = events.silent,
     ) -> Answered:
         """Answer the rows of ``dataset``, or of one ``split`` of it when that is not "full".
 
         A split is what the table's `split` column says or, of the table that was trained on, how it was divided.
         Without ``dataset`` that table is answered.
-        ``probabilities`` also computes how sure the model is of each, in another pass.
+        ``probabilities``: say how sure the model is of each; None: of a category's answers, where it costs little.
         """
         table = self._training_table()[0] if dataset is None else read(dataset, encoding=encoding, sink=sink)
         rows = list(range(len(table))) if split == "full" else self._rows_of(table, split)
@@ -95,20 +102,78 @@ class Tuned:
         generation: Mapping[str, Any] | None = None,
         batch_size: int | None = None,
         prompts: Mapping[int, Sequence[int]] | None = None,
-        probabilities: bool = False,
+        probabilities: bool | None = None,
         sink: events.Sink = events.silent,
     ) -> Answered:
         """Answer these rows; ``prompts`` replaces the rendered prompt ids of a row (few-shot)."""
+        wanted = self.layout.classes is not None if probabilities is None else probabilities
+        options = {"use_base": use_base, "generation": generation, "batch_size": batch_size, "prompts": prompts}
+        with events.stage(sink, "generate", f"{len(rows)} rows" + (", base model" if use_base else "")):
+            each = self.each(table, rows, probabilities=wanted, sink=sink, **options)  # type: ignore[arg-type]
+            by_key = {done.key: (done, scores) for done, scores in each}
+        ordered = [by_key[index] for index in rows]
+        return Answered(
+            self.output,
+            tuple(rows),
+            tuple(done for done, _ in ordered),
+            tuple(reference_of(table.row(index), self.layout) for index in rows),
+            self.reader,
+            tuple(scores for _, scores in ordered) if wanted else None,
+            1.0 if use_base else self.temperature,
+        )
+
+    def each(
+        self,
+        table: Table,
+        rows: Sequence[int],
+        *,
+        use_base: bool = False,
+        generation: Mapping[str, Any] | None = None,
+        batch_size: int | None = None,
+        prompts: Mapping[int, Sequence[int]] | None = None,
+        probabilities: bool = False,
+        sink: events.Sink = events.silent,
+    ) -> Iterator[Scored]:
+        """The answer to each of these rows as it is made, in any order, with its log-probabilities where wanted.
+
+        Where nothing but the likeliest class is asked for, the classes are scored and nothing is generated.
+        """
         sampling = self.sampling(generation)
         requests, failed = self.requests_of(table, rows, sampling, prompts)
-        references = [reference_of(table.row(index), self.layout) for index in rows]
-        with events.stage(sink, "generate", f"{len(rows)} rows" + (", base model" if use_base else "")):
-            by_key = {done.key: done for done in (*failed, *self.ask(requests, use_base, batch_size, sink))}
-        ordered = tuple(by_key[index] for index in rows)
-        known = {request.key: request for request in requests}
-        requests = [known.get(index, Request(index, (), sampling)) for index in rows]
-        chances = self._probabilities(table, requests, ordered, use_base, sink) if probabilities else None
-        return Answered(self.output, tuple(rows), ordered, tuple(references), self.reader, chances)
+        yield from ((done, ()) for done in failed)
+        reader = self.reader
+        if not requests:
+            return
+        choices = None
+        if reader is not None:
+            choices = Choices.of(self.renderer, table.row(requests[0].key), reader.choices or reader.classes)
+        model, adapter_off = self._model(use_base)
+        with model.base_only() if adapter_off else nullcontext():
+            if choices is not None and reader is not None and reader.choices is not None:
+                if is_choice(sampling, choices.texts):
+                    found = chosen(model, choices, requests)
+                    yield from events.progress(sink, "generate", found, total=len(requests), unit="rows")
+                    return
+                requests = [replace(one, sampling=self._held(sampling, choices, sink)) for one in requests]
+        answers = self.ask(requests, use_base, batch_size, sink)
+        if not probabilities:
+            yield from ((done, ()) for done in answers)
+            return
+        done = list(answers)
+        with model.base_only() if adapter_off else nullcontext():
+            yield from scored(model, choices, requests, done)
+
+    def _held(self, sampling: Sampling, choices: Choices, sink: events.Sink) -> Sampling:
+        """Settings under which an answer is one of the choices, unless they hold it to something else already."""
+        if sampling.num_beams > 1 or any(sampling.extra.get(kind) is not None for kind in KINDS):
+            return sampling
+        if find_spec("llguidance") is None:
+            told = "answers are drawn from free text: holding draws to the classes needs luthier[constrain]"
+            sink(events.Warned(text=told))
+            return sampling
+        ends = frozenset(self.tokenizer.eos_ids)
+        texts = [self.tokenizer.decode([token for token in ids if token not in ends]) for ids in choices.endings]
+        return replace(sampling, extra={**sampling.extra, "choices": tuple(texts)})
 
     def sampling(self, generation: Mapping[str, Any] | None = None) -> Sampling:
         """The config's `generation` section with these keys on top. Raises ConfigError as `infer.sampling.resolve`."""
@@ -149,48 +214,13 @@ class Tuned:
         if self.layout.classes is None:
             return None
         features = self.config.output_features
-        return Reader.of(features[0] if features else None, self.layout.classes)
+        held = self.config.defaults != "ludwig"
+        return Reader.of(features[0] if features else None, self.layout.classes, held=held, learned=self.learned)
 
-    def _probabilities(
-        self, table: Table, requests: Sequence[Request], done: Sequence[Completion], use_base: bool, sink: events.Sink
-    ) -> tuple[tuple[float, ...], ...]:
-        """Of each row: the classes' probabilities after its prompt, or those of its answer's tokens; () if it failed.
-
-        Both are the model's own, before temperature and filters. A class is weighed with the end that training gave it.
-        """
-        from luthier.infer.score import logprobs_of, normalised
-
-        classes = self.layout.classes
-        asked = [request for request in requests if request.prompt_ids]
-        if classes is not None and asked:
-            shortest = min(asked, key=lambda request: len(request.prompt_ids))
-            choices = [self._ending(table.row(shortest.key), one) for one in classes]
-        owners, examples = [], []
-        for at, (request, answer) in enumerate(zip(requests, done, strict=True)):
-            prompt = list(request.prompt_ids)
-            endings = [answer.ids] if classes is None else choices
-            if answer.finish_reason == "error" or not all(endings):
-                continue
-            for ids in endings:
-                owners.append(at)
-                examples.append(Example([*prompt, *ids], [0.0] * len(prompt) + [1.0] * len(ids), request.key))
-        model, adapter_off = self._model(use_base)
-        with model.base_only() if adapter_off else nullcontext():
-            found = logprobs_of(model, examples, sink=sink)
-        by_row: list[list[list[float]]] = [[] for _ in requests]
-        for at, values in zip(owners, found, strict=True):
-            by_row[at].append(values)
-        if classes is None:
-            return tuple(tuple(map(math.exp, row[0])) if row else () for row in by_row)
-        return tuple(tuple(normalised([sum(values) for values in row])) if row else () for row in by_row)
-
-    def _ending(self, row: Mapping[str, Any], answer: str) -> Sequence[int]:
-        """The ids that training supervises for this answer, its end included; the row's prompt does not change them."""
-        made = self.renderer.outcomes([(0, {**row, self.output: answer})])[0].examples
-        if not made:
-            return ()
-        example = made[-1]
-        return [token for token, weight in zip(example.ids, example.weights, strict=True) if weight]
+    @property
+    def temperature(self) -> float:
+        """What the classes' log-probabilities are divided by, fitted on the validation rows; 1 where none was."""
+        return self.calibration.temperature if self.calibration is not None else 1.0
 
     def evaluate(
         self,
@@ -226,12 +256,28 @@ class Tuned:
             held,
             [reference or "" for reference in contestants["tuned"].references],
             {name: answered.predictions for name, answered in contestants.items()},
+            calibrations={name: found for name, one in contestants.items() if (found := one.calibration())},
             classes=self.layout.classes,
             prompts=[self._prompt_of(table, i) for i in held],
         )
         if self.folder is not None:
             atomic.write_json(self.folder / "evaluation.json", comparison.to_json())
         return comparison
+
+    def calibrate(self, rows: Sequence[int], sink: events.Sink = events.silent) -> None:
+        """Fit the temperature of a category's probabilities on these rows of the training table, which were held out.
+
+        It is kept in ``calibration.json`` of the run folder. Nothing where no row has a known class.
+        """
+        if self.reader is None or self.table is None:
+            return
+        self.calibration = None
+        scores, labels = self.answer(self.table, rows[:FITTED], probabilities=True, sink=sink).labelled()
+        if not labels:
+            return
+        self.calibration = fit(scores, labels)
+        if self.folder is not None:
+            atomic.write_json(self.folder / CALIBRATION, self.calibration.to_json())
 
     def _to_compare(
         self, dataset: Any, most: int | None, encoding: str | None, sink: events.Sink
@@ -314,7 +360,7 @@ class Tuned:
             raise RunError("run-foreign-files", "the folder to save to is not empty", where=str(folder))
         keep = ("run.json", "config.yaml", "plan.json", "audit.json", "data.json", "README.md", "adapter", "weights")
         folder.mkdir(parents=True, exist_ok=True)
-        for name in keep:
+        for name in (*keep, CALIBRATION):
             part = self.folder / name
             if part.is_dir():
                 shutil.copytree(part, folder / name)

@@ -121,10 +121,12 @@ def test_a_category_output_is_read_by_its_rules(train, rows) -> None:
             "name": "label",
             "type": "category",
             "decoder": {"type": "category_extractor", "match": rules, "fallback_label": "late"},
+            "constrained": False,
         }
     ]
     made = train(output_features=output)
     answered = made.tuned.predict(rows[:4])
+    assert not {"early", "late"} & set(answered.texts)
     assert answered.predictions == ["late"] * 4  # no rule fits, nor does a class: the fallback
 
 
@@ -174,7 +176,7 @@ def test_class_probabilities_sum_to_one(train, rows) -> None:
 
 def test_class_probabilities_are_those_of_the_answers_as_trained(train, rows) -> None:
     made = train(execution__model="generic")  # whose module is asked directly below
-    answered = made.tuned.predict(rows[36:38], probabilities=True)
+    answered = made.tuned.predict(rows[36:38])
     module, tokenizer = made.tuned.model.module, made.tuned.tokenizer
     prompt = list(made.tuned.renderer.prompt(rows[37]).ids)
     totals = []
@@ -183,10 +185,10 @@ def test_class_probabilities_are_those_of_the_answers_as_trained(train, rows) ->
         with torch.no_grad():
             logits = module(torch.tensor([[*prompt, *ids]])).logits[0].log_softmax(-1)
         totals.append(sum(logits[len(prompt) - 1 + i, token] for i, token in enumerate(ids)))
-    assert answered.probabilities[1] == pytest.approx(torch.stack(totals).softmax(0).tolist(), rel=1e-4)
-    # the answer is no class and there is no fallback: the most probable one
-    assert answered.texts[1] not in ("early", "late")
-    assert answered.predictions[1] == max(zip(answered.probabilities[1], ("early", "late"), strict=True))[1]
+    want = (torch.stack(totals) / made.tuned.calibration.temperature).softmax(0).tolist()
+    assert answered.probabilities[1] == pytest.approx(want, rel=1e-4)
+    likeliest = max(zip(answered.probabilities[1], ("early", "late"), strict=True))[1]
+    assert (answered.texts[1], answered.predictions[1]) == (likeliest, likeliest)
 
 
 def test_text_probability_is_the_product_of_its_tokens(train, rows) -> None:

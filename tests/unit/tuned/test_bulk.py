@@ -17,14 +17,14 @@ from luthier import events
 from luthier.errors import DataError
 from luthier.infer.sampling import resolve
 from luthier.tuned.bulk import predict_into
-from luthier.types import Completion, Request, Sampling
+from luthier.types import Completion, Sampling
 
 
 class Asked:
     """Stands in for `Tuned`: its answers are the rows' texts, in capitals, and come in any order."""
 
     config = SimpleNamespace(generation=None, random_seed=1)
-    output, folder, reader, model = "answer", None, None, None
+    output, folder, reader, model, temperature = "answer", None, None, None, 1.0
 
     def __init__(self, ends_after: int | None = None) -> None:
         self.ends_after, self.asked = ends_after, list[int]()
@@ -32,19 +32,17 @@ class Asked:
     def sampling(self, generation: Any) -> Sampling:
         return resolve(None, generation)
 
-    def requests_of(
-        self, table: Any, rows: Sequence[int], sampling: Sampling, prompts: None
-    ) -> tuple[list[Request], list[Completion]]:
-        self.texts = {row: table.row(row)["text"] for row in rows}
-        failed = [Completion(row, (), "", "error", error="no text") for row in rows if self.texts[row] == "bad"]
-        return [Request(row, (1,), sampling) for row in rows if self.texts[row] != "bad"], failed
-
-    def ask(self, requests: list[Request], *ignored: Any) -> Iterator[Completion]:
-        for request in random.Random(1).sample(requests, len(requests)):
+    def each(self, table: Any, rows: Sequence[int], **ignored: Any) -> Iterator[tuple[Completion, tuple[float, ...]]]:
+        texts = {row: table.row(row)["text"] for row in rows}
+        for row in rows:
+            if texts[row] == "bad":
+                yield Completion(row, (), "", "error", error="no text"), ()
+        able = [row for row in rows if texts[row] != "bad"]
+        for row in random.Random(1).sample(able, len(able)):
             if len(self.asked) == self.ends_after:
                 raise KeyboardInterrupt
-            self.asked.append(request.key)
-            yield Completion(request.key, (2,), self.texts[request.key].upper() + ",\né", "stop")
+            self.asked.append(row)
+            yield Completion(row, (2,), texts[row].upper() + ",\né", "stop"), ()
 
 
 ROWS = pd.DataFrame({"text": [f"row {i}" if i != 7 else "bad" for i in range(30)]})
@@ -101,9 +99,9 @@ def check_memory(folder: Path, rows: int) -> None:
     table = folder / "rows.csv"
     table.write_text("text\n" + "".join(f"row {i}\n" for i in range(rows)))
     class Long(Asked):
-        def ask(self, requests: list[Request], *ignored: Any) -> Iterator[Completion]:
-            for done in super().ask(requests):
-                yield Completion(done.key, done.ids, done.text * 100, "stop")
+        def each(self, *given: Any, **ignored: Any) -> Iterator[tuple[Completion, tuple[float, ...]]]:
+            for done, scores in super().each(*given):
+                yield Completion(done.key, done.ids, done.text * 100, "stop"), scores
 
     tracemalloc.start()
     try:

@@ -150,6 +150,15 @@ class Renderer:
         draft = Draft(Rendered(text, ((0, len(text)),) if text else ()), Rendered(""))
         return PromptIds(tuple(self._encode_prompts([draft])[0]), text)
 
+    def answer_ids(self, row: Mapping[str, Any], answer: str) -> list[int]:
+        """The ids that training would supervise if the row's answer were this one, its end included.
+
+        They are the same after any prompt. Empty where there is nothing to learn from such a row.
+        """
+        assert self.layout.target is not None, "an answer has a column"
+        drafts = self.draft([(0, {**row, self.layout.target: answer})])[0][1]
+        return self._encode_targets(drafts[-1:])[0] if drafts else []
+
     # ------------------------------------------------------------------------------------------ internals
 
     def _chat_source(self) -> str | None:

@@ -1,0 +1,150 @@
+"""Category outputs: answers are classes, probabilities are scores, one temperature is fitted on the validation rows."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from luthier import config, pipeline
+from luthier.cli import main
+from luthier.metrics.calibration import fit, softmax
+
+
+@pytest.fixture
+def table(rows, tmp_path) -> Any:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def zero_shot(settings: dict[str, Any], **output: Any) -> Any:
+    made = {**settings, "trainer": {"type": "none", "precision": "fp32"}, "adapter": None}
+    made["prompt"] = {"template": "{__task__}: {text}\n", "task": "late or early?"}
+    made["output_features"] = [{"name": "label", "type": "category", **output}]
+    return config.load(made)
+
+
+def rules(**values: str) -> dict[str, Any]:
+    return {name: {"type": "contains", "value": value} for name, value in values.items()}
+
+
+@pytest.mark.parametrize("model", ["decoder", "generic"])
+def test_zero_shot_scores_are_those_of_plain_transformers(settings, rows, tiny_llama, model) -> None:
+    match = rules(late="too slow", early="quick", lost="gone")
+    settings["execution"] = {"model": model}
+    made = zero_shot(settings, decoder={"type": "category_extractor", "match": match})
+    tuned = pipeline.untuned(made)
+    long = {"text": "a parcel that came a long way round, " * 3}  # beginnings of the prompts that are worth sharing
+    answered = tuned.predict([*rows[:4], long])
+    plain = AutoModelForCausalLM.from_pretrained(tiny_llama).eval()
+    for at, row in enumerate([*rows[:4], long]):
+        prompt = tuned.tokenizer.encode(f"late or early?: {row['text']}\n")
+        totals = []
+        for text in ("too slow", "quick", "gone"):
+            ids = [*tuned.tokenizer.encode(text), tuned.tokenizer.eos_id]
+            with torch.no_grad():
+                logprobs = plain(torch.tensor([[*prompt, *ids]])).logits[0].log_softmax(-1)
+            totals.append(float(sum(logprobs[len(prompt) - 1 + i, token] for i, token in enumerate(ids))))
+        assert answered.log_probabilities[at] == pytest.approx(totals, rel=1e-4)
+        assert answered.probabilities[at] == pytest.approx(softmax(totals), rel=1e-3)
+        assert sum(answered.probabilities[at]) == pytest.approx(1)
+        best = max(range(3), key=totals.__getitem__)
+        assert answered.texts[at] == ("too slow", "quick", "gone")[best]
+        assert answered.predictions[at] == ("late", "early", "lost")[best]
+
+
+def test_draws_are_made_among_the_classes_alone(settings, rows) -> None:
+    tuned = pipeline.untuned(zero_shot(settings, preprocessing={"vocab": ["late", "early"]}))
+    hot = {"temperature": 3.0, "max_new_tokens": 8}
+    texts = tuned.predict(rows, generation=hot).texts
+    assert set(texts) == {"late", "early"}
+    free = pipeline.untuned(zero_shot(settings, preprocessing={"vocab": ["late", "early"]}, constrained=False))
+    assert not {"late", "early"} & set(free.predict(rows[:4], generation=hot).texts)
+
+
+def test_free_answers_are_read_by_the_rules_and_the_fallback_is_a_class(settings, rows) -> None:
+    decoder = {"type": "category_extractor", "match": rules(late="\0", early="\1"), "fallback_label": "unclear"}
+    free = pipeline.untuned(zero_shot(settings, decoder=decoder, constrained=False)).predict(rows[:3])
+    assert free.predictions == ["unclear"] * 3
+    assert free.classes == ("late", "early", "unclear")
+    held = pipeline.untuned(zero_shot(settings, decoder=decoder)).predict(rows[:3])
+    assert set(held.texts) <= {"\0", "\1", "unclear"}
+
+
+def test_two_classes_of_one_text_are_told_apart_by_their_names(settings, rows) -> None:
+    decoder = {"type": "category_extractor", "match": rules(late="x", early="x")}
+    assert set(pipeline.untuned(zero_shot(settings, decoder=decoder)).predict(rows[:3]).texts) <= {"late", "early"}
+
+
+def test_a_category_without_classes_says_so(settings) -> None:
+    told = []
+    pipeline.untuned(zero_shot(settings), sink=told.append)
+    assert any("names no classes" in getattr(event, "text", "") for event in told)
+
+
+def test_a_prompt_without_room_for_its_class_is_an_error_of_its_row(settings, rows) -> None:
+    tuned = pipeline.untuned(zero_shot(settings, preprocessing={"vocab": ["late", "early"]}))
+    answered = tuned.predict([rows[0], {"text": "x" * 512}, rows[1]])
+    assert [done.finish_reason for done in answered.completions] == ["stop", "error", "stop"]
+    assert "the model's context of 512" in answered.completions[1].error
+    assert answered.probabilities[1] == () and answered.probability[1] is None
+
+
+def test_the_temperature_is_fitted_on_validation_rows_kept_and_used(train, rows, table) -> None:
+    made = train(data=table)
+    known = json.loads((made.folder / "calibration.json").read_text())
+    assert known["rows"] == 4 and known["bins"] == 15
+    tuned = pipeline.load(made.folder)
+    assert tuned.temperature == known["temperature"]
+    held = tuned.predict(rows[32:36])
+    assert fit(held.log_probabilities, [held.classes.index(row["label"]) for row in rows[32:36]]).temperature == (
+        pytest.approx(known["temperature"], rel=1e-6)
+    )
+    assert held.probabilities[0] == pytest.approx(softmax(held.log_probabilities[0], known["temperature"]))
+    base = tuned.predict(rows[32:36], use_base=True)
+    assert base.probabilities[0] == pytest.approx(softmax(base.log_probabilities[0]))  # the temperature is not its own
+    assert tuned.save(made.folder.parent / "copy").joinpath("calibration.json").is_file()
+    report = (made.folder / "report.html").read_text(encoding="utf-8")
+    card = (made.folder / "adapter" / "README.md").read_text(encoding="utf-8")
+    assert "Calibration" in report and "Guo et al. 2017" in report
+    assert "on validation 4 rows" in card and f"{known['temperature']:.3f}" in card
+
+
+def test_without_validation_rows_there_is_no_temperature(train, rows) -> None:
+    made = train(data=[{**row, "split": 0 if row["split"] == 1 else row["split"]} for row in rows])
+    assert not (made.folder / "calibration.json").exists()
+    assert made.tuned.temperature == 1.0
+    assert all(sum(each) == pytest.approx(1) for each in made.tuned.predict(rows[36:]).probabilities)
+
+
+def test_the_whole_through_the_command_line(settings, table, tmp_path, monkeypatch, capsys) -> None:
+    file, out = tmp_path / "config.yaml", tmp_path / "run"
+    file.write_text(json.dumps(settings), encoding="utf-8")
+
+    def run(*argv: str) -> str:
+        monkeypatch.setattr("sys.argv", ["luthier", *argv])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        assert not caught.value.code, capsys.readouterr().err
+        return capsys.readouterr().out
+
+    run("train", str(file), "--dataset", str(table), "--output", str(out), "--json")
+    answers = tmp_path / "answers.csv"
+    run("predict", str(out), "--dataset", str(table), "--output", str(answers), "--json")
+    import pandas as pd
+
+    frame = pd.read_csv(answers)
+    assert list(frame.columns) == ["row", "response", "finish_reason", "prediction", "probability"]
+    assert set(frame["prediction"]) <= {"early", "late"} and frame["probability"].between(0.5, 1).all()
+    compared = json.loads(run("evaluate", str(out), "--json", "--shots", "1"))
+    tuned = compared["contestants"][-1]["calibration"]
+    temperature = json.loads((out / "calibration.json").read_text())["temperature"]
+    assert tuned["temperature"] == temperature and tuned["rows"] == 4 and 0 <= tuned["error"] <= 1
+    assert compared["contestants"][0]["calibration"]["temperature"] == 1.0
+    shown = " ".join(run("evaluate", str(out), "--shots", "0").split())
+    assert "expected calibration error" in shown and "without the temperature" in shown
+    assert "these 4 rows" in (out / "adapter" / "README.md").read_text(encoding="utf-8")
