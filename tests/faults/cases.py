@@ -31,8 +31,8 @@ class Row:
 
     number: str
     what: str
-    asked: int
-    held: int
+    asked: int = 0
+    held: int = 0
     notes: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
 
@@ -59,9 +59,10 @@ class Bench:
             "adapter": {"type": "lora", "r": 4, "dropout": 0.1},
             "trainer": {
                 "train_steps": STEPS, "batch_size": 6, "precision": "fp32", "steps_per_checkpoint": INTERVAL,
-                "steps_per_evaluation": 8, "eval_generation_rows": 0, "early_stop": -1,
+                "steps_per_evaluation": 8, "eval_generation_rows": 2, "early_stop": -1,
                 "learning_rate": 3e-3, "keep_last": 3,
             },
+            "generation": {"max_new_tokens": 6},
             "execution": {"model": engine, "device": "cpu"},
         }  # fmt: skip
         (self.root / "config.yaml").write_text(json.dumps(config), encoding="utf-8")
@@ -177,8 +178,8 @@ def make_base(root: Path) -> None:
 
 def kills(bench: Bench, count: int) -> list[Row]:
     """SIGKILL at random times, every other one while a checkpoint is being written; each run goes on until it ends."""
-    whole = Row("3", "SIGKILL, half of them inside a save: checkpoints that load and are of one step", 0, 0)
-    ended = Row("3", "runs that were killed again and again and ended bit for bit like a straight one", 0, 0)
+    whole = Row("3", "SIGKILL, half of them inside a save: checkpoints that load and are of one step")
+    ended = Row("3", "runs that were killed again and again and ended bit for bit like a straight one")
     most, inside, done = 0, 0, 0
     while done < count:
         run, killed = bench.fresh(), 0
@@ -228,7 +229,7 @@ def _last_step(bench: Bench, run: str) -> int:
 
 def resumes(bench: Bench, count: int) -> list[Row]:
     """Ended in the middle of a random step, gone on with: equal bit for bit."""
-    row = Row("1", "ended in a random step and resumed: weights, optimizer, RNG, samples, metrics, adapter equal", 0, 0)
+    row = Row("1", "ended in a random step and resumed: weights, optimizer, RNG, samples, metrics, adapter equal")
     for _ in range(count):
         run, step = bench.fresh(), bench.draw.randrange(1, STEPS + 1)
         code, said = bench.train(run, fault=children.exit_in_step(step))
@@ -239,32 +240,56 @@ def resumes(bench: Bench, count: int) -> list[Row]:
     return [row]
 
 
+PHASES = ("prepare", "load", "step", "evaluation", "generation", "save", "adapter")
+PROMPT = 2.0  # seconds after which a signal must have ended the process; a loaded machine needs some of them
+
+
 def signals(bench: Bench, rounds: int) -> list[Row]:
-    """SIGTERM and SIGINT in every phase: saved, at most one step lost, the exit code as promised, then equal."""
-    row = Row("6", "SIGTERM and SIGINT during load, step, evaluation, save, the last save", 0, 0)
-    for _ in range(rounds):
-        for number in (signal.SIGTERM, signal.SIGINT):
-            for phase in ("load", "step", "evaluation", "save", "adapter"):
-                run = bench.fresh()
-                step = STEPS if phase == "adapter" else bench.draw.randrange(1, STEPS - 8)
-                code, said = bench.train(run, fault=children.signal_in(phase, number, step))
-                at = int((bench.root / "signalled").read_text())
-                wrong = [] if code == 128 + number else [f"exit {code}"]
-                wrong += ["a traceback"] if "Traceback" in said else []
-                wrong += [] if max(bench.steps(run), default=0) >= at - 1 else [f"step {at} is lost"]
-                state = json.loads((bench.root / run / "run.json").read_text())["state"]
-                wrong += [] if state == "interrupted" else [f"state {state}"]
-                hinted = phase in ("load", "adapter") or "to go on: luthier train --resume" in said
-                wrong += [] if hinted else ["no hint"]
-                code, said = bench.train(run)
-                wrong += bench.unlike(run) if code == 0 else [f"resumed: exit {code}: {said[-300:]}"]
-                row.count(not wrong, f"{number} in {phase} at {at}: {', '.join(wrong)}")
+    """SIGTERM and SIGINT in every phase: saved, at most one step lost, soon over, exit code and hint, then equal."""
+    row = Row("6", "SIGTERM and SIGINT while preparing, loading, in a step, evaluation, generation, save, last save")
+    slowest = 0.0
+    for number in (signal.SIGTERM, signal.SIGINT) * rounds:
+        for phase in PHASES:
+            run = bench.fresh()
+            step = STEPS if phase == "adapter" else bench.draw.randrange(1, STEPS - 8)
+            code, said = bench.train(run, fault=children.signal_in(phase, number, step))
+            at, sent = (bench.root / "signalled").read_text().split()
+            slowest = max(slowest, seconds := time.time() - float(sent))
+            wrong = [] if code == 128 + number else [f"exit {code}"]
+            wrong += ["a traceback"] if "Traceback" in said else []
+            wrong += [] if max(bench.steps(run), default=0) >= int(at) - 1 else [f"step {at} is lost"]
+            wrong += [] if seconds < PROMPT else [f"it took {seconds:.1f} s"]
+            state = json.loads((bench.root / run / "run.json").read_text())["state"]
+            wrong += [] if state == "interrupted" else [f"state {state}"]
+            again = "the same command" if phase == "prepare" else "luthier train --resume"
+            wrong += [] if f"to go on: {again}" in said else ["no hint"]
+            code, said = bench.train(run)
+            wrong += bench.unlike(run) if code == 0 else [f"resumed: exit {code}: {said[-300:]}"]
+            row.count(not wrong, f"{number} in {phase} at {at}: {', '.join(wrong)}")
+    row.notes.append(f"the slowest took {slowest:.1f} s from the signal to its end")
+    return [row]
+
+
+def twice(bench: Bench, rounds: int) -> list[Row]:
+    """A second signal while the first one's checkpoint is written: over at once, and what was whole stays whole."""
+    row = Row("6", "a second Ctrl-C while the first one's step goes on: over at once, goes on equal")
+    for number in (signal.SIGINT, signal.SIGTERM) * rounds:
+        run, step = bench.fresh(), bench.draw.randrange(4, STEPS)
+        code, said = bench.train(run, fault=children.signal_twice(number, step))
+        seconds = time.time() - float((bench.root / "signalled").read_text())
+        unloadable, torn = bench.torn(run)
+        wrong = [*unloadable, *torn]
+        wrong += [] if code == 128 + number and "Traceback" not in said else [f"exit {code}: {said[-300:]}"]
+        wrong += [] if seconds < PROMPT else [f"it took {seconds:.1f} s"]
+        code, said = bench.train(run)
+        wrong += bench.unlike(run) if code == 0 else [f"resumed: exit {code}: {said[-300:]}"]
+        row.count(not wrong, f"{number} twice in {step}: {', '.join(wrong)}")
     return [row]
 
 
 def corruptions(bench: Bench, count: int) -> list[Row]:
     """A flipped bit, a run of zeros or a cut in the newest checkpoint: named, passed over, and the end is the same."""
-    row = Row("5", "bit flips, zeroed runs, cuts in the newest checkpoint: named, passed over, end equal", 0, 0)
+    row = Row("5", "bit flips, zeroed runs, cuts in the newest checkpoint: named, passed over, end equal")
     run = bench.fresh()
     code, said = bench.train(run, fault=children.exit_in_step(STEPS - 1))
     assert code == 77, said[-2000:]
@@ -302,7 +327,7 @@ def _damage(path: Path, kind: str, draw: random.Random) -> str:
 
 def not_finite(bench: Bench, rounds: int) -> list[Row]:
     """NaN in loss, gradient, weights: ended before the update, nothing of it saved."""
-    row = Row("10", "NaN in loss, gradient, weights: exit 6 before the update, every checkpoint finite", 0, 0)
+    row = Row("10", "NaN in loss, gradient, weights: exit 6 before the update, every checkpoint finite")
     for _ in range(rounds):
         for where in ("loss", "gradient", "weights"):
             run, step = bench.fresh(), bench.draw.randrange(2, STEPS)
@@ -317,7 +342,7 @@ def not_finite(bench: Bench, rounds: int) -> list[Row]:
 
 def memory(bench: Bench, rounds: int) -> list[Row]:
     """Out of memory at a step: the same effective batches in smaller passes, the losses within rounding."""
-    row = Row("15", "out of memory at a step: same samples, losses within 1e-6 of each other", 0, 0)
+    row = Row("15", "out of memory at a step: same samples, losses within 1e-6 of each other")
     worst = 0.0
     straight = [line["loss"] for line in read_metrics(bench.root / "straight" / "metrics.jsonl")]
     for _ in range(rounds):
@@ -344,7 +369,7 @@ def memory(bench: Bench, rounds: int) -> list[Row]:
 
 def full_disk(bench: Bench, rounds: int) -> list[Row]:
     """Files that may not grow: a clear end, the checkpoint before it whole, no litter, and it goes on afterwards."""
-    row = Row("4", "no room in the middle of a save: exit 5, the one before whole, no litter, goes on equal", 0, 0)
+    row = Row("4", "no room in the middle of a save: exit 5, the one before whole, no litter, goes on equal")
     for _ in range(rounds):
         run = bench.fresh()
         assert bench.train(run, fault=children.exit_in_step(2 * INTERVAL + 1))[0] == 77
@@ -365,7 +390,7 @@ def full_disk(bench: Bench, rounds: int) -> list[Row]:
 
 def two_at_once(bench: Bench, rounds: int) -> list[Row]:
     """A second process on the same folder is refused, the first ends as if alone; after a kill the folder is free."""
-    row = Row("-", "two processes on one folder: the second refused (run-in-use), the first equal", 0, 0)
+    row = Row("-", "two processes on one folder: the second refused (run-in-use), the first equal")
     for _ in range(rounds):
         run = bench.fresh()
         first = bench.start(run)
@@ -381,10 +406,11 @@ def two_at_once(bench: Bench, rounds: int) -> list[Row]:
 
 
 CASES: dict[str, Callable[[Bench, int], list[Row]]] = {
-    "kills": kills, "resumes": resumes, "signals": signals, "corruptions": corruptions, "not-finite": not_finite,
+    "kills": kills, "resumes": resumes, "signals": signals, "twice": twice,
+    "corruptions": corruptions, "not-finite": not_finite,
     "memory": memory, "full-disk": full_disk, "two-at-once": two_at_once,
 }  # fmt: skip
-SHORT = {"kills": 6, "resumes": 2, "signals": 1, "corruptions": 3, "not-finite": 1, "memory": 1, "full-disk": 1,
-         "two-at-once": 1}  # fmt: skip
-LONG = {"kills": 100, "resumes": 10, "signals": 3, "corruptions": 50, "not-finite": 5, "memory": 3, "full-disk": 5,
-        "two-at-once": 5}  # fmt: skip
+SHORT = {"kills": 6, "resumes": 2, "signals": 1, "twice": 1, "corruptions": 3, "not-finite": 1, "memory": 1,
+         "full-disk": 1, "two-at-once": 1}  # fmt: skip
+LONG = {"kills": 100, "resumes": 10, "signals": 3, "twice": 5, "corruptions": 50, "not-finite": 5, "memory": 3,
+        "full-disk": 5, "two-at-once": 5}  # fmt: skip

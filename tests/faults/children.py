@@ -12,6 +12,7 @@ import os
 import resource
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -170,34 +171,92 @@ def _at(setup: Any) -> int:
     return _STEP[0]
 
 
+SLOW = 0.05  # seconds that each piece of a slow evaluation takes more
+
+
 def signal_in(phase: str, number: int, step: int) -> Fault:
-    """Send this process a signal when it is in a phase; those of training in or after ``step``."""
+    """Send this process a signal when it is in a phase; those of training in or after ``step``.
+
+    An evaluation and a generation are made to take many seconds, and the signal comes into their middle.
+    """
 
     def put() -> None:
-        from luthier.pipeline import fitting
+        from luthier.pipeline import fitting, training
         from luthier.train import checkpoint, evaluation
         from luthier.train import step as steps
 
         sent: list[int] = []
 
         def send(*_: Any, **__: Any) -> None:
-            if not sent and (phase == "load" or _STEP[0] >= step):
+            if not sent and (phase in ("load", "prepare") or _STEP[0] >= step):
                 sent.append(1)
-                Path("signalled").write_text(str(_STEP[0]))
+                Path("signalled").write_text(f"{_STEP[0]} {time.time()}")
                 os.kill(os.getpid(), number)
                 time.sleep(0.02)  # a writer thread is not interrupted; the main thread is
 
+        def slowly(*_: Any, **__: Any) -> None:
+            if _STEP[0] >= step:
+                _slow_down()
+                timer = threading.Timer(3 * SLOW, send)
+                timer.daemon = True
+                timer.start()
+
         _count_steps()
-        places: dict[str, tuple[Any, str]] = {
-            "load": (fitting, "open_for_tuning"),
-            "step": (steps, "_clip"),
-            "evaluation": (evaluation, "schedule"),
-            "save": (checkpoint.manifest, "write"),
-            "adapter": (fitting, "growing"),
+        places: dict[str, tuple[Any, str, Callable[..., Any]]] = {
+            "prepare": (training, "prepare", send),
+            "load": (fitting, "open_for_tuning", send),
+            "step": (steps, "_clip", send),
+            "evaluation": (evaluation, "schedule", slowly),
+            "generation": (fitting, "_generated_scores", slowly),
+            "save": (checkpoint.manifest, "write", send),
+            "adapter": (fitting, "growing", send),
         }
-        around(*places[phase], send)
+        around(*places[phase])
+        if phase == "evaluation":
+            inner = evaluation.schedule
+
+            def often(lengths: Any, *given: Any, **named: Any) -> Any:
+                made = inner(lengths, *given, **named)
+                return made if not _STEP[0] >= step else [[[at] for at in range(len(lengths))] * 40]
+
+            evaluation.schedule = often
 
     return put
+
+
+def signal_twice(number: int, step: int) -> Fault:
+    """Two signals in a step that would go on for a long time."""
+
+    def put() -> None:
+        from luthier.train import step as steps
+
+        def send(*_: Any, **__: Any) -> None:
+            if _STEP[0] == step:
+                os.kill(os.getpid(), number)
+                time.sleep(3 * SLOW)
+                Path("signalled").write_text(str(time.time()))
+                os.kill(os.getpid(), number)
+                time.sleep(60)
+
+        _count_steps()
+        around(steps, "_clip", send)
+
+    return put
+
+
+def _slow_down() -> None:
+    """From now on every pass of an evaluation and every step of a generation takes a while longer."""
+    from torch.nn.modules.module import register_module_forward_pre_hook
+
+    from luthier.infer.session import Session
+    from luthier.train import evaluation
+
+    def wait(*_: Any, **__: Any) -> None:
+        time.sleep(SLOW)
+
+    around(evaluation, "collate", wait)
+    around(Session, "round", wait)
+    register_module_forward_pre_hook(wait)
 
 
 def spoil(where: str, step: int) -> Fault:

@@ -48,6 +48,14 @@ def _terminate(number: int, frame: FrameType | None) -> None:
     raise SystemExit(128 + number)
 
 
+def _ended(code: str | int | None) -> SystemExit:
+    """The end with this exit code; a signal is told. A training says more: see luthier.errors.Interrupted."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if code == 128 + number:
+            typer.echo(f"ended by {number.name}; the same command does it again", err=True)
+    return SystemExit(code)
+
+
 def main() -> None:
     """Run the command line. Failures end with the exit code of their kind (see luthier.errors), Ctrl-C with 130."""
     signal.signal(signal.SIGTERM, _terminate)
@@ -60,8 +68,9 @@ def main() -> None:
         report_failure(error, as_json="--json" in sys.argv[1:])
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
-        typer.echo("interrupted", err=True)
-        raise SystemExit(130) from None
+        raise _ended(130) from None
+    except SystemExit as end:
+        raise _ended(end.code) from None
     except MemoryError:
         typer.echo("error [training-no-memory] this machine has no memory left for that", err=True)
         raise SystemExit(6) from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import signal
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -93,6 +94,8 @@ def train(
                 copies.close(ENDED_WAIT, ended=False)
             if isinstance(error, OSError) and atomic.is_full(error):
                 raise no_room(folder, error) from error
+            if (number := _signal_of(error)) is not None:
+                raise _ended_at_once(folder, number) from None
             raise
     return made
 
@@ -168,6 +171,25 @@ def _mark_ended(folder: RunFolder, error: BaseException) -> None:
         if folder.state != "finished":
             folder.mark("interrupted" if stopped else "failed")
     folder.close()
+
+
+def _signal_of(error: BaseException) -> int | None:
+    """The signal that this stands for: Ctrl-C, or what the command line makes of SIGTERM."""
+    if isinstance(error, KeyboardInterrupt):
+        return int(signal.SIGINT)
+    ended = isinstance(error, SystemExit) and error.code == 128 + signal.SIGTERM
+    return int(signal.SIGTERM) if ended else None
+
+
+def _ended_at_once(folder: RunFolder, number: int) -> Interrupted:
+    """What is said of a signal that came while no step was under way, or came twice."""
+    names = (one.name for one in folder.checkpoints.glob("step-*"))
+    newest = max(names, key=lambda name: (len(name), name), default=None)
+    since = f"nothing before {newest} is lost" if newest else "there was no checkpoint yet, so it begins anew"
+    begun = (folder.path / "config.yaml").is_file()
+    again = f"luthier train --resume {folder.path}" if begun else f"the same command, with --output {folder.path}"
+    said = f"ended by {signal.Signals(number).name}; {since}"
+    return Interrupted(number, said, where=str(folder.path), fix=f"to go on: {again}")
 
 
 def _mirror(url: str | None, output: str | Path | None, sink: events.Sink) -> Mirror | None:

@@ -10,6 +10,8 @@ from typing import Any
 from luthier.events import Event, Rewound, Stepped
 from luthier.run import atomic
 
+ORDER = ("train", "validation", "train_evaluation")  # of the lines of one step
+
 
 class MetricsWriter:
     """A sink that turns `events.Stepped` into lines, drops those that are rewound, and ignores every other event."""
@@ -26,7 +28,7 @@ class MetricsWriter:
             return
         if not self._begun:  # a resumed run takes steps again that were written before it ended
             self._begun = True
-            self.rewind(event.step - 1)
+            self._keep_before(event.step, event.split)
         line: dict[str, Any] = {
             "time": event.at,
             "step": event.step,
@@ -41,7 +43,11 @@ class MetricsWriter:
 
     def rewind(self, step: int) -> None:
         """Drop the lines after ``step`` and a last line torn by a crash: a resumed run writes them again."""
-        kept = [line for line in read_metrics(self.path) if line["step"] <= step]
+        self._keep_before(step + 1, ORDER[0])
+
+    def _keep_before(self, step: int, split: str) -> None:
+        lines = read_metrics(self.path)
+        kept = [line for line in lines if (line["step"], _place(line["split"])) < (step, _place(split))]
         if self.path.exists():
             atomic.write_text(self.path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept))
 
@@ -62,6 +68,10 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
                 break
             raise
     return out
+
+
+def _place(split: str) -> int:
+    return ORDER.index(split) if split in ORDER else len(ORDER)
 
 
 def _finite(value: Any) -> Any:

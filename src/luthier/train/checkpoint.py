@@ -32,6 +32,7 @@ _NAME = re.compile(r"step-(\d{6,})")
 LARGE = 2**16  # bytes: what malloc would keep for later when it is freed
 _STAGING = ".staging-"
 _DAMAGED = "damaged-"  # set aside, until a whole one takes its place
+_REPLACED = "replaced-"  # whole, and moved away for one that takes its place
 
 
 @dataclass(frozen=True)
@@ -102,10 +103,13 @@ def save(folder: Path, step: int, taken: Snapshot) -> Path:
         for one in staging.iterdir():
             atomic.sync_file(one)
         atomic.sync_folder(staging)
-        if final.exists():  # of a way that was given up, or damaged
-            _delete(final)
+        replaced = final.with_name(f"{_REPLACED}{final.name}")
+        if final.exists():  # of a way that was given up, or with an evaluation that was still to come
+            final.rename(replaced)
         staging.rename(final)
         atomic.sync_folder(folder)
+        if replaced.exists():
+            _delete(replaced)
     except OSError as error:
         shutil.rmtree(staging, ignore_errors=True)
         raise RunError(
@@ -116,6 +120,16 @@ def save(folder: Path, step: int, taken: Snapshot) -> Path:
             "checkpoint before",
         ) from error
     return final
+
+
+def recover(folder: Path) -> None:
+    """Put back a checkpoint that a process moved away and died before another one was in its place."""
+    for path in folder.glob(f"{_REPLACED}step-*"):
+        final = path.with_name(path.name.removeprefix(_REPLACED))
+        if final.exists():
+            _delete(path)
+        else:
+            path.rename(final)
 
 
 def load(folder: Path, step: int) -> Checkpoint:

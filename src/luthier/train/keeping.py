@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -14,6 +15,7 @@ from luthier.train import checkpoint
 from luthier.train.hooks import Best, Hook
 from luthier.train.saver import Saver, affordable
 from luthier.train.setup import Setup
+from luthier.train.signals import Signals
 from luthier.train.step import Training
 
 MAX_REWINDS = 10  # of a run; more of them would not be bad luck
@@ -21,7 +23,10 @@ MAX_REWINDS = 10  # of a run; more of them would not be bad luck
 
 @dataclass
 class Run:
-    """The moving parts of one `loop.fit`."""
+    """The moving parts of one `loop.fit`.
+
+    pending: what follows the last step and was given up for a signal, as JSON types: it is done again on going on.
+    """
 
     setup: Setup
     now: Training
@@ -32,6 +37,8 @@ class Run:
     stopped: str | None = None
     rewinds: int = 0
     rewound_to: int | None = None
+    pending: dict[str, Any] | None = None
+    signals: Signals = field(default_factory=Signals)
 
 
 def trainable(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
@@ -61,6 +68,7 @@ def save(run: Run, source: Mapping[str, int] | None = None) -> None:
         "rewinds": run.rewinds,
         "tokens_per_pass": now.plan.tokens_per_pass,
         "stopped": run.stopped,
+        "pending": run.pending,
         "random": checkpoint.random_state(setup.plan.device),
     }
     kept = {**now.optimizer.state_dict(), "model": dict(setup.model_state()) if setup.model_state else {}}
@@ -108,6 +116,7 @@ def resume(run: Run) -> int | None:
 
 def _newest(setup: Setup) -> checkpoint.Checkpoint | None:
     """The newest whole checkpoint. Raises RunError when there are some and none is whole."""
+    checkpoint.recover(setup.checkpoints)
     steps = checkpoint.steps_in(setup.checkpoints)
     for step in reversed(steps):
         try:
@@ -193,7 +202,9 @@ def _put_back(run: Run, found: checkpoint.Checkpoint) -> None:
     run.now.rate_scale = state["rate_scale"]
     run.now.scaler.load_state_dict(state["scaler"])
     run.now.skipped, run.rewinds = state.get("skipped", 0), state.get("rewinds", 0)
-    run.stopped = state["stopped"]
+    run.stopped, run.pending = state["stopped"], state.get("pending")
+    if run.pending is not None:
+        run.saved_step = -1  # another one of this step takes its place
     checkpoint.set_random_state(state["random"], setup.plan.device)
 
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import math
 import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from types import FrameType
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -32,8 +30,9 @@ from luthier.train.memory import peak_gib
 from luthier.train.optimizer import build_optimizer
 from luthier.train.schedule import factor
 from luthier.train.setup import Outcome, Setup
+from luthier.train.signals import GivenUp
 from luthier.train.spike import Spike
-from luthier.train.step import StepResult, new_training, train_step
+from luthier.train.step import new_training, train_step
 
 __all__ = ["fit", "trainable"]
 
@@ -68,7 +67,7 @@ def fit(setup: Setup) -> Outcome:
         best_step=run.best.step,
         best_value=run.best.value,
         evaluations=tuple(run.best.history),
-        train_loss=None if last is None or not math.isfinite(last.loss) else last.loss,
+        train_loss=None if last is None or not math.isfinite(last) else last,
         resumed_from=resumed,
         seconds=time.perf_counter() - started,
         memory_gib=peak_gib(setup.plan.device),
@@ -76,20 +75,33 @@ def fit(setup: Setup) -> Outcome:
     )
 
 
-def _steps(run: Run) -> StepResult | None:
-    """Step until the end, a hook's stop or a signal; the last step's result."""
+def _steps(run: Run) -> float | None:
+    """Step until the end, a hook's stop or a signal; the last step's loss."""
     setup = run.setup
-    last: StepResult | None = None
-    with _signals() as received:
+    last: float | None = None
+    with run.signals.heard():
         setup.sink(Progress(stage="train", completed=run.now.step, total=setup.steps, unit="steps"))
+        if run.pending is not None:
+            last = _catch_up(run)
+            _heed(run)
         while run.now.step < setup.steps and run.stopped is None:
-            last = _one_step(run) or last
+            loss = _one_step(run)
+            last = last if loss is None else loss
             if run.saver.done:
                 settle(run)
-            if setup.comm.any(bool(received)):  # all ranks end after the same step
-                _interrupt(run, received[0] if received else signal.SIGTERM)
+            _heed(run)
         settle(run)
     return last
+
+
+def _catch_up(run: Run) -> float:
+    """Do what a signal had ended after the last step; that step's loss. Its checkpoint is then one like the others."""
+    assert run.pending is not None
+    loss: float = run.pending["loss"]
+    _follow(run, Decision(**run.pending["wanted"]), loss, run.pending["learning_rate"])
+    if run.pending is None:
+        save(run)
+    return loss
 
 
 def _settle_failed(run: Run) -> None:
@@ -125,8 +137,8 @@ def _assemble(setup: Setup) -> Run:
     return Run(setup, new_training(setup, optimizer), hooks, best)
 
 
-def _one_step(run: Run) -> StepResult | None:
-    """A step and what follows from it; None when it failed and an earlier checkpoint was put back instead."""
+def _one_step(run: Run) -> float | None:
+    """A step and what follows from it: its loss. None when it failed and an earlier checkpoint was put back instead."""
     before, step = run.setup.source.state(), run.now.step
     try:
         return _step(run)
@@ -141,7 +153,7 @@ def _one_step(run: Run) -> StepResult | None:
         raise
 
 
-def _step(run: Run) -> StepResult:
+def _step(run: Run) -> float:
     """A step, what it makes known, and what the hooks want after it."""
     setup, now = run.setup, run.now
     scheduler = setup.trainer.learning_rate_scheduler
@@ -154,8 +166,19 @@ def _step(run: Run) -> StepResult:
         setup.sink(Warned(text=wanted.warn))
     if wanted.rewind:
         raise TrainingError("training-spike", wanted.rewind, fix="lower trainer.learning_rate, or look at the rows")
+    _follow(run, wanted, result.loss, result.values["learning_rate"])
+    return result.loss
+
+
+def _follow(run: Run, wanted: Decision, loss: float, learning_rate: float) -> None:
+    """What the hooks want after a step with this loss. An evaluation that a signal ends stays pending."""
+    setup, now = run.setup, run.now
     if wanted.evaluate and setup.evaluate is not None:
-        wanted += _evaluate(run, result)
+        run.pending = {"wanted": asdict(wanted), "loss": loss, "learning_rate": learning_rate}
+        found = _evaluate(run, loss, learning_rate)
+        if found is None:
+            return
+        wanted, run.pending = wanted + found, None
     if wanted.scale_rate != 1.0:
         now.rate_scale *= wanted.scale_rate
         setup.sink(Note(text=f"validation has stopped improving: learning rate times {wanted.scale_rate:g}"))
@@ -164,27 +187,44 @@ def _step(run: Run) -> StepResult:
         setup.sink(Note(text=f"stopped early: {wanted.stop}"))
     if wanted.save or run.stopped:
         save(run)
-    return result
 
 
-def _evaluate(run: Run, result: StepResult) -> Decision:
-    """Evaluate, make it known, and ask the hooks. They see the values on training rows as ``train/loss`` and so on."""
+def _evaluate(run: Run, loss: float, learning_rate: float) -> Decision | None:
+    """Evaluate, make it known, and ask the hooks; None when a signal ended it before anything came of it.
+
+    The hooks see the values on training rows as ``train/loss`` and so on.
+    """
     setup = run.setup
     assert setup.evaluate is not None
-    rate = {"learning_rate": result.values["learning_rate"]}
-    values = _valued(setup, setup.evaluate)
-    _tell(run, "validation", values["loss"], {k: v for k, v in values.items() if k != "loss"} | rate)
+    values = _valued(run, setup.evaluate)
     # without an evaluation of the training rows, the loss of the last step stands for theirs
-    training = {"loss": result.loss} if setup.evaluate_train is None else _valued(setup, setup.evaluate_train)
+    training = {"loss": loss} if setup.evaluate_train is None else _valued(run, setup.evaluate_train)
+    if values is None or training is None:
+        return None
+    rate = {"learning_rate": learning_rate}
+    _tell(run, "validation", values["loss"], {k: v for k, v in values.items() if k != "loss"} | rate)
     if setup.evaluate_train is not None:
         _tell(run, "train_evaluation", training["loss"], {k: v for k, v in training.items() if k != "loss"} | rate)
     seen = values | {f"train/{name}": value for name, value in training.items()}
     return _ask(run, lambda hook: hook.after_evaluation(run.now.step, seen))
 
 
-def _valued(setup: Setup, evaluate: Callable[[], Mapping[str, float]]) -> dict[str, float]:
-    """What an evaluation gives, made by rank 0 alone: the hooks of all ranks have to see the same values."""
-    found: dict[str, float] = setup.comm.share(dict(evaluate()) if setup.comm.rank == 0 else None)
+def _valued(run: Run, evaluate: Callable[[], Mapping[str, float]]) -> dict[str, float] | None:
+    """What an evaluation gives, made by rank 0 alone: the hooks of all ranks have to see the same values.
+
+    None when a signal to that rank ended it.
+    """
+    comm, device = run.setup.comm, run.setup.plan.device
+    found: dict[str, float] | None = None
+    if comm.rank == 0:
+        random = checkpoint.random_state(device)
+        try:
+            with run.signals.at_once():
+                found = dict(evaluate())
+        except GivenUp:
+            found = None
+            checkpoint.set_random_state(random, device)  # wherever it was given up
+    found = comm.share(found)
     return found
 
 
@@ -203,39 +243,22 @@ def _tell(run: Run, split: str, loss: float, values: dict[str, float]) -> None:
     run.setup.sink(Stepped(step=step, total_steps=total, epoch=epoch, split=split, loss=loss, values=values))
 
 
-def _interrupt(run: Run, number: int) -> None:
-    """End after the step that was under way, with its checkpoint."""
+def _heed(run: Run) -> None:
+    """Where a signal has come, end after the last finished step, with its checkpoint; all ranks after the same one."""
+    received = run.signals.received
+    if not run.setup.comm.any(bool(received)):
+        return
+    number = received[0] if received else signal.SIGTERM
     save(run)
     settle(run)
+    again = " (its evaluation will be done again)" if run.pending is not None else ""
+    place = f"after step {run.now.step} of {run.setup.steps}{again}"
     raise Interrupted(
         number,
-        f"ended by {signal.Signals(number).name} after step {run.now.step} of {run.setup.steps}; nothing is lost",
+        f"ended by {signal.Signals(number).name} {place}; nothing is lost",
         where=str(checkpoint.path_of(run.setup.checkpoints, run.now.step)),
         fix=f"to go on: {run.setup.resume_hint}",
     )
-
-
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM for the end of the step; a second one takes its usual effect at once."""
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
-        yield received
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def note(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-        for one, handler in before.items():
-            signal.signal(one, handler)
-
-    for number in before:
-        signal.signal(number, note)
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _require_scalable(setup: Setup) -> None:

@@ -283,7 +283,12 @@ def test_debug_shows_the_traceback_and_nothing_else_does(luthier: Run) -> None:
 
 @pytest.mark.parametrize(
     ("raised", "code", "said"),
-    [(KeyboardInterrupt(), 130, "interrupted"), (MemoryError(), 6, "training-no-memory"), (BrokenPipeError(), 141, "")],
+    [
+        (KeyboardInterrupt(), 130, "ended by SIGINT"),
+        (SystemExit(143), 143, "ended by SIGTERM"),
+        (MemoryError(), 6, "training-no-memory"),
+        (BrokenPipeError(), 141, ""),
+    ],
 )
 def test_other_ends_have_their_codes(
     raised: BaseException, code: int, said: str, luthier: Run, monkeypatch: pytest.MonkeyPatch

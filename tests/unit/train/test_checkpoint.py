@@ -81,6 +81,28 @@ def test_a_checkpoint_under_another_name_is_refused(tmp_path: Path) -> None:
         checkpoint.load(tmp_path, 9)
 
 
+def test_one_that_is_replaced_is_never_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed between the two renames, the run finds the old one again; afterwards nothing of it is left."""
+    write(tmp_path, size=10)
+    rename = Path.rename
+
+    def die(self: Path, target: Path) -> Path:
+        if self.name.startswith(".staging-3"):
+            raise SystemExit(9)  # as a kill: no clean-up of `save` runs for it
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", die)
+    with pytest.raises(SystemExit):
+        write(tmp_path, size=20)
+    monkeypatch.undo()
+    assert checkpoint.steps_in(tmp_path) == []
+    checkpoint.recover(tmp_path)
+    assert len(checkpoint.load(tmp_path, 3).weights["w"]) == 10
+    write(tmp_path, size=20)
+    assert len(checkpoint.load(tmp_path, 3).weights["w"]) == 20
+    assert [one.name for one in tmp_path.iterdir()] == ["step-000003"]
+
+
 def test_a_file_that_may_not_grow_leaves_the_checkpoint_before_it(tmp_path: Path) -> None:
     """As a full disk does, wherever in the checkpoint it happens."""
     first = write(tmp_path, 1)

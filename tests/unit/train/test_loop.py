@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import time
 from dataclasses import replace
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from luthier.errors import ConfigError, Interrupted, RunError, TrainingError
 from luthier.events import Planned, Saved, Stepped, Warned
 from luthier.plan import recorded
-from luthier.run import atomic
+from luthier.run import MetricsWriter, atomic, read_metrics
 from luthier.train import checkpoint
 from luthier.train.loop import fit, trainable
 from luthier.types import Plan
@@ -121,6 +122,35 @@ def test_a_signal_ends_with_a_checkpoint_and_says_how_to_go_on(make_setup, numbe
     assert "luthier train c.yaml --output out" in str(caught.value)
     assert checkpoint.steps_in(setup.checkpoints) == [2]
     assert signal.getsignal(number) is before
+
+
+@pytest.mark.parametrize("which", ["evaluate", "evaluate_train"])
+def test_an_evaluation_that_a_signal_ends_is_done_again(make_setup, tmp_path, which) -> None:
+    """It ends at once, its values are nobody's, and the resumed run has the files of a straight one."""
+    options = {"steps_per_checkpoint": 3, "steps_per_evaluation": 3, "epochs": 2, "keep_last": 1}
+
+    def made(name: str, **changes):
+        told = MetricsWriter(tmp_path / f"{name}.jsonl")
+        setup = make_setup(trainer=options, dropout=0.1, checkpoints=tmp_path / name, sink=told)
+        return replace(setup, **{"evaluate_train": setup.evaluate, **changes})
+
+    def interrupted():
+        torch.rand(1)  # moves the random numbers, and has no time to put them back
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(30)
+
+    fit(made("straight"))
+    began = time.monotonic()
+    with pytest.raises(Interrupted, match="its evaluation will be done again"):
+        fit(made("broken", **{which: interrupted}))
+    assert time.monotonic() - began < 15
+    assert checkpoint.load(tmp_path / "broken", 3).state["pending"]["wanted"]["save"]
+    fit(made("broken"))
+    left, right = (checkpoint.load(tmp_path / name, 6) for name in ("straight", "broken"))
+    assert same(left.weights, right.weights) and left.state == right.state
+    lines = [[(line["step"], line["split"], line["loss"]) for line in read_metrics(tmp_path / f"{name}.jsonl")]
+             for name in ("straight", "broken")]  # fmt: skip
+    assert lines[0] == lines[1] and len(lines[0]) == 6 + 4
 
 
 def test_early_stopping_restores_the_best_and_a_finished_run_stays_finished(make_setup) -> None:
