@@ -9,7 +9,9 @@ from rich.text import Text
 
 from luthier import console
 from luthier.pipeline.planning import Estimate
-from luthier.plan.estimate import Affordable, Span, duration, gib, ranged
+from luthier.plan.answering import Answering, rate
+from luthier.plan.estimate import Affordable, duration, gib, ranged
+from luthier.plan.speed import Span
 
 CHOICES = ("device", "model", "tokens_per_pass", "attention", "recompute_layers", "offload_checkpoints", "weights",
            "embeddings", "optimizer", "loss_chunk", "graphs", "share_prefix")  # fmt: skip
@@ -23,6 +25,8 @@ def show(found: Estimate, hourly: float | None, bought: Affordable | None, cards
         out.print(Text(f"  would fit with  {one.change}   ({one.cost})"), soft_wrap=True)
     out.print(console.table("Memory", ["item", "size"], _memory(found)))
     out.print(console.table("Time", ["what", "how long"], _time(found, hourly)))
+    answering = {"prediction": found.prediction, "evaluation": found.evaluation}
+    out.print(console.table("Answers", ["what", *answering], _answers(list(answering.values()))))
     out.print(console.table("Plan", ["choice", "value", "why"], _plan(found)))
     if bought is not None:
         out.print(Text(_bought(bought)), soft_wrap=True)
@@ -75,6 +79,24 @@ def _time(found: Estimate, hourly: float | None) -> list[list[str]]:
     base = found.need.base
     rows.append(["download", gib(base.download) if base.download else f"nothing: {base.source}"])
     return [*rows, ["disk", gib(found.disk)]]
+
+
+def _answers(each: Sequence[Answering]) -> list[list[str]]:
+    """A column each: of predicting with the result, and of evaluating between the steps of training."""
+    items = dict.fromkeys(name for one in each for name in one.memory)
+    rows = [["rows at once", *(f"{one.slots.rows}" for one in each)],
+            ["longest row", *(f"{one.tokens:,} tokens" for one in each)],
+            ["cache of a token", *(f"{one.token / 1024:.1f} KiB" for one in each)]]  # fmt: skip
+    rows += [[name, *(gib(one.memory[name]) if name in one.memory else "" for one in each)] for name in items]
+    rows.append(["in all", *(f"{gib(one.total)} of {gib(one.room)}" for one in each)])
+    rows.append(["tokens a second", *(_rate(one.slots.rows, one.step, one.measured) for one in each)])
+    rows.append(["of one row alone", *(_rate(1, one.alone, one.measured) for one in each)])
+    return [*rows, ["first token", *(ranged(one.first, one.measured) for one in each)]]
+
+
+def _rate(rows: int, step: Span, sure: bool) -> str:
+    found = rate(rows, step)
+    return f"about {found.tokens:,.0f}" if sure else f"{found.low:,.0f} to {found.high:,.0f}"
 
 
 def _plan(found: Estimate) -> list[list[str]]:

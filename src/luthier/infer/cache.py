@@ -12,11 +12,6 @@ import torch
 from luthier.model.decoder.shape import Shape
 
 
-def token_bytes(shape: Shape, dtype: torch.dtype) -> int:
-    """Bytes that one token takes in all layers."""
-    return 2 * shape.layers * shape.kv_rows * dtype.itemsize
-
-
 class Cache:
     """[s, n, c, d] keys and values of each layer: those of a head lie together. Lengths are the caller's business."""
 

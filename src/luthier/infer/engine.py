@@ -10,26 +10,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 
 import torch
 
 from luthier.events import Sink, Warned, progress, silent
 from luthier.infer.answer import Answers, is_out_of_memory
-from luthier.infer.cache import Cache, token_bytes
-from luthier.infer.forward import Forward, Prefix, free_bytes
+from luthier.infer.cache import Cache
+from luthier.infer.forward import Forward, Prefix
 from luthier.infer.generate import HfEngine
+from luthier.infer.memory import free_bytes
 from luthier.infer.rules import Rules, unknown
 from luthier.infer.session import Row, Session
 from luthier.infer.several import expanded, folded
 from luthier.infer.wrapped import Wrapped
 from luthier.model.decoder.decoder import Decoder
 from luthier.model.tunable import Tokens
+from luthier.plan.slots import Sizes, Slots, positions_of, waves
 from luthier.types import Completion, Request
 
-ROWS = {"cuda": 256, "cpu": 32}  # at once, when neither the caller nor memory says otherwise
-READ = {"cuda": 8192, "cpu": 2048}  # prompt tokens of one round
-SHARE = {"cuda": 0.85, "cpu": 0.5}  # of the free memory, for keys and values
-ROUNDED = 64  # capacities are multiples of it
 SHARED = 16  # tokens that prompts must have in common to be read once
 
 
@@ -107,7 +106,9 @@ class DecoderEngine:
     def _stream(self, requests: Sequence[Request]) -> Iterator[tuple[int, str]]:
         rows = self._rows(requests)
         texts = [self.answers.growing(row.request) for row in rows]
-        session = self._session(self._forward(rows), rows, self._slots(rows))
+        forward = self._forward(rows)
+        ((_, slots),) = self._waves(rows)  # they are alike
+        session = self._session(forward, rows, slots)
         while session.open:
             before = [row.made for row in rows]
             session.round()
@@ -142,9 +143,14 @@ class DecoderEngine:
         return sorted(rows, key=lambda row: (-len(row.ids) - row.steps, row.request.key, row.request.number))
 
     def _run(self, rows: list[Row]) -> Iterator[Completion]:
-        """Answer rows; when memory runs out, go on with half as many at once, and give up on a row that is alone."""
+        """Answer rows, in waves of similar length where memory is short."""
         forward = self._forward(rows)
-        slots = self._slots(rows)
+        for count, slots in self._waves(rows):
+            wave, rows = rows[:count], rows[count:]
+            yield from self._wave(forward, wave, slots)
+
+    def _wave(self, forward: Forward, rows: list[Row], slots: Slots) -> Iterator[Completion]:
+        """Answer rows; when memory runs out, go on with half as many at once, and give up on a row that is alone."""
         session: Session | None = None
         while rows:
             try:
@@ -157,13 +163,12 @@ class DecoderEngine:
             except (torch.OutOfMemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise
-                if slots == 1:
-                    lost = rows.pop(0)
-                    asked = lost.request
+                if slots.rows == 1:
+                    asked = rows.pop(0).request
                     yield Completion(
                         asked.key, (), "", "error", error="out of memory for this row; shorten it", number=asked.number
                     )
-                slots = max(1, min(slots, len(rows)) // 2)
+                slots = replace(slots, rows=max(1, min(slots.rows, len(rows)) // 2))
                 rows = self._rows([row.request for row in rows])  # from the start: their draws are keyed
             session = None  # its cache is let go of before another is made
             if rows and torch.cuda.is_available():
@@ -173,36 +178,39 @@ class DecoderEngine:
         alone = len(rows) == 1 or self.batch_size == 1  # one row is read as fast as it can be in any layout
         return Forward(self.decoder, use_base=self.use_base, steps=0 if alone else max(row.steps for row in rows))
 
-    def _session(self, forward: Forward, rows: Sequence[Row], slots: int) -> Session:
-        kind = self.decoder.device.type
+    def _session(self, forward: Forward, rows: Sequence[Row], slots: Slots) -> Session:
         with torch.inference_mode():
-            cache = Cache(self.decoder.shape, slots, _capacity(rows), self.decoder.device, self.decoder.dtype)
+            cache = Cache(self.decoder.shape, slots.rows, slots.capacity, self.decoder.device, self.decoder.dtype)
             shared = _shared([tuple(row.request.prompt_ids) for row in rows])
             prefix = forward.read_prefix(shared) if shared else Prefix()
         return Session(
             forward, self.answers, cache, rows,
-            prefix=prefix, read=READ.get(kind, READ["cpu"]), logprobs=self.logprobs,
+            prefix=prefix, read=slots.read, logprobs=self.logprobs,
             told=lambda message: self.sink(Warned(text=message)),
         )  # fmt: skip
 
-    def _slots(self, rows: Sequence[Row]) -> int:
-        kind = self.decoder.device.type
-        one = _capacity(rows) * token_bytes(self.decoder.shape, self.decoder.dtype)
-        room = int(SHARE.get(kind, SHARE["cpu"]) * free_bytes(self.decoder.device) // one)
-        return max(1, min(len(rows), self.batch_size or ROWS.get(kind, ROWS["cpu"]), room))
+    def _waves(self, rows: Sequence[Row]) -> list[tuple[int, Slots]]:
+        """How many of the rows are answered together, and in which slots; as `luthier plan` tells it."""
+        needs = [len(row.request.prompt_ids) + row.steps for row in rows]
+        device = self.decoder.device
+        return waves(sizes_of(self.decoder), device.type, free_bytes(device), needs, self.batch_size)
 
     def _by_transformers(self) -> HfEngine:
-        context = self.decoder.without_adapter if self.use_base else nullcontext
+        device, context = self.decoder.device, self.decoder.without_adapter if self.use_base else nullcontext
         self.decoder.refresh()
         return HfEngine(
             Wrapped(self.decoder, self.answers.limit), self.tokenizer,
             batch_size=self.batch_size, context=context, stage=self.stage,
+            positions=positions_of(sizes_of(self.decoder), device.type, free_bytes(device)),
         )  # fmt: skip
 
 
-def _capacity(rows: Sequence[Row]) -> int:
-    """Tokens of the longest row, prompt and answer; the last one is never read."""
-    return -(-max(len(row.request.prompt_ids) + row.steps for row in rows) // ROUNDED) * ROUNDED
+def sizes_of(decoder: Decoder) -> Sizes:
+    """What a row of this decoder takes depends on these."""
+    shape = decoder.shape
+    return Sizes(
+        shape.layers, shape.hidden, shape.intermediate, shape.q_rows, shape.kv_rows, shape.vocab, decoder.dtype.itemsize
+    )
 
 
 def _shared(prompts: Sequence[tuple[int, ...]]) -> tuple[int, ...]:

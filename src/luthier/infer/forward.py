@@ -13,6 +13,7 @@ from typing import cast
 import torch
 
 from luthier.infer.cache import Cache
+from luthier.infer.memory import free_bytes
 from luthier.kernels.attention import Kind, Spans, attend, attend_cached
 from luthier.kernels.linear import Linear, Matrix, Part, Update
 from luthier.kernels.norm import rms_norm
@@ -21,10 +22,7 @@ from luthier.model.decoder.decoder import Decoder
 from luthier.model.decoder.layer import Layer
 from luthier.model.decoder.shape import Rotary
 from luthier.model.decoder.weights import Quantised, Resident, Streamed, Trained
-from luthier.plan.machine import probe
-
-WORTH = 32  # steps that pay for laying the matrices out anew
-ROOM = 0.6  # of the free memory, for weights that are spread out; the rest is for keys and values
+from luthier.plan.slots import LAID_OUT, fits_spread
 
 
 @dataclass(frozen=True)
@@ -48,11 +46,11 @@ class Forward:
         self.attention: Kind = "flash" if flash and torch.cuda.get_device_capability(self.device)[0] >= 8 else "padded"
         with torch.no_grad(), decoder.without_adapter() if use_base else nullcontext():
             products = resident([layer.products for layer in self.layers], decoder)
-            if steps >= WORTH:
+            if steps >= LAID_OUT:
                 products = laid_out(products, decoder)
             self._products = [{name: joined(op) for name, op in own.items()} for own in products]
             self._head_vh = decoder.head_weight()
-            self._head = prepacked(self._head_vh) if steps >= WORTH else None
+            self._head = prepacked(self._head_vh) if steps >= LAID_OUT else None
 
         self._side = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
 
@@ -167,8 +165,8 @@ def resident(layers: Sequence[Products], decoder: Decoder) -> list[Products]:
     more than sixteen that lie there.
     """
     ops = [op for products in layers for op in products.values() if isinstance(op.matrix, (Quantised, Trained))]
-    size = sum(_elements(op.matrix) for op in ops) * decoder.dtype.itemsize
-    if not ops or size > ROOM * free_bytes(decoder.device):
+    elements = sum(_elements(op.matrix) for op in ops)
+    if not ops or not fits_spread(elements, decoder.dtype.itemsize, free_bytes(decoder.device)):
         return list(layers)
     spread = {id(op): replace(op, matrix=Resident(_kept(op.matrix))) for op in ops}
     return [{name: spread.get(id(op), op) for name, op in products.items()} for products in layers]
@@ -177,8 +175,8 @@ def resident(layers: Sequence[Products], decoder: Decoder) -> list[Products]:
 def laid_out(layers: Sequence[Products], decoder: Decoder) -> list[Products]:
     """The products with their matrices as the CPU multiplies fastest, where there is room for a second copy of them."""
     ops = [op for products in layers for op in products.values() if isinstance(op.matrix, (Resident, Trained))]
-    size = sum(op.matrix.get().numel() for op in ops) * decoder.dtype.itemsize
-    if decoder.device.type != "cpu" or size > ROOM * free_bytes(decoder.device):
+    elements = sum(op.matrix.get().numel() for op in ops)
+    if decoder.device.type != "cpu" or not fits_spread(elements, decoder.dtype.itemsize, free_bytes(decoder.device)):
         return list(layers)
     made = {id(op): replace(op, matrix=found) for op in ops if (found := prepacked(op.matrix.get())) is not None}
     return [{name: made.get(id(op), op) for name, op in products.items()} for products in layers]
@@ -195,14 +193,6 @@ def joined(op: Linear) -> Linear:
         b_or[part.rows.start - first : part.rows.stop - first, part.ranks] = b
     whole = Part(slice(first, last), slice(0, len(update.a_rh)), update.parts[0].scale)
     return replace(op, update=Update((whole,), update.a_rh, (b_or,)))
-
-
-def free_bytes(device: torch.device) -> int:
-    """What may still be taken on the device, torch's own reserve included."""
-    if device.type != "cuda":
-        return probe("cpu").free_memory
-    free, _ = torch.cuda.mem_get_info(device)
-    return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
 
 
 def _elements(matrix: Matrix) -> int:

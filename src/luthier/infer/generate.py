@@ -26,6 +26,7 @@ from luthier.infer.listening import Cancelled, Record, StopText, TokenQueue
 from luthier.infer.rules import lists, sequence_bias
 from luthier.infer.several import expanded, folded
 from luthier.model.tunable import Tokens
+from luthier.plan.slots import POSITIONS
 from luthier.types import Completion, Request, Sampling
 
 SEES_PADDING = ("encoder_repetition_penalty", "no_repeat_ngram_size")
@@ -53,7 +54,7 @@ class HfEngine:
         tokenizer: Tokens,
         *,
         batch_size: int | None = None,
-        token_budget: int = 16384,
+        positions: int = POSITIONS,
         sink: Sink = silent,
         context: Context = nullcontext,
         stage: str = "generate",
@@ -63,8 +64,8 @@ class HfEngine:
         Args:
             model: a transformers causal language model, or a PEFT model around one.
             tokenizer: decodes answers and names the ids that end them.
-            batch_size: rows a batch; None lets ``token_budget`` decide (at most 64).
-            token_budget: most positions a batch, prompt and answer together, when batch_size is None.
+            batch_size: rows a batch; None lets ``positions`` decide (at most 64).
+            positions: most of a batch, prompt and answer together, when batch_size is None.
             sink: receives progress, in rows.
             context: entered around every forward pass: autocast, a disabled adapter.
             stage: the name under which progress is reported.
@@ -72,7 +73,7 @@ class HfEngine:
         self.model: Any = model
         self.tokenizer = tokenizer
         self.batch_size = batch_size
-        self.token_budget = token_budget
+        self.positions = positions
         self.sink = sink
         self.context = context
         self.stage = stage
@@ -120,7 +121,7 @@ class HfEngine:
         while start < len(ordered):
             first = ordered[start]
             positions = (len(first.prompt_ids) + first.sampling.max_new_tokens) * first.sampling.num_beams
-            rows = 1 if alone else self.batch_size or max(1, min(64, self.token_budget // positions))
+            rows = 1 if alone else self.batch_size or max(1, min(64, self.positions // positions))
             yield ordered[start : start + rows]
             start += rows
 

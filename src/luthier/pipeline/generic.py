@@ -12,10 +12,12 @@ from torch import nn
 
 from luthier.events import Sink, silent
 from luthier.infer.generate import HfEngine
+from luthier.infer.memory import free_bytes
 from luthier.model import adapters
 from luthier.model.adalora import AdaLora
 from luthier.model.generic import GenericModel
 from luthier.model.tunable import Tokens, no_base
+from luthier.plan.slots import Sizes, positions_of
 from luthier.run.folder import ADAPTER, WEIGHTS
 from luthier.train.precision import Precision, autocast
 from luthier.types import Base, Batch, Plan
@@ -87,7 +89,11 @@ class Generic(GenericModel):
                 stack.enter_context(self.base_only() if use_base else nullcontext())
                 yield
 
-        return HfEngine(self.model, tokenizer, batch_size=batch_size, sink=sink, context=context)
+        sizes = Sizes.of(self.base.spec, next(self.module.parameters()).dtype.itemsize)
+        positions = positions_of(sizes, self.device.split(":")[0], free_bytes(torch.device(self.device)))
+        return HfEngine(
+            self.model, tokenizer, batch_size=batch_size, sink=sink, context=context, positions=positions
+        )  # fmt: skip
 
     def adopt(self, plan: Plan) -> None:
         """Recompute activations if the plan says so; passes are cut outside."""

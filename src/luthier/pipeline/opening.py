@@ -10,6 +10,7 @@ from luthier.assets.spec import read_json
 from luthier.config import Config
 from luthier.errors import AssetError
 from luthier.plan import machine as machines
+from luthier.plan.slots import fits_spread
 from luthier.plan.support import BUILT, not_decoder, refusal_of
 from luthier.run import RunFolder
 from luthier.types import Base, Plan
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     from luthier.model.decoder.shape import Shape
     from luthier.model.tunable import Tunable
     from luthier.train.precision import Precision
-
-RESIDENT = 0.6  # share of free memory that weights may take; the rest is for the cache of keys and values
 
 
 def open_for_tuning(
@@ -206,8 +205,8 @@ def _asking(settings: Config, base: Base, precision: Precision, device: str) -> 
     if wanted == "auto":
         machine = machines.probe(settings.execution.device)
         free = machine.free_memory if device == "cpu" else max(gpu.free for gpu in machine.gpus)
-        whole = base.spec.parameters * (4 if precision == "fp32" else 2)
-        wanted = "quantised" if settings.quantization is not None and whole > RESIDENT * free else "resident"
+        fits = fits_spread(base.spec.parameters, 4 if precision == "fp32" else 2, free)
+        wanted = "resident" if settings.quantization is None or fits else "quantised"
     return Plan(device, 0, "decoder", "flash" if flash else "padded", weights=wanted)
 
 

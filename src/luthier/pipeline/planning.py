@@ -12,8 +12,9 @@ from luthier.assets.spec import read_json
 from luthier.config import Config
 from luthier.data import columns, sources
 from luthier.pipeline.preparing import examine
-from luthier.plan import estimate, planner
+from luthier.plan import answering, estimate, planner
 from luthier.plan import machine as machines
+from luthier.plan.answering import Answering
 from luthier.plan.cards import CARDS, imagined
 from luthier.plan.estimate import Times
 from luthier.plan.measure import cpu_rates
@@ -53,11 +54,22 @@ class Estimate:
         """Bytes that the run folder will take."""
         return estimate.disk_bytes(self.planned, self.need.config.trainer.keep_last)
 
+    @property
+    def prediction(self) -> Answering:
+        """Answering a table with the result of the training."""
+        return answering.prediction(self.planned, self.machine)
+
+    @property
+    def evaluation(self) -> Answering:
+        """Answering validation rows between its steps."""
+        return answering.evaluation(self.planned, self.machine)
+
     def to_json(self) -> dict[str, Any]:
         """The estimate as JSON types."""
         out = estimate.to_json(self.planned, self.times)
         return out | {
             "base": {"name": self.need.base.name, "source": self.need.base.source},
+            "generation": {"prediction": self.prediction.to_json(), "evaluation": self.evaluation.to_json()},
             "download": self.need.base.download,
             "disk": self.disk,
             "notes": list(self.need.notes),

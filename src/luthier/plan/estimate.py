@@ -7,30 +7,15 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from luthier.errors import ConfigError
+from luthier.plan.answering import step_seconds
 from luthier.plan.memory import GIB
 from luthier.plan.planner import Planned
-from luthier.plan.speed import CPU_SECONDS, HOST_SECONDS, RANGE
+from luthier.plan.slots import ROWS
+from luthier.plan.speed import RANGE, Span
 
 STARTUP = {"cuda": 15.0, "cpu": 6.0, "mps": 8.0}  # seconds: imports, device, adapter
 READ = 1.0e9  # bytes a second that weights are read and placed with
-KERNELS_A_TOKEN = 12  # kernels a layer starts for one generated token
 CHECKPOINT = 12  # bytes a trained weight takes in a checkpoint: fp32 weight and two moments
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """A prediction in seconds with the range that is claimed for it."""
-
-    seconds: float
-    low: float
-    high: float
-
-    def __mul__(self, times: float) -> Span:
-        return Span(self.seconds * times, self.low * times, self.high * times)
-
-    def plus(self, other: Span) -> Span:
-        """Both, one after the other."""
-        return Span(self.seconds + other.seconds, self.low + other.low, self.high + other.high)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,16 +72,16 @@ def times(planned: Planned, validation_tokens: int) -> Times:
 
 
 def _answers(planned: Planned) -> float:
-    """Seconds of generating the answers of one evaluation: each token reads all weights once for the whole batch."""
+    """Seconds of generating the answers of one evaluation."""
     job, rates, plan = planned.job, planned.rates, planned.plan
     if not job.answers:
         return 0.0
     mean = job.share * job.tokens / max(job.rows, 1)
     tokens = min(job.answer, 1.2 * mean + 8)
-    weights = planned.memory.device["weights"] / rates.bandwidth
-    host = CPU_SECONDS if plan.device == "cpu" else HOST_SECONDS[plan.model]
-    products = 2.0 * job.shape.spec.parameters * job.answers / rates.matmul
-    return tokens * (weights + products + job.shape.spec.layers * KERNELS_A_TOKEN * host)
+    rows = max(1, min(job.answers, ROWS[plan.device.split(":")[0]]))
+    weights = planned.memory.device["weights"]
+    step = step_seconds(job, plan.model, plan.device.split(":")[0], rates, weights, rows, mean + tokens / 2)
+    return tokens * step * job.answers / rows
 
 
 def disk_bytes(planned: Planned, keep_last: int) -> int:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from luthier.plan.job import Job
 from luthier.plan.shape import quantised_bytes
+from luthier.plan.slots import LEAST, Sizes, Slots, capacity_of
 from luthier.types import Plan
 
 GIB = 2**30
@@ -235,10 +236,10 @@ def _scores(job: Job, plan: Plan, supervised: float) -> float:
 
 
 def _answers(job: Job) -> int:
-    """The key-value cache of the rows answered at one time: as many as memory leaves room for, and at least these."""
-    spec, shape = job.shape.spec, job.shape
+    """What the rows answered at one time take: as many as memory leaves room for, and at least these."""
+    sizes = Sizes.of(job.shape.spec, job.compute)
     rows = min(job.answers, job.answered)
-    return rows * (job.longest + job.answer) * spec.layers * 2 * shape.kv * job.compute
+    return sum(Slots(rows, capacity_of(job.longest + job.answer), LEAST if rows else 0).bytes(sizes).values())
 
 
 def _loading(job: Job) -> int:

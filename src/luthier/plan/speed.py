@@ -38,6 +38,22 @@ RANGE = {True: (0.85, 1.15), False: (0.6, 1.8)}  # calibrated -> low and high, a
 
 
 @dataclass(frozen=True, slots=True)
+class Span:
+    """A prediction in seconds with the range that is claimed for it."""
+
+    seconds: float
+    low: float
+    high: float
+
+    def __mul__(self, times: float) -> Span:
+        return Span(self.seconds * times, self.low * times, self.high * times)
+
+    def plus(self, other: Span) -> Span:
+        """Both, one after the other."""
+        return Span(self.seconds + other.seconds, self.low + other.low, self.high + other.high)
+
+
+@dataclass(frozen=True, slots=True)
 class Rates:
     """What a device does in a second. ``matmul``: operations; ``bandwidth``, ``link``: bytes; ``launch``: seconds."""
 
@@ -207,4 +223,4 @@ def _update(job: Job, plan: Plan, rates: Rates) -> float:
     return moved / rates.bandwidth
 
 
-__all__ = ["GIB", "RANGE", "Rates", "Speed", "layer_bytes", "pass_seconds", "passes_of", "rates_of", "speed"]
+__all__ = ["GIB", "RANGE", "Rates", "Span", "Speed", "layer_bytes", "pass_seconds", "passes_of", "rates_of", "speed"]

@@ -12,7 +12,8 @@ from architectures import CASES, make
 from transformers import GenerationConfig
 
 from luthier.config.adapter import Lora
-from luthier.infer.engine import DecoderEngine
+from luthier.infer.cache import Cache
+from luthier.infer.engine import DecoderEngine, sizes_of
 from luthier.infer.forward import Forward
 from luthier.infer.generate import HfEngine
 from luthier.infer.rules import unknown
@@ -20,6 +21,7 @@ from luthier.infer.stepping import Step, Stepper
 from luthier.model.decoder.decoder import Decoder
 from luthier.model.decoder.load import Placing, load_decoder
 from luthier.model.decoder.shape import read_shape
+from luthier.plan.slots import SHARE, waves
 from luthier.types import Request, Sampling
 
 PROMPTS = [[5, 9, 17], [3], [40, 41, 42, 43, 44, 45, 46, 47, 48], [7, 7], [11, 12, 13, 14], [40, 41, 42, 43, 44]]
@@ -86,7 +88,7 @@ def test_greedy_equals_transformers_with_and_without_adapter(
 ) -> None:
     theirs, ours = both(tmp_path, case)
     want = {key: tuple(reference(theirs, prompt, 20)) for key, prompt in enumerate(PROMPTS)}
-    monkeypatch.setattr("luthier.infer.forward.WORTH", 16)  # matrices laid out anew for several rows
+    monkeypatch.setattr("luthier.infer.forward.LAID_OUT", 16)  # matrices laid out anew for several rows
     sampling = Sampling(max_new_tokens=20)
     assert ids(ask(DecoderEngine(ours, Letters()), sampling)) == want
     adapted(ours)
@@ -291,5 +293,25 @@ def test_quantised_weights_are_spread_out_where_there_is_room(tmp_path: Path, mo
     how = Placing(dtype=torch.float32, quantised="nf4", weights="quantised")
     decoder = adapted(load_decoder(tmp_path, read_shape(tmp_path), how))
     spread = ids(ask(DecoderEngine(decoder, Letters()), Sampling(max_new_tokens=8)))
-    monkeypatch.setattr("luthier.infer.forward.ROOM", 0.0)
+    monkeypatch.setattr("luthier.infer.forward.fits_spread", lambda *sizes: False)
     assert ids(ask(DecoderEngine(decoder, Letters()), Sampling(max_new_tokens=8))) == spread
+
+
+def test_rows_are_answered_in_the_slots_that_the_plan_gives(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where memory is short, a long row has a cache of its own, and answers stay the same."""
+    made = []
+    monkeypatch.setattr(
+        "luthier.infer.engine.Cache", lambda shape, slots, capacity, *rest: made.append((slots, capacity)) or
+        Cache(shape, slots, capacity, *rest),
+    )  # fmt: skip
+    prompts = [[5] * 300, *PROMPTS]
+    want = ids(ask(DecoderEngine(decoder, Letters()), Sampling(max_new_tokens=8), prompts))
+    assert made == [(7, 320)]
+    sizes = sizes_of(decoder)
+    short = int((256 * sizes.reading + 3 * (320 * sizes.token + sizes.scores)) / SHARE["cpu"])
+    monkeypatch.setattr("luthier.infer.engine.free_bytes", lambda device: short)
+    made.clear()
+    assert ids(ask(DecoderEngine(decoder, Letters()), Sampling(max_new_tokens=8), prompts)) == want
+    needs = [308, *sorted((len(prompt) + 8 for prompt in PROMPTS), reverse=True)]
+    planned = waves(sizes, "cpu", short, needs)
+    assert made == [(slots.rows, slots.capacity) for _, slots in planned] == [(1, 320), (6, 64)]
