@@ -8,7 +8,7 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from luthier.events import Progress
 from luthier.infer.generate import HfEngine
-from luthier.infer.score import logprobs_of, normalised
+from luthier.infer.score import logprobs_of
 from luthier.types import Request, Sampling
 
 PROMPTS = [[5, 9, 17], [3], [40, 41, 42, 43, 44, 45, 46], [7, 7], [11, 12, 13, 14]]
@@ -234,6 +234,7 @@ def test_logprobs_of_equals_each_row_alone_and_keeps_the_mode(model):
 
     class Asked(GenericModel):
         module = property(lambda self: self.model)
+        shares = False
 
     model.train()
     rows = [[5, 9, 5, 1], [5, 9, 9, 3, 1], [7, 2, 1]]
@@ -246,7 +247,6 @@ def test_logprobs_of_equals_each_row_alone_and_keeps_the_mode(model):
             logp = model(torch.tensor([ids])).logits[0].log_softmax(-1)
         want = [float(logp[at - 1, ids[at]]) for at in range(2, len(ids))]
         assert values == pytest.approx(want, abs=1e-5)
-    assert normalised([-1000.0, -1000.0]) == [0.5, 0.5]
 
 
 @pytest.mark.parametrize(
