@@ -139,16 +139,20 @@ def content_hash(folder: Path, cache: Path | None = None) -> str:
     """Sha256 over weights, config and tokenizer files, by name and content, whatever else lies in the folder."""
     if folder.parent == cache_root(cache) / "bases" and folder.name.startswith("gguf"):
         return folder.name  # a converted GGUF is known by its source, which no library version changes
+    digest = hashlib.sha256()
+    for name, found in file_hashes(folder, cache).items():
+        digest.update(f"{name}\0{found}\n".encode())
+    return digest.hexdigest()
+
+
+def file_hashes(folder: Path, cache: Path | None = None) -> dict[str, str]:
+    """Sha256 of each file that makes a base what it is, by name: weights, config, tokenizer, code."""
     files = {path.name: path for path in weight_files(folder)}
     files |= {name: folder / name for name in HASHED if (folder / name).is_file()}
     files |= {path.name: path for path in folder.glob("*.py")}
     root, names = cache_root(cache), sorted(files)
     with ThreadPoolExecutor(max_workers=8) as pool:  # hashing lets go of the interpreter: files in parallel
-        hashes = list(pool.map(lambda name: remembered_hash(files[name], root), names))
-    digest = hashlib.sha256()
-    for name, found in zip(names, hashes, strict=True):
-        digest.update(f"{name}\0{found}\n".encode())
-    return digest.hexdigest()
+        return dict(zip(names, pool.map(lambda name: remembered_hash(files[name], root), names), strict=True))
 
 
 def _check_remote_code(name: str, folder: Path, trusted: bool) -> bool:

@@ -21,20 +21,21 @@ if TYPE_CHECKING:
 
 JSON_MARK = {b"luthier": b"json"}  # field metadata of a column whose strings are JSON documents
 BLOCK = 512  # rows converted to Python at a time
+ROW_HASH = 8  # bytes that tell one row's values from another's
 
 
 class Table:
     """Rows of one dataset, in the order of the source. Never changed after it was made."""
 
     def __init__(
-        self, rows: pa.Table, name: str, notes: Sequence[str] = (), *, content_hash: str | None = None
+        self, rows: pa.Table, name: str, notes: Sequence[str] = (), *, hashes: tuple[str, bytes] | None = None
     ) -> None:
         """``name`` is how messages call the dataset: a file's path, a hub id, ``DataFrame``.
 
-        ``content_hash``: what the property of that name would compute, where it is known already.
+        ``hashes``: `content_hash` and `row_hashes`, where they are known already.
         """
-        if content_hash is not None:
-            self.__dict__["content_hash"] = content_hash
+        if hashes is not None:
+            self.__dict__["_hashes"] = hashes
         self.rows = rows
         self.name = name
         self.notes = tuple(notes)
@@ -101,14 +102,25 @@ class Table:
 
         return Table(self.rows.take(pa.array(list(indices), type=pa.int64())), self.name, self.notes)
 
-    @cached_property
+    @property
     def content_hash(self) -> str:
         """Sha256 over column names, values and order; the same whatever file format held them."""
-        digest = hashlib.sha256(_canonical(self.columns))
+        return self._hashes[0]
+
+    @property
+    def row_hashes(self) -> bytes:
+        """`ROW_HASH` bytes a row, of its values: what tells which rows of two tables differ."""
+        return self._hashes[1]
+
+    @cached_property
+    def _hashes(self) -> tuple[str, bytes]:
+        digest, each = hashlib.sha256(_canonical(self.columns)), bytearray()
         for start in range(0, len(self), BLOCK):
             for row in self._decode(self.rows.slice(start, BLOCK).to_pylist()):
-                digest.update(_canonical(list(row.values())))
-        return digest.hexdigest()
+                values = _canonical(list(row.values()))
+                digest.update(values)
+                each += hashlib.blake2b(values, digest_size=ROW_HASH).digest()
+        return digest.hexdigest(), bytes(each)
 
     def _decode(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         for row in rows:

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier import config, events
+from luthier.assets import file_hashes
 from luthier.config import Config
 from luthier.errors import ConfigError, Interrupted
 from luthier.parallel import connect, in_turn, place
 from luthier.pipeline.ahead import import_ahead
+from luthier.pipeline.changed import inside
 from luthier.pipeline.finishing import merge, report, versions
 from luthier.pipeline.fitting import fit_and_save, no_room
 from luthier.pipeline.forking import Origin, origin_of
@@ -24,7 +26,7 @@ from luthier.pipeline.opening import declared_precision
 from luthier.pipeline.preparing import Work, prepare
 from luthier.plan.recorded import continued
 from luthier.run import Lock, RunFolder, atomic, hash_config, read_metrics
-from luthier.run.inputs import RECORD
+from luthier.run.inputs import RECORD, ROWS
 from luthier.run.mirror import ENDED_WAIT, Mirror
 from luthier.tuned import Tuned
 from luthier.types import Plan
@@ -124,7 +126,7 @@ def _on_ranks(
 
     first = comm.rank == 0
     precision = resolve_precision(declared_precision(work.config), work.machine)
-    standing = comm.share(folder.complete_lock(_lock(work, precision, origin)) if first else None)
+    standing = comm.share(_standing(work, folder, precision, origin) if first else None)
     if copies is not None:
         copies.follow(folder)
     if first and standing == "new" and origin is not None:
@@ -156,6 +158,10 @@ def _on_ranks(
     if copies is not None:
         copies.close()
     return _trained(folder, tuned, work)
+
+
+def _standing(work: Work, folder: RunFolder, precision: str, origin: Origin | None) -> str:
+    return folder.complete_lock(_lock(work, precision, origin), lambda key: inside(key, folder.path, work))
 
 
 def _with_plan_of_first(work: Work, comm: Comm) -> Work:
@@ -248,6 +254,7 @@ def _write_inputs(folder: RunFolder, work: Work, inputs: Mapping[str, Any]) -> N
     folder.write_plan(asdict(work.plan))
     folder.write_audit(work.audit.to_json())
     atomic.write_json(folder.path / RECORD, dict(inputs))
+    atomic.write_bytes(folder.path / ROWS, work.table.row_hashes)
 
 
 def _inputs(work: Work, dataset: Any, encoding: str | None) -> dict[str, Any]:
@@ -258,6 +265,7 @@ def _inputs(work: Work, dataset: Any, encoding: str | None) -> dict[str, Any]:
         "dataset": path,
         "base": str(base.resolve()) if base.exists() else None,
         "encoding": encoding or work.config.preprocessing.encoding,
+        "base_files": file_hashes(work.base.path),
         "columns": work.table.columns,
         "layout": asdict(work.layout),
     }

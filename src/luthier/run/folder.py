@@ -1,7 +1,7 @@
 """A run folder: what is in it, when it may be made, continued, or read.
 
 run.json            state and lock; written first
-config.yaml plan.json audit.json metrics.jsonl report.html
+config.yaml plan.json audit.json data.json rows.hash metrics.jsonl report.html
 checkpoints/        step-000120/ …
 adapter/            the trained adapter (PEFT format), or
 weights/            the whole model, when all of it was trained
@@ -13,7 +13,7 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +26,7 @@ from luthier.run.oslock import NAME as WRITING
 from luthier.run.oslock import FolderLock
 
 FORMAT = 1
+MOST = 20  # lines of differences that are told
 ADAPTER, WEIGHTS = "adapter", "weights"  # of these two, a finished run has one
 State = Literal["preparing", "training", "interrupted", "failed", "finished"]
 Standing = Literal["new", "resume", "finished"]
@@ -142,22 +143,23 @@ class RunFolder:
         """The sink that appends to metrics.jsonl."""
         return MetricsWriter(self.metrics_path)
 
-    def complete_lock(self, lock: Lock) -> Standing:
+    def complete_lock(self, lock: Lock, inside: Callable[[str], Sequence[str]] = lambda key: ()) -> Standing:
         """Enter the lock: "new" for a new run, "resume" for the same one unfinished, "finished" when it is done.
 
+        ``inside``: see `lock.diff`.
         Raises RunError run-other-lock with the differences when the folder's run was made from something else.
         """
         before = self.lock
         if before is None:
             self._update(lock=lock.to_json(), state="training")
             return "new"
-        changed = diff(before, lock)
+        changed = diff(before, lock, inside)
         if changed:
-            more = f"\n          … and {len(changed) - 12} more" if len(changed) > 12 else ""
+            more = f"\n          … and {len(changed) - MOST} more" if len(changed) > MOST else ""
             raise RunError(
                 "run-other-lock",
                 "the folder holds another run; nothing was changed. The differences (folder → now):\n          "
-                + "\n          ".join(changed[:12])
+                + "\n          ".join(changed[:MOST])
                 + more,
                 where=str(self.path),
                 allowed="the same config, data and base model",

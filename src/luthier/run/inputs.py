@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 RECORD = "data.json"  # in a run folder: what was read, and how
+ROWS = "rows.hash"  # beside it: a few bytes of each row, which tell later on which of them were changed
 
 
 @dataclass(frozen=True, slots=True)

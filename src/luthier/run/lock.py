@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -62,16 +62,21 @@ def hash_config(config: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
-def diff(a: Lock, b: Lock) -> list[str]:
-    """One line for each thing in which two locks are different runs, ``a``'s value first; empty: the same run."""
+def diff(a: Lock, b: Lock, inside: Callable[[str], Sequence[str]] = lambda key: ()) -> list[str]:
+    """One line for each thing in which two locks are different runs, ``a``'s value first; empty: the same run.
+
+    ``inside``: more lines on what one of the hashes of `HASHED` is of, by its key.
+    """
     left, right = a.to_json(), b.to_json()
     left["config"], right["config"] = _identity(left["config"]), _identity(right["config"])
     before, after = _flat(left, IDENTITY), _flat(right, IDENTITY)
-    return [
-        f"{key}: {_shown(key, before)} → {_shown(key, after)}" + (f" ({HASHED[key]})" if key in HASHED else "")
-        for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key)
-    ]
+    out = []
+    for key in sorted(before.keys() | after.keys(), key=lambda key: (key not in HASHED, key)):
+        if before.get(key) != after.get(key):
+            what = f" ({HASHED[key]})" if key in HASHED else ""
+            out.append(f"{key}: {_shown(key, before)} → {_shown(key, after)}{what}")
+            out += [f"    {line}" for line in inside(key)] if key in HASHED else []
+    return out
 
 
 def _shown(key: str, values: Mapping[str, str]) -> str:

@@ -26,7 +26,9 @@ from luthier.run.folder import RunFolder
 FORMAT = 1
 SLOTS = 2
 DONE = "done.json"
-RECORDS = ("run.json", "config.yaml", "plan.json", "audit.json", "data.json", "metrics.jsonl", "outcome.json")
+RECORDS = (
+    "run.json", "config.yaml", "plan.json", "audit.json", "data.json", "rows.hash", "metrics.jsonl", "outcome.json",
+)  # fmt: skip
 LINKED = ".mirroring"
 LAST_WAIT = 600.0  # seconds that a finished run waits for its last copy
 ENDED_WAIT = 15.0  # the same of one that ended early: a preempted machine has half a minute in all

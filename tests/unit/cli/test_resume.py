@@ -68,6 +68,17 @@ def edit_rows(begun: Path) -> None:
     rows.write_text(rows.read_text().replace("yes 7", "no 7"))
 
 
+def add_row(begun: Path) -> None:
+    rows = begun / "rows.csv"
+    rows.write_text(rows.read_text().replace("say 3,", "say it,no\nsay 3,"))
+
+
+def remove_rows(begun: Path) -> None:
+    rows = begun / "rows.csv"
+    lines = rows.read_text().splitlines(keepends=True)
+    rows.write_text("".join(lines[:3] + lines[9:]))
+
+
 def edit_tokenizer(begun: Path) -> None:
     path = begun / "base" / "tokenizer_config.json"
     path.write_text(path.read_text().replace('"model_max_length": 512', '"model_max_length": 500'))
@@ -92,9 +103,12 @@ def edit_base(begun: Path) -> None:
 
 @pytest.mark.parametrize(
     ("edit", "said"),
-    [(edit_rows, "(the columns or the rows of the dataset)"), (edit_tokenizer, "(the tokenizer)"),
+    [(edit_rows, "(the columns or the rows of the dataset)\n              1 row changed: 7\n"),
+     (add_row, "20 rows → 21\n              1 row added: 3\n"), (remove_rows, "6 rows removed: 2, 3, 4, 5, 6 …\n"),
+     (edit_tokenizer, "(the tokenizer)\n              tokenizer_config.json has changed\n"),
      (edit_template, r'config.prompt.template: "{question}\n" → "Q {question}\n"'),
-     (edit_rate, "config.trainer.learning_rate: 0.0002 → 0.5"), (edit_base, "(the files of the base model)")],
+     (edit_rate, "config.trainer.learning_rate: 0.0002 → 0.5"),
+     (edit_base, "(the files of the base model)\n              model.safetensors has changed\n")],
 )  # fmt: skip
 @pytest.mark.parametrize("begun", ["decoder"], indirect=True)
 def test_what_was_changed_under_a_run_is_refused_by_name(begun: Path, edit: Any, said: str) -> None:

@@ -27,7 +27,8 @@ def imported(path: Path, name: str, options: Options, reader: Reader) -> Table:
     build_once(folder, lambda staging: _write(staging, path, name, options, reader), inf)
     forget_old(folder)
     known = json.loads((folder / "table.json").read_text(encoding="utf-8"))
-    return Table(mapped(folder / "rows.arrow"), name, known["notes"], content_hash=known["content_hash"])
+    hashes = (str(known["content_hash"]), (folder / "rows.hash").read_bytes())
+    return Table(mapped(folder / "rows.arrow"), name, known["notes"], hashes=hashes)
 
 
 def _write(folder: Path, path: Path, name: str, options: Options, reader: Reader) -> None:
@@ -42,6 +43,7 @@ def _write(folder: Path, path: Path, name: str, options: Options, reader: Reader
         with pa.OSFile(str(rows), "wb") as out, pa.ipc.new_file(out, table.rows.schema) as writer:
             writer.write_table(table.rows, max_chunksize=4096)
         spill.unlink(missing_ok=True)
+    (folder / "rows.hash").write_bytes(table.row_hashes)
     known = {"format": 1, "notes": list(table.notes), "content_hash": table.content_hash}
     (folder / "table.json").write_text(json.dumps(known), encoding="utf-8")
 
