@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from luthier import events
@@ -15,11 +16,10 @@ EVERY = 0.5  # seconds
 
 def _size(folder: Path) -> int:
     total = 0
-    for path in folder.rglob("*"):
-        try:
-            total += path.stat().st_size if path.is_file() else 0
-        except OSError:  # renamed or removed while we looked
-            continue
+    for inside, _, names in os.walk(folder):  # which passes over folders that go away meanwhile; rglob raises
+        for name in names:
+            with suppress(OSError):  # renamed or removed while we looked
+                total += os.stat(os.path.join(inside, name)).st_size
     return total
 
 
