@@ -267,6 +267,7 @@ class Request:
     prompt_ids: Sequence[int]
     sampling: Sampling
     number: int = 0  # which of the answers to this prompt; each has a random stream of its own
+    adapter: str | None = None  # who answers, of an engine's several adapters; None: the engine's own model
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,6 +38,11 @@ class Model:
         """The model of a run folder. Raises RunError when ``path`` is none, AssetError when its base is not here."""
         with console.sink(quiet=quiet) as sink:
             tuned = pipeline.load(path, trust_remote_code=trust_remote_code, sink=sink)
+        return cls.of(tuned, trust_remote_code=trust_remote_code, quiet=quiet)
+
+    @classmethod
+    def of(cls, tuned: Tuned, *, trust_remote_code: bool = False, quiet: bool = False) -> Model:
+        """The interface to a run that is already loaded."""
         made = cls.__new__(cls)
         made.config, made.trust_remote_code, made.quiet = tuned.config, trust_remote_code, quiet
         made.folder, made._tuned = tuned.folder, tuned

@@ -8,9 +8,11 @@ decoder, so no key is ever ignored.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import torch
 
@@ -24,6 +26,7 @@ from luthier.infer.rules import Rules, unknown
 from luthier.infer.session import Row, Session
 from luthier.infer.several import expanded, folded
 from luthier.infer.wrapped import Wrapped
+from luthier.model.decoder.adapter import Adapter
 from luthier.model.decoder.decoder import Decoder
 from luthier.model.tunable import Tokens
 from luthier.plan.slots import Sizes, Slots, positions_of, waves
@@ -42,6 +45,7 @@ class DecoderEngine:
         *,
         batch_size: int | None = None,
         use_base: bool = False,
+        adapters: Mapping[str, Adapter] | None = None,
         sink: Sink = silent,
         context: int | None = None,
         logprobs: bool = False,
@@ -54,12 +58,15 @@ class DecoderEngine:
             tokenizer: decodes answers and names the ids that end them.
             batch_size: most rows at once; None lets memory decide.
             use_base: leave the adapter out.
+            adapters: those that requests may name, over a decoder without one of its own; a request that names none
+                is answered by the base. Rows of all of them share a batch.
             sink: receives progress, in rows.
             context: positions of the model's context; None where it has no bound.
             logprobs: completions carry the log-probability of each token before any rule or warping.
             stage: the name under which progress is reported.
         """
         self.decoder, self.tokenizer, self.use_base = decoder, tokenizer, use_base
+        self.adapters = dict(adapters or {})
         self.batch_size, self.sink, self.logprobs, self.stage = batch_size, sink, logprobs, stage
         ends = tuple(dict.fromkeys(int(token) for token in tokenizer.eos_ids))
         self.answers = Answers(tokenizer, ends, context, decoder.shape.vocab)
@@ -80,11 +87,11 @@ class DecoderEngine:
         Raises:
             ValueError: the request cannot be run; the message says why.
         """
-        fault = self.answers.refusal(request)
+        fault = self._refusal(request)
         if fault:
             raise ValueError(fault)
         if unknown(request.sampling):
-            yield from self._by_transformers().stream(request)
+            yield from self._by_transformers(request.adapter).stream(request)
             return
         for _, piece in self._stream([request]):
             yield piece
@@ -95,11 +102,11 @@ class DecoderEngine:
         Raises:
             ValueError: as `stream`.
         """
-        fault = self.answers.refusal(request)
+        fault = self._refusal(request)
         if fault:
             raise ValueError(fault)
         if unknown(request.sampling):
-            yield from self._by_transformers().stream_several(request)
+            yield from self._by_transformers(request.adapter).stream_several(request)
             return
         yield from self._stream(expanded([request]))
 
@@ -122,15 +129,23 @@ class DecoderEngine:
         own: list[Request] = []
         others: list[Request] = []
         for request in requests:
-            fault = self.answers.refusal(request)
+            fault = self._refusal(request)
             if fault:
                 yield Completion(request.key, (), "", "error", error=fault)
             else:
                 (others if unknown(request.sampling) else own).append(request)
         if own:
             yield from folded(own, self._run(self._rows(expanded(own))))
-        if others:
-            yield from self._by_transformers().generate(others)
+        for name in dict.fromkeys(request.adapter for request in others):
+            same = [request for request in others if request.adapter == name]
+            yield from self._by_transformers(name).generate(same)
+
+    def _refusal(self, request: Request) -> str | None:
+        """Why this row cannot be answered, or None."""
+        if request.adapter is not None and request.adapter not in self.adapters:
+            known = ", ".join(self.adapters) or "none"
+            return f"there is no adapter {request.adapter!r} here; there are: {known}"
+        return self.answers.refusal(request)
 
     def _rows(self, requests: Sequence[Request]) -> list[Row]:
         """Longest first, so that memory is asked for at its largest at once and the last rows to finish are short."""
@@ -176,13 +191,21 @@ class DecoderEngine:
 
     def _forward(self, rows: Sequence[Row]) -> Forward:
         alone = len(rows) == 1 or self.batch_size == 1  # one row is read as fast as it can be in any layout
-        return Forward(self.decoder, use_base=self.use_base, steps=0 if alone else max(row.steps for row in rows))
+        named = dict.fromkeys(row.request.adapter for row in rows if row.request.adapter is not None)
+        return Forward(
+            self.decoder,
+            use_base=self.use_base,
+            steps=0 if alone else max(row.steps for row in rows),
+            adapters=[self.adapters[name] for name in named],
+        )
 
     def _session(self, forward: Forward, rows: Sequence[Row], slots: Slots) -> Session:
         with torch.inference_mode():
             cache = Cache(self.decoder.shape, slots.rows, slots.capacity, self.decoder.device, self.decoder.dtype)
-            shared = _shared([tuple(row.request.prompt_ids) for row in rows])
-            prefix = forward.read_prefix(shared) if shared else Prefix()
+            numbers = {forward.number_of(row.request.adapter) for row in rows}
+            # adapters read the same beginning differently
+            shared = _shared([tuple(row.request.prompt_ids) for row in rows]) if len(numbers) == 1 else ()
+            prefix = forward.read_prefix(shared, numbers.pop()) if shared else Prefix()
         return Session(
             forward, self.answers, cache, rows,
             prefix=prefix, read=slots.read, logprobs=self.logprobs,
@@ -195,8 +218,11 @@ class DecoderEngine:
         device = self.decoder.device
         return waves(sizes_of(self.decoder), device.type, free_bytes(device), needs, self.batch_size)
 
-    def _by_transformers(self) -> HfEngine:
-        device, context = self.decoder.device, self.decoder.without_adapter if self.use_base else nullcontext
+    def _by_transformers(self, adapter: str | None) -> HfEngine:
+        device = self.decoder.device
+        context: Any = self.decoder.without_adapter if self.use_base else nullcontext
+        if adapter is not None:
+            context = partial(self.decoder.using, self.adapters[adapter].layers)
         self.decoder.refresh()
         return HfEngine(
             Wrapped(self.decoder, self.answers.limit), self.tokenizer,

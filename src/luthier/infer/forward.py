@@ -14,11 +14,14 @@ import torch
 
 from luthier.infer.cache import Cache
 from luthier.infer.memory import free_bytes
+from luthier.infer.mixing import Chosen, Mixing
 from luthier.kernels.attention import Kind, Spans, attend, attend_cached
+from luthier.kernels.glu import gated
 from luthier.kernels.linear import Linear, Matrix, Part, Update
 from luthier.kernels.norm import rms_norm
 from luthier.kernels.prepacked import Prepacked, inferred, prepacked
-from luthier.model.decoder.decoder import Decoder
+from luthier.model.decoder.adapter import Adapter
+from luthier.model.decoder.decoder import Decoder, modules
 from luthier.model.decoder.layer import Layer
 from luthier.model.decoder.shape import Rotary
 from luthier.model.decoder.weights import Quantised, Resident, Streamed, Trained
@@ -37,8 +40,18 @@ class Prefix:
 class Forward:
     """Runs a decoder's layers over a cache, with the weights that it has when this is made."""
 
-    def __init__(self, decoder: Decoder, *, use_base: bool = False, steps: int = 0) -> None:
-        """``use_base`` leaves the adapter out. ``steps``: so many will be made of several rows, at most; 0: unknown."""
+    def __init__(
+        self, decoder: Decoder, *, use_base: bool = False, steps: int = 0, adapters: Sequence[Adapter] = ()
+    ) -> None:
+        """Take the weights.
+
+        Args:
+            decoder: the model.
+            use_base: leave its own adapter out.
+            steps: so many will be made of several rows, at most; 0: unknown.
+            adapters: those that rows may choose from, in place of the decoder's own.
+        """
+        use_base = use_base or bool(adapters)
         self.decoder, self.shape, self.device = decoder, decoder.shape, decoder.device
         decoder.refresh()
         self.layers = cast(list[Layer], list(decoder.layers))
@@ -52,6 +65,8 @@ class Forward:
             self._head_vh = decoder.head_weight()
             self._head = prepacked(self._head_vh) if steps >= LAID_OUT else None
 
+        rows = {name: max(own.stop for own in parts.values()) for name, parts in modules(self.shape).items()}
+        self.mixing = Mixing(adapters, rows) if adapters else None
         self._side = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
 
     @property
@@ -60,19 +75,28 @@ class Forward:
         here = not any(isinstance(op.matrix, Streamed) for products in self._products for op in products.values())
         return self.device.type == "cuda" and self.decoder.embedding.device.type == "cuda" and here
 
-    def read_prefix(self, ids: Sequence[int]) -> Prefix:
-        """Read tokens that several prompts begin with."""
+    def number_of(self, adapter: str | None) -> int:
+        """The number by which passes know an adapter; 0 is none."""
+        return self.mixing.numbers[adapter] if self.mixing is not None else 0
+
+    def read_prefix(self, ids: Sequence[int], adapter: int = 0) -> Prefix:
+        """Read tokens that several prompts of one adapter begin with."""
         held = Cache(self.shape, 1, len(ids), self.device, self.decoder.dtype)
-        self.prefill([tuple(ids)], [0], held, Prefix())
+        self.prefill([tuple(ids)], [0], held, Prefix(), [adapter])
         pairs = [held.of(0, layer, len(ids)) for layer in range(self.shape.layers)]
         return Prefix(tuple(ids), tuple(k for k, _ in pairs), tuple(v for _, v in pairs))
 
     def prefill(
-        self, prompts: Sequence[Sequence[int]], slots: Sequence[int], cache: Cache, prefix: Prefix
+        self,
+        prompts: Sequence[Sequence[int]],
+        slots: Sequence[int],
+        cache: Cache,
+        prefix: Prefix,
+        adapters: Sequence[int] = (),
     ) -> torch.Tensor:
         """[r, v] fp32 scores of what follows each prompt; its keys and values are put into its slot.
 
-        All prompts begin with the prefix and are longer than it.
+        All prompts begin with the prefix and are longer than it. ``adapters``: the number of each prompt's; none: 0.
         """
         start = len(prefix.ids)
         lengths = [len(prompt) - start for prompt in prompts]
@@ -85,8 +109,10 @@ class Forward:
         turns = self.decoder.turns(positions_t)
         spans = _spans(lengths, start, self.device)
         x_th = self.decoder.embed(ids_t)
+        number_t = torch.tensor(list(adapters) or [0] * len(prompts)).repeat_interleave(torch.tensor(lengths))
+        mix = self._choose(number_t)
         for number, layer in enumerate(self.layers):
-            q, k, v = self._heads(layer, x_th, turns)
+            q, k, v = self._heads(layer, x_th, turns, mix)
             cache.put(number, places, k, v)
             if start:
                 cache.spread(number, slots, prefix.keys[number], prefix.values[number])
@@ -97,50 +123,71 @@ class Forward:
                 softcap=self.shape.attention_softcap,
             ).flatten(1)  # fmt: skip
             if number == len(self.layers) - 1:
-                out, x_th = out[last_r], x_th[last_r]
-            x_th = self._rest(layer, out, x_th)
+                out, x_th, mix = out[last_r], x_th[last_r], None if mix is None else mix.first(last_r)
+            x_th = self._rest(layer, out, x_th, mix)
         return self._scores(x_th)
 
-    def step(self, ids_r: torch.Tensor, lengths_r: torch.Tensor, cache: Cache, longest: int) -> torch.Tensor:
+    def step(
+        self, ids_r: torch.Tensor, lengths_r: torch.Tensor, cache: Cache, longest: int, adapter_r: torch.Tensor
+    ) -> torch.Tensor:
         """[r, v] fp32 scores of what follows one more token of each of the first r slots.
 
         ``lengths_r`` [r] int64: tokens that the slots hold, which is where the new one goes. ``longest``: no slot holds
-        more than this with the new one.
+        more than this with the new one. ``adapter_r`` [r]: the number of each row's adapter.
         """
         rows = len(ids_r)
         turns = self.decoder.turns(lengths_r)
         places = cache.places(torch.arange(rows, device=self.device), lengths_r)
         held_r = lengths_r + 1
         x_rh = self.decoder.embed(ids_r)
+        mix = self._choose(adapter_r)
         for number, layer in enumerate(self.layers):
-            q, k, v = self._heads(layer, x_rh, turns)
+            q, k, v = self._heads(layer, x_rh, turns, mix)
             cache.put(number, places, k, v)
             out = attend_cached(
                 q, cache.keys[number][:rows, :, :longest], cache.values[number][:rows, :, :longest], held_r,
                 scale=self.shape.attention_scale, window=self.shape.window[number],
                 softcap=self.shape.attention_softcap,
             ).flatten(1)  # fmt: skip
-            x_rh = self._rest(layer, out, x_rh)
+            x_rh = self._rest(layer, out, x_rh, mix)
         return self._scores(x_rh)
 
+    def _choose(self, number_t: torch.Tensor) -> Chosen | None:
+        return None if self.mixing is None else self.mixing.choose(number_t.to(self.device))
+
     def _heads(
-        self, layer: Layer, x_th: torch.Tensor, turns: Mapping[Rotary, tuple[torch.Tensor, torch.Tensor]]
+        self,
+        layer: Layer,
+        x_th: torch.Tensor,
+        turns: Mapping[Rotary, tuple[torch.Tensor, torch.Tensor]],
+        mix: Chosen | None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        qkv_to = self._product(self._products[layer.number]["qkv"], x_th)
+        qkv_to = self._product(layer, "qkv", x_th, mix)
         return layer.split(qkv_to, turns[self.shape.rotary[layer.number]])
 
-    def _rest(self, layer: Layer, out: torch.Tensor, x_th: torch.Tensor) -> torch.Tensor:
-        x_th = self._joined(layer, "o", out, x_th)
-        return self._joined(layer, "down", self._product(self._products[layer.number]["gate_up"], x_th), x_th)
+    def _rest(self, layer: Layer, out: torch.Tensor, x_th: torch.Tensor, mix: Chosen | None) -> torch.Tensor:
+        x_th = self._joined(layer, "o", out, x_th, mix)
+        return self._joined(layer, "down", self._product(layer, "gate_up", x_th, mix), x_th, mix)
 
-    def _joined(self, layer: Layer, product: str, value: torch.Tensor, x_th: torch.Tensor) -> torch.Tensor:
-        op, norm = self._products[layer.number][product], layer.norms.get(product)
+    def _joined(
+        self, layer: Layer, product: str, value: torch.Tensor, x_th: torch.Tensor, mix: Chosen | None
+    ) -> torch.Tensor:
+        norm = layer.norms.get(product)
         if norm is None:
-            return self._product(op, value, x_th)
-        return x_th + rms_norm(self._product(op, value), norm.weight, norm.eps, norm.offset)[0]
+            return self._product(layer, product, value, mix, x_th)
+        return x_th + rms_norm(self._product(layer, product, value, mix), norm.weight, norm.eps, norm.offset)[0]
 
-    def _product(self, op: Linear, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+    def _product(
+        self, layer: Layer, product: str, x: torch.Tensor, mix: Chosen | None, residual: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """In a graph, the update's first factor runs beside the matrix; elsewhere a second stream costs too much."""
+        op = self._products[layer.number][product]
+        if mix is not None and mix.has(layer.number, product):
+            x, op = entered(op, x)
+            return mix.add(layer.number, product, self._times(op, x, residual), x)
+        return self._times(op, x, residual)
+
+    def _times(self, op: Linear, x: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
         if isinstance(op.matrix, Prepacked):
             return inferred(op, op.matrix, x, residual)
         beside = self._side if self._side is not None and torch.cuda.is_current_stream_capturing() else None
@@ -193,6 +240,15 @@ def joined(op: Linear) -> Linear:
         b_or[part.rows.start - first : part.rows.stop - first, part.ranks] = b
     whole = Part(slice(first, last), slice(0, len(update.a_rh)), update.parts[0].scale)
     return replace(op, update=Update((whole,), update.a_rh, (b_or,)))
+
+
+def entered(op: Linear, x: torch.Tensor) -> tuple[torch.Tensor, Linear]:
+    """What enters the matrix, after norm or gate, and the product without them."""
+    if op.norm is not None:
+        x = rms_norm(x, op.norm.weight, op.norm.eps, op.norm.offset)[0]
+    elif op.gate is not None:
+        x = gated(x, op.gate)
+    return x, replace(op, norm=None, gate=None)
 
 
 def _elements(matrix: Matrix) -> int:

@@ -113,7 +113,8 @@ class Session:
         slots = range(first, first + len(chosen))
         self.running += chosen
         self._changed = True
-        scores_rv = self.forward.prefill([row.ids for row in chosen], slots, self.cache, self.prefix)
+        ids = [row.ids for row in chosen]
+        scores_rv = self.forward.prefill(ids, slots, self.cache, self.prefix, self._adapters(chosen))
         floor = torch.tensor([row.rules.floor for row in chosen], device=scores_rv.device)
         blocked = any(row.rules.floor for row in chosen) and len(self.answers.ends) > 0
         own_rv = self.stepper.block(scores_rv, floor) if blocked else scores_rv
@@ -126,7 +127,8 @@ class Session:
         rows = self.running
         if self._changed:
             blocked = [row.rules.floor - row.made for row in rows]
-            self.stepper.put([row.ids[-1] for row in rows], [len(row.ids) - 1 for row in rows], blocked)
+            lengths = [len(row.ids) - 1 for row in rows]
+            self.stepper.put([row.ids[-1] for row in rows], lengths, blocked, self._adapters(rows))
             self._changed = False
         count = self._burst()
         longest = max(len(row.ids) for row in rows)
@@ -144,6 +146,9 @@ class Session:
             for row, token in zip(rows, tokens, strict=True):
                 if not row.done:
                     self._append(row, token)
+
+    def _adapters(self, rows: Sequence[Row]) -> list[int]:
+        return [self.forward.number_of(row.request.adapter) for row in rows]
 
     def _burst(self) -> int:
         """How many steps may be taken before their tokens are looked at."""

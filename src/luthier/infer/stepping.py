@@ -33,7 +33,8 @@ class Step:
 class Stepper:
     """The state of the running rows on the device, and how it advances.
 
-    ids [s]: the last token of each row; lengths [s]: tokens of it in the cache; blocked [s]: steps until it may end.
+    ids [s]: the last token of each row; lengths [s]: tokens of it in the cache; blocked [s]: steps until it may end;
+    adapters [s]: the number of the adapter that answers it.
     """
 
     def __init__(self, forward: Forward, cache: Cache, ends: Sequence[int], told: Callable[[str], None]) -> None:
@@ -41,18 +42,21 @@ class Stepper:
         self.forward, self.cache, self.told = forward, cache, told
         device = forward.device
         self.ends = torch.tensor(list(ends), dtype=torch.long, device=device)
-        self.ids, self.lengths, self.blocked = (
-            torch.zeros(cache.slots, dtype=torch.long, device=device) for _ in range(3)
+        self.ids, self.lengths, self.blocked, self.adapters = (
+            torch.zeros(cache.slots, dtype=torch.long, device=device) for _ in range(4)
         )
         self.graphs = forward.graphable
         self._met: set[int] = set()
         self._captured: dict[int, tuple[torch.cuda.CUDAGraph, Step]] = {}
         self._pool: Any = None
 
-    def put(self, ids: Sequence[int], lengths: Sequence[int], blocked: Sequence[int]) -> None:
+    def put(
+        self, ids: Sequence[int], lengths: Sequence[int], blocked: Sequence[int], adapters: Sequence[int] = ()
+    ) -> None:
         """Set the state of the first rows; the others write to the beginning of slots that are not in use."""
         idle = [0] * (self.cache.slots - len(ids))
-        for own, values in ((self.ids, ids), (self.lengths, lengths), (self.blocked, blocked)):
+        state = (self.ids, self.lengths, self.blocked, self.adapters)
+        for own, values in zip(state, (ids, lengths, blocked, adapters or [0] * len(ids)), strict=True):
             own.copy_(torch.tensor([*values, *idle]))
 
     def advance(self, rows: int, longest: int, floor: bool) -> Step:
@@ -78,7 +82,9 @@ class Stepper:
         return raw_rv.index_copy(1, self.ends, closed_re)
 
     def _once(self, rows: int, longest: int, floor: bool) -> Step:
-        raw_rv = self.forward.step(self.ids[:rows], self.lengths[:rows], self.cache, longest)
+        raw_rv = self.forward.step(
+            self.ids[:rows], self.lengths[:rows], self.cache, longest, self.adapters[:rows]
+        )
         scores_rv = self.block(raw_rv, self.blocked[:rows]) if floor else raw_rv
         likeliest_r = scores_rv.argmax(-1)
         self.ids[:rows].copy_(likeliest_r)

@@ -4,6 +4,7 @@ config + dataset ── preparing.prepare ──▶ Work: base, tokenizer, table
 Work ── opening.open_for_tuning ──▶ Tunable: the weights, an adapter on them, an engine to ask them
 Work + Tunable ── training.train ──▶ run folder + Tuned
 run folder ── loading.load ──▶ Tuned (see `luthier.tuned`)
+run folders over one base ── together.load_together ──▶ Together: a Tuned each, one engine (brings in torch)
 """
 
 from luthier.pipeline.evaluating import evaluate

@@ -12,6 +12,7 @@ from torch import nn
 
 from luthier.events import Sink, silent
 from luthier.model.adapters import RECORD
+from luthier.model.decoder.adapter import Adapter
 from luthier.model.decoder.decoder import Decoder, Execution
 from luthier.model.decoder.save import save_adapter, save_weights
 from luthier.model.tunable import Tokens, no_base
@@ -70,16 +71,22 @@ class Decoded:
         raise no_base()
 
     def engine(
-        self, tokenizer: Tokens, *, batch_size: int | None = None, use_base: bool = False, sink: Sink = silent
+        self,
+        tokenizer: Tokens,
+        *,
+        batch_size: int | None = None,
+        use_base: bool = False,
+        adapters: Mapping[str, Adapter] | None = None,
+        sink: Sink = silent,
     ) -> Engine:
-        """Generation with the weights and the adapter of training."""
+        """Generation with the weights and the adapter of training, or with those of ``adapters`` that requests name."""
         from luthier.infer.engine import DecoderEngine
 
         if use_base and not self.has_base:
             self.base_only()  # raises, and says why
         return DecoderEngine(
             self.decoder, tokenizer,
-            batch_size=batch_size, use_base=use_base, sink=sink, context=self.base.spec.context,
+            batch_size=batch_size, use_base=use_base, adapters=adapters, sink=sink, context=self.base.spec.context,
         )  # fmt: skip
 
     def adopt(self, plan: Plan) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from luthier import assets, config, events
 from luthier.assets.tokenizer import Tokenizer
@@ -24,6 +25,10 @@ from luthier.run.inputs import RECORD
 from luthier.tuned import CALIBRATION, Tuned
 from luthier.types import Base
 
+if TYPE_CHECKING:
+    from luthier.model.tunable import Tunable
+    from luthier.plan.precision import Precision
+
 
 def load(
     path: str | Path,
@@ -36,25 +41,62 @@ def load(
 
     Raises RunError when ``path`` is no finished run, AssetError when its base is not here or has another content.
     """
-    from luthier.train.precision import resolve_precision
+    found = find(path, overrides=overrides, sink=sink)
+    base = assets.resolve(found.base_name, trust_remote_code=trust_remote_code, sink=sink)
+    found.require(base)
+    model = open_tuned(found.settings, base, found.precision, found.device, found.folder, sink)
+    return tuned_of(found, base, model, sink)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a finished run says of itself, before any weights are read."""
+
+    folder: RunFolder
+    settings: Config
+    lock: Lock
+    record: Mapping[str, Any]  # what it was made from
+    base_name: str
+    precision: Precision
+    device: str
+
+    def require(self, base: Base) -> None:
+        """Raise AssetError asset-wrong-base when ``base`` has another content than the one that was trained on."""
+        if base.content_hash != self.lock.base_hash:
+            raise AssetError(
+                "asset-wrong-base",
+                f"{base.name} is not the base model that this run was trained on",
+                where=str(self.folder.path),
+                received=f"{base.content_hash[:16]}… from {base.source}",
+                allowed=f"{self.lock.base_hash[:16]}…",
+                fix="put the original base model where it was, or train again",
+            )
+
+
+def find(path: str | Path, *, overrides: Sequence[str] = (), sink: events.Sink = events.silent) -> Found:
+    """Read a finished run's records. Raises RunError when ``path`` is none."""
+    from luthier.plan.precision import resolve_precision
 
     folder = RunFolder.load(path)
     settings = config.load(folder.path / "config.yaml", overrides)
     lock = folder.lock
     assert lock is not None, "a run with a model has a lock"
     known = folder.read_json(RECORD)
-    found: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in known["layout"].items()}
-    layout = Layout(**found)
-    name = _base_name(settings.base_model, known.get("base"))
-    base = assets.resolve(name, trust_remote_code=trust_remote_code, sink=sink)
-    _same_base(base, lock, folder)
     machine = machines.probe(settings.execution.device)
     precision = resolve_precision(declared_precision(settings), machine)
-    model = open_tuned(settings, base, precision, planner.device_of(machine), folder, sink)
-    table, splits = _training_data(settings, known, layout, lock, sink)
+    name = _base_name(settings.base_model, known.get("base"))
+    return Found(folder, settings, lock, known, name, precision, planner.device_of(machine))
+
+
+def tuned_of(found: Found, base: Base, model: Tunable, sink: events.Sink = events.silent) -> Tuned:
+    """A run with its model, ready to answer."""
+    settings, folder = found.settings, found.folder
+    columns: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in found.record["layout"].items()}
+    layout = Layout(**columns)
+    table, splits = _training_data(settings, found.record, layout, found.lock, sink)
     tokenizer = Tokenizer.load(base.path)
-    renderer = renderer_of(settings, layout, tokenizer, base, known["columns"], "data")
-    open_it = partial(open_base, settings, base, precision, planner.device_of(machine), sink)
+    renderer = renderer_of(settings, layout, tokenizer, base, found.record["columns"], "data")
+    open_it = partial(open_base, settings, base, found.precision, found.device, sink)
     calibration = None
     if (folder.path / CALIBRATION).is_file():
         calibration = Calibration.from_json(folder.read_json(CALIBRATION))
@@ -112,15 +154,3 @@ def _base_name(declared: str, recorded: str | None) -> str:
     """The name to find the base by: a relative path of the config means the folder that the run was made in."""
     here = Path(declared).expanduser()
     return recorded if recorded is not None and not here.exists() and Path(recorded).exists() else declared
-
-
-def _same_base(base: Base, lock: Lock, folder: RunFolder) -> None:
-    if base.content_hash != lock.base_hash:
-        raise AssetError(
-            "asset-wrong-base",
-            f"{base.name} is not the base model that this run was trained on",
-            where=str(folder.path),
-            received=f"{base.content_hash[:16]}… from {base.source}",
-            allowed=f"{lock.base_hash[:16]}…",
-            fix="put the original base model where it was, or train again",
-        )

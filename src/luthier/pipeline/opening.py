@@ -76,7 +76,7 @@ def open_tuned(
 
     whole = run.weights.is_dir()
     files = replace(base, path=run.weights) if whole else base
-    if _decodes(settings, base):
+    if decodes(settings, base):
         from luthier.model.decoder.save import load_adapter
         from luthier.pipeline.decoded import Decoded
 
@@ -96,7 +96,7 @@ def open_tuned(
 
 def open_base(settings: Config, base: Base, precision: Precision, device: str, sink: events.Sink) -> Tunable:
     """The base as it is."""
-    if _decodes(settings, base):
+    if decodes(settings, base):
         from luthier.pipeline.decoded import Decoded
 
         plan = _asking(settings, base, precision, device)
@@ -112,7 +112,7 @@ def declared_precision(settings: Config) -> str:
     return "fp32" if settings.trainer.use_mixed_precision is False else settings.trainer.precision
 
 
-def _decodes(settings: Config, base: Base) -> bool:
+def decodes(settings: Config, base: Base) -> bool:
     """Whether the decoder runs this config, as the planner decides it for training."""
     if settings.execution.model == "generic":
         return False

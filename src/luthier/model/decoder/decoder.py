@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from luthier.kernels import attention, keyed
-from luthier.kernels.linear import Norm
+from luthier.kernels.linear import Norm, Update
 from luthier.kernels.logprob import score, selected_logprob
 from luthier.model.decoder import lora
 from luthier.model.decoder.graphs import Graphs
@@ -192,8 +192,7 @@ class Decoder(nn.Module):
                     name = f"model.layers.{layer.number}.{part}"
                     if name not in chosen:
                         continue
-                    width = self.shape.intermediate if product == "down" else self.shape.hidden
-                    width = self.shape.q_rows if product == "o" else width
+                    width = self.width_of(product)
                     start = lora.start_a(seed, name, chosen[name].r, width, section.init_lora_weights)
                     start = start.to(self.device, master)
                     pairs.append((lora.Pair(name, chosen[name], place.stop - place.start, start), place))
@@ -202,12 +201,25 @@ class Decoder(nn.Module):
         self._seed = seed
         self._copies, self._graphs = None, None
 
+    def width_of(self, product: str) -> int:
+        """What enters a product."""
+        widths = {"down": self.shape.intermediate, "o": self.shape.q_rows}
+        return widths.get(product, self.shape.hidden)
+
     @contextmanager
     def without_adapter(self) -> Iterator[None]:
         """The base model alone, within a block."""
+        with self.using([{} for _ in self.layers]):
+            yield
+
+    @contextmanager
+    def using(self, layers: Sequence[Mapping[str, Update]]) -> Iterator[None]:
+        """The base model with these updates of each layer's products, within a block; nothing of them is trained."""
         before = [dict(layer.products) for layer in self.layers]
-        for layer in self.layers:
-            layer.products = {name: replace(op, update=None, masters=()) for name, op in layer.products.items()}
+        for layer, own in zip(self.layers, layers, strict=True):
+            layer.products = {
+                name: replace(op, update=own.get(name), masters=()) for name, op in layer.products.items()
+            }
         try:
             yield
         finally:
