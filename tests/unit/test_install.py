@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -22,6 +23,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[2]
 IMAGES = ROOT / "tests" / "data" / "images"
+CUDA = re.compile("nvidia-|cuda-|triton$")  # torch's own, where it is built for CUDA: beside torch they do not count
 NEWER = {"torch": "2.99.0", "numpy": "2.99.0"}  # what a careless resolution would take
 
 
@@ -123,8 +125,24 @@ def test_an_older_torch_would_be_changed(wheels: Path, tmp_path: Path) -> None:
 
 
 def test_a_core_install_has_at_most_sixty_distributions() -> None:
-    found = closure(list(project()["dependencies"]))  # type: ignore[call-overload]
+    found = {name for name in closure(list(project()["dependencies"])) if not CUDA.match(name)}  # type: ignore[call-overload]
     assert len(found) + 1 <= 60, sorted(found)  # and Luthier itself
+
+
+@pytest.mark.long
+def test_the_torch_that_others_get_fits_the_constraints(tmp_path: Path) -> None:
+    """Needs a package index. torch for CUDA requires packages that torch for CPU does not; no pin may exclude them."""
+    report = tmp_path / "report.json"
+    pip = [sys.executable, "-m", "pip", "install", "--dry-run", "--quiet", "--ignore-installed", "--no-deps"]
+    subprocess.run([*pip, "--report", str(report), "torch===2.13.0"], check=True, timeout=900)
+    (torch,) = (one["metadata"] for one in json.loads(report.read_text("utf-8"))["install"])
+    lines = (ROOT / "constraints.txt").read_text("utf-8").splitlines()
+    pins = {canonicalize_name(n): v for n, _, v in (line.partition("==") for line in lines if not line.startswith("#"))}
+    needs = [Requirement(text) for text in torch["requires_dist"]]
+    needs = [one for one in needs if one.marker is None or one.marker.evaluate({"extra": ""})]
+    assert sys.platform != "linux" or "triton" in {one.name for one in needs}, "this is not torch for CUDA"
+    wrong = [str(one) for one in needs if (pin := pins.get(canonicalize_name(one.name))) and pin not in one.specifier]
+    assert wrong == []
 
 
 @pytest.mark.long
@@ -143,7 +161,7 @@ def test_a_core_install_in_a_fresh_environment(tmp_path: Path) -> None:
         "print(json.dumps(sizes))"
     )
     sizes = json.loads(subprocess.run([str(python), "-c", code], check=True, capture_output=True, text=True).stdout)
-    cuda = {name for name in sizes if name.startswith("nvidia-") or name == "triton"}  # torch's own, where it has any
+    cuda = {name for name in sizes if CUDA.match(canonicalize_name(name))}
     beside = {name: size for name, size in sizes.items() if name not in {"torch", "pip", "setuptools", *cuda}}
     assert "bitsandbytes" in beside and len(beside) + 1 <= 60, sorted(beside)  # and torch
     print(f"{len(beside) + 1} distributions, {sum(beside.values()) / 1e6:.0f} MB beside torch")

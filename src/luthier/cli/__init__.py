@@ -12,6 +12,7 @@ from luthier import __version__
 from luthier.cli import chat, check, convert, doctor, evaluate, init, plan, predict, runs, schema, train
 from luthier.cli.common import report_failure
 from luthier.errors import LuthierError
+from luthier.parallel import place
 
 app = typer.Typer(
     name="luthier",
@@ -51,7 +52,7 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 def _ended(code: str | int | None) -> SystemExit:
     """The end with this exit code; a signal is told. A training says more: see luthier.errors.Interrupted."""
     for number in (signal.SIGINT, signal.SIGTERM):
-        if code == 128 + number:
+        if code == 128 + number and place().first:
             typer.echo(f"ended by {number.name}; the same command does it again", err=True)
     return SystemExit(code)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from luthier.config import Config
     from luthier.run import Inputs
 
+FIRST_SPEAKS = 15.0  # seconds that rank 0 has to tell what all ranks failed with
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout; progress is silent.")]
 Set = Annotated[
     list[str] | None,
@@ -89,10 +91,14 @@ def emit(result: Mapping[str, Any]) -> None:
 
 
 def report_failure(error: LuthierError, as_json: bool) -> None:
-    """Print an explained failure, for people or for machines; what all ranks fail with, once."""
+    """Print an explained failure, for people or for machines; what all ranks fail with, once.
+
+    torchrun ends all processes as soon as one has ended. So the others wait until rank 0 has spoken, and one that still
+    lives after that has failed alone and speaks itself.
+    """
     if not place().first:
-        return
-    if as_json:
+        time.sleep(FIRST_SPEAKS)
+    elif as_json:
         emit({"error": [fault.to_json() for fault in error.faults], "exit_code": error.exit_code})
         return
     from luthier import console

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import atexit
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from luthier import events
-from luthier.config import Config
 from luthier.data.columns import reference_of
 from luthier.data.source import TableSource
 from luthier.errors import RunError
@@ -36,6 +34,26 @@ def fit_and_save(
     work: Work, folder: RunFolder, precision: Precision, comm: Comm, sink: events.Sink, origin: Origin | None
 ) -> Tuned:
     """Open the model, train it, save what was trained."""
+    from luthier.train.trackers import tracking
+
+    if comm.rank != 0:
+        return _fit_and_save(work, folder, precision, comm, sink, events.silent, origin)
+    names, name = work.config.trainer.track, folder.path.name
+    with tracking(names, folder.path, name, work.config.to_dict(), sink) as trackers:  # told before the work begins
+        heard = events.fan_out(sink, _Keeper(folder), *trackers)
+        return _fit_and_save(work, folder, precision, comm, sink, heard, origin)
+
+
+def _fit_and_save(
+    work: Work,
+    folder: RunFolder,
+    precision: Precision,
+    comm: Comm,
+    sink: events.Sink,
+    heard: events.Sink,
+    origin: Origin | None,
+) -> Tuned:
+    """The work itself; ``heard`` is told what the loop does, ``sink`` all else."""
     from luthier.objectives.sft import Sft
     from luthier.train.evaluation import Evaluator
     from luthier.train.loop import fit, trainable
@@ -44,7 +62,6 @@ def fit_and_save(
 
     settings, plan, trainer = work.config, work.plan, work.config.trainer
     first = comm.rank == 0
-    trackers = _trackers(settings, folder) if first else []  # one that is not installed is told before the work
     source = _source(work)
     steps = trainer.train_steps or trainer.epochs * source.steps_per_epoch
     model = open_for_tuning(settings, work.base, precision, plan, sink, steps=steps)
@@ -78,7 +95,7 @@ def fit_and_save(
         restore_model=model.restore,
         precision=precision,
         seed=settings.random_seed,
-        sink=events.fan_out(sink, _Keeper(folder), *trackers) if first else events.silent,
+        sink=heard,
         comm=comm,
         loraplus_lr_ratio=getattr(settings.adapter, "loraplus_lr_ratio", None),
         leaner=partial(_leaner, model, work.base.spec.layers),
@@ -168,16 +185,6 @@ def _source(work: Work) -> TableSource:
         shuffle=settings.trainer.should_shuffle,
         classes=classes,
     )
-
-
-def _trackers(settings: Config, folder: RunFolder) -> list[Any]:
-    """The trackers that the config names, as sinks; each ends with the process."""
-    from luthier.train.trackers import open_tracker
-
-    opened = [open_tracker(name, folder.path, folder.path.name, settings.to_dict()) for name in settings.trainer.track]
-    for tracker in opened:
-        atexit.register(tracker.close)
-    return opened
 
 
 def _generated_scores(tuned: Tuned, rows: Sequence[int]) -> Mapping[str, float]:

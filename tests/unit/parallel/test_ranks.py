@@ -122,3 +122,27 @@ def test_the_command_line_under_torchrun(settings: Path, tmp_path: Path) -> None
     wrong = launched(2, *command, "--set", "trainer.epochs=0")
     assert wrong.returncode != 0
     assert wrong.stderr.count("error [config-") == 1
+
+
+def test_a_failure_of_all_ranks_is_told_by_the_first_and_one_of_another_alone_by_itself(tmp_path: Path) -> None:
+    """However late rank 0 is: torchrun ends it as soon as another has ended."""
+    program = tmp_path / "fail.py"
+    program.write_text(
+        "import os, sys, time\n"
+        "import luthier.cli.common as common\n"
+        "from luthier import cli\n"
+        "from luthier.errors import ConfigError\n"
+        "rank, alone = int(os.environ['RANK']), sys.argv[1] == 'alone'\n"
+        "common.FIRST_SPEAKS = 1.0 if alone else 60.0\n"
+        "def fail():\n"
+        "    time.sleep(0 if rank else 600 if alone else 2)\n"
+        "    raise ConfigError('config-conflict', f'rank {rank} failed')\n"
+        "cli.app = fail\n"
+        "cli.main()\n",
+        encoding="utf-8",
+    )
+    for how, wanted in (("all", "rank 0 failed"), ("alone", "rank 1 failed")):
+        failed = launched(2, str(program), how)
+        assert failed.returncode != 0
+        told = [line for line in failed.stderr.splitlines() if "error [" in line]
+        assert told == [f"error [config-conflict] {wanted}"]

@@ -146,3 +146,48 @@ def test_a_tracker_gets_the_numbers_by_split(tmp_path, monkeypatch, name, module
     else:
         assert sent == [(logs, (want,), {"step": 3})]
     assert fake.calls[-1][0] == ends
+
+
+def test_a_tracker_that_fails_is_told_once_and_all_are_closed(tmp_path, monkeypatch, capsys) -> None:
+    import sys
+
+    from luthier.events import Stepped, Warned
+    from luthier.train.trackers import tracking
+
+    class Broken(Recorder):
+        def log(self, *given, **named):
+            self.calls.append(("log", given, named))
+            raise OSError("the server went away")
+
+        def finish(self):
+            print("goodbye")
+            self.calls.append(("finish", (), {}))
+
+    broken, sound, seen = Broken(), Recorder(), []
+    monkeypatch.setitem(sys.modules, "wandb", broken)
+    monkeypatch.setitem(sys.modules, "trackio", sound)
+    with tracking(("wandb", "trackio"), tmp_path, "run", {}, seen.append) as trackers:
+        for step in (1, 2):
+            for tracker in trackers:
+                tracker(Stepped(step=step, total_steps=2, epoch=1.0, split="train", loss=0.5))
+    assert [type(one) for one in seen] == [Warned] and "the server went away" in seen[0].text
+    assert [name for name, _, _ in broken.calls] == ["init", "log"], "what has failed is left alone"
+    assert [name for name, _, _ in sound.calls] == ["init", "log", "log", "finish"]
+    assert capsys.readouterr().out == ""
+
+
+def test_a_tracker_that_cannot_begin_says_what_to_do(tmp_path, monkeypatch, capsys) -> None:
+    import sys
+
+    class NoKey(Recorder):
+        def init(self, **named):
+            print("Welcome")
+            raise ValueError("no API key")
+
+    monkeypatch.setitem(sys.modules, "wandb", NoKey())
+    with pytest.raises(DependencyError) as caught:
+        open_tracker("wandb", tmp_path, "run", {})
+    fault = caught.value.faults[0]
+    assert (fault.code, fault.where, fault.received) == ("dependency-failed", "trainer.track", "wandb")
+    assert "no API key" in fault.message and fault.fix
+    assert capsys.readouterr().out == "", "stdout belongs to the result of the command"
