@@ -42,6 +42,7 @@ CODES: dict[str, str] = {
     "run-foreign-files": "An output folder that holds files of something else.",
     "run-other-lock": "An output folder whose run was made from another config, data or base.",
     "run-in-use": "A run folder that another process is writing to.",
+    "run-no-table": "The table a run was trained on is needed again, and was not a file, is gone, or has changed.",
     "run-no-space": "Not enough disk space for what the run will write.",
     "run-interrupted": "The run was ended by SIGINT or SIGTERM, after a checkpoint at its last finished step.",
     "run-damaged": "A checkpoint or record whose content does not match its manifest.",

@@ -15,9 +15,9 @@ EXAMPLES = ("luthier schema --output config.schema.json",)
 
 def command(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write it to this file.")] = None,
-    as_json: common.Json = True,
+    as_json: common.Json = False,
 ) -> None:
-    """Print the JSON Schema of config.yaml. Editors complete and check with it; it is always JSON."""
+    """Print the JSON Schema of config.yaml, or write it to a file. Editors complete and check with it."""
     from luthier import config
     from luthier.run import atomic
 
@@ -25,4 +25,7 @@ def command(
         common.emit(config.json_schema())
     else:
         atomic.write_json(output, config.json_schema())
-        typer.echo(f"wrote {output}")
+        if as_json:
+            common.emit({"schema": str(output)})
+        else:
+            typer.echo(f"wrote {output}")

@@ -19,7 +19,7 @@ from luthier.pipeline.preparing import Work
 from luthier.plan.recorded import leaner
 from luthier.run import RunFolder, atomic, manifest, require_space
 from luthier.run.watch import growing
-from luthier.tuned import Tuned
+from luthier.tuned import TrainedOn, Tuned
 from luthier.types import Plan
 
 if TYPE_CHECKING:
@@ -68,9 +68,8 @@ def _fit_and_save(
     trained = sum(weight.numel() for weight in trainable(model.module).values())
     require_space(folder.path, trained * BYTES_PER_TRAINED_WEIGHT * (trainer.keep_last + 2))
     open_it = partial(open_base, settings, work.base, precision, plan.device, sink)
-    tuned = Tuned(
-        settings, work.tokenizer, work.layout, work.renderer, model, folder.path, work.table, work.splits, open_it
-    )
+    data = partial(TrainedOn, work.table, work.splits)
+    tuned = Tuned(settings, work.tokenizer, work.layout, work.renderer, model, folder.path, data, open_it)
     examples = work.prepared.examples
     shown = work.prepared.rows["validation"][: trainer.eval_generation_rows]
     evaluator = partial(

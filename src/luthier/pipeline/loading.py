@@ -13,8 +13,7 @@ from luthier.assets.tokenizer import Tokenizer
 from luthier.config import Config
 from luthier.data.columns import Layout
 from luthier.data.render.template import fields_of
-from luthier.data.table import Table
-from luthier.errors import AssetError
+from luthier.errors import AssetError, LuthierError
 from luthier.metrics.calibration import Calibration
 from luthier.pipeline.opening import declared_precision, open_base, open_tuned
 from luthier.pipeline.preparing import divide, read_table, renderer_of
@@ -22,7 +21,7 @@ from luthier.plan import machine as machines
 from luthier.plan import planner
 from luthier.run import Lock, RunFolder
 from luthier.run.inputs import RECORD
-from luthier.tuned import CALIBRATION, Tuned
+from luthier.tuned import CALIBRATION, TrainedOn, Tuned
 from luthier.types import Base
 
 if TYPE_CHECKING:
@@ -93,16 +92,14 @@ def tuned_of(found: Found, base: Base, model: Tunable, sink: events.Sink = event
     settings, folder = found.settings, found.folder
     columns: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in found.record["layout"].items()}
     layout = Layout(**columns)
-    table, splits = _training_data(settings, found.record, layout, found.lock, sink)
+    data = partial(_training_data, settings, found.record, layout, found.lock, sink)
     tokenizer = Tokenizer.load(base.path)
     renderer = renderer_of(settings, layout, tokenizer, base, found.record["columns"], "data")
     open_it = partial(open_base, settings, base, found.precision, found.device, sink)
     calibration = None
     if (folder.path / CALIBRATION).is_file():
         calibration = Calibration.from_json(folder.read_json(CALIBRATION))
-    return Tuned(
-        settings, tokenizer, layout, renderer, model, folder.path, table, splits, open_it, calibration=calibration
-    )
+    return Tuned(settings, tokenizer, layout, renderer, model, folder.path, data, open_it, calibration=calibration)
 
 
 def untuned(settings: Config, *, trust_remote_code: bool = False, sink: events.Sink = events.silent) -> Tuned:
@@ -139,15 +136,20 @@ def _columns(settings: Config) -> list[str] | None:
 
 def _training_data(
     settings: Config, known: Mapping[str, Any], layout: Layout, lock: Lock, sink: events.Sink
-) -> tuple[Table | None, Sequence[int] | None]:
-    """The table a run was trained on and its split, if it is still there unchanged."""
-    path = known["dataset"]
-    if path is None or not Path(path).exists():
-        return None, None
-    table = read_table(settings, path, encoding=known["encoding"], sink=sink)
+) -> TrainedOn:
+    """The table a run was trained on and its split, if it is still there unchanged; a hub dataset is read again."""
+    name = known["dataset"]
+    if name is None:
+        return TrainedOn(why="it was trained on data in memory, which a run folder does not keep")
+    if Path(name).is_absolute() and not Path(name).exists():
+        return TrainedOn(why=f"{name} is not there any more")
+    try:
+        table = read_table(settings, name, encoding=known["encoding"], sink=sink)
+    except LuthierError as error:
+        return TrainedOn(why=f"{name} cannot be read: {error.faults[0].message}")
     if table.content_hash != lock.data_hash:
-        return None, None
-    return table, divide(settings, table, layout).rows
+        return TrainedOn(why=f"{name} has changed since the training")
+    return TrainedOn(table, divide(settings, table, layout).rows)
 
 
 def _base_name(declared: str, recorded: str | None) -> str:

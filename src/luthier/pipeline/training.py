@@ -259,10 +259,12 @@ def _write_inputs(folder: RunFolder, work: Work, inputs: Mapping[str, Any]) -> N
 
 def _inputs(work: Work, dataset: Any, encoding: str | None) -> dict[str, Any]:
     """What is needed to read the table again as it was read for training."""
-    path = str(Path(dataset).resolve()) if isinstance(dataset, (str, Path)) and Path(dataset).exists() else None
+    named = str(dataset) if isinstance(dataset, (str, Path)) else None
+    if named is not None and Path(named).expanduser().exists():
+        named = str(Path(named).expanduser().resolve())  # else the id of a dataset on the hub
     base = Path(work.config.base_model).expanduser()
     return {
-        "dataset": path,
+        "dataset": named,
         "base": str(base.resolve()) if base.exists() else None,
         "encoding": encoding or work.config.preprocessing.encoding,
         "base_files": file_hashes(work.base.path),

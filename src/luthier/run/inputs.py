@@ -32,6 +32,7 @@ def recorded_inputs(declared: str | None, config_path: str | Path | None) -> Inp
     record = folder / RECORD
     if record.is_file() and (folder / "run.json").is_file():
         known = json.loads(record.read_text(encoding="utf-8"))
-        if known.get("dataset") is not None and Path(known["dataset"]).exists():
-            return Inputs(known["dataset"], known.get("encoding"))
+        name = known.get("dataset")
+        if name is not None and (Path(name).exists() or not Path(name).is_absolute()):  # a file, or a hub dataset
+            return Inputs(name, known.get("encoding"))
     return Inputs(declared)

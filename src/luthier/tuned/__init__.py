@@ -5,6 +5,7 @@ The same renderer, tokenizer and weights as in training, so what is asked here i
 
 from luthier.tuned.answered import Answered
 from luthier.tuned.conversation import Conversation
+from luthier.tuned.trained_on import TrainedOn
 from luthier.tuned.tuned import CALIBRATION, Tuned
 
-__all__ = ["CALIBRATION", "Answered", "Conversation", "Tuned"]
+__all__ = ["CALIBRATION", "Answered", "Conversation", "TrainedOn", "Tuned"]

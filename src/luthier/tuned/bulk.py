@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier import events
-from luthier.data.sources import read
 from luthier.tuned.answered import Answered
 from luthier.tuned.writing import Journal, answers_file
 
@@ -48,7 +47,7 @@ def predict_into(
     Raises DataError as `answers_file` and reading the table do.
     """
     path = answers_file(path)
-    table = read(dataset, encoding=encoding, sink=sink)
+    table = tuned.read(dataset, encoding, sink)
     probabilities = tuned.reader is not None if probabilities is None else probabilities
     sampling = tuned.sampling(generation)
     asked = [asdict(sampling), use_base, probabilities, tuned.temperature]

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ from luthier.tuned.answered import Answered
 from luthier.tuned.choosing import Choices, Scored, chosen, is_choice, scored
 from luthier.tuned.conversation import Conversation
 from luthier.tuned.reading import Reader
+from luthier.tuned.trained_on import TrainedOn
 from luthier.types import SPLITS, Completion, Engine, Request, Sampling
 
 if TYPE_CHECKING:
@@ -51,12 +53,30 @@ class Tuned:
     renderer: Renderer
     model: Tunable
     folder: Path | None = None
-    table: Table | None = None  # the table it was trained on, when that is at hand
-    splits: Sequence[int] | None = None  # 0, 1, 2 a row of that table
+    find_table: Callable[[], TrainedOn] = TrainedOn  # called when it is needed: reading a large one takes a while
     open_base: Callable[[], Tunable] | None = None  # loads the base, where all weights were tuned and hold it no more
     learned: bool = True  # whether it was trained, on answers as the data spells them
     calibration: Calibration | None = None  # of a category output: the temperature of its probabilities
     _base: Tunable | None = None
+
+    @cached_property
+    def trained_on(self) -> TrainedOn:
+        """The table it was trained on, or why that is not at hand."""
+        return self.find_table()
+
+    @property
+    def table(self) -> Table | None:
+        """The table it was trained on, when that is at hand."""
+        return self.trained_on.table
+
+    @property
+    def splits(self) -> Sequence[int] | None:
+        """0, 1 or 2 for each row of that table."""
+        return self.trained_on.splits
+
+    def read(self, dataset: Any, encoding: str | None = None, sink: events.Sink = events.silent) -> Table:
+        """Rows to answer or to compare with, read as the config says."""
+        return read(dataset, encoding=encoding, sheet=self.config.preprocessing.sheet, sink=sink)
 
     @property
     def output(self) -> str:
@@ -81,7 +101,7 @@ class Tuned:
         Without ``dataset`` that table is answered.
         ``probabilities``: say how sure the model is of each; None: of a category's answers, where it costs little.
         """
-        table = self._training_table()[0] if dataset is None else read(dataset, encoding=encoding, sink=sink)
+        table = self.training_table()[0] if dataset is None else self.read(dataset, encoding, sink)
         rows = list(range(len(table))) if split == "full" else self._rows_of(table, split)
         return self.answer(
             table,
@@ -236,9 +256,10 @@ class Tuned:
         The comparison is written to ``evaluation.json`` in the run folder.
         """
         table, held = self._to_compare(dataset, rows, encoding, sink)
+        training = self.trained_on.required(self.folder, given=dataset is not None) if shots else None
         contestants = {"base": self.answer(table, held, use_base=True, generation=ONE, sink=sink)}
-        if shots:
-            pairs = self._solved(*self._training_table())
+        if training is not None:
+            pairs = self._solved(*training)
             texts = {i: few_shot(pairs, self._prompt_of(table, i), shots=shots, separator=SEPARATOR) for i in held}
             prompts = {i: self.renderer.text_prompt(text).ids for i, text in texts.items()}
             contestants[f"base, {shots}-shot"] = self.answer(
@@ -284,12 +305,12 @@ class Tuned:
     ) -> tuple[Table, list[int]]:
         """The table and its rows with a known answer, at most ``most``. Raises DataError when there is none."""
         if dataset is None:
-            table, splits = self._training_table()
+            table, splits = self.training_table()
             rows = _held_out(splits)
             advice = ("data-split", "there are no held-out rows to evaluate on",
                       "give --dataset, or leave rows for validation or test in preprocessing.split")  # fmt: skip
         else:
-            table = read(dataset, encoding=encoding, sink=sink)
+            table = self.read(dataset, encoding, sink)
             rows = list(range(len(table)))
             if self.layout.target is not None and self.layout.target not in table.columns:
                 raise missing_column(self.layout.target, table.columns, table.name)
@@ -409,15 +430,9 @@ class Tuned:
             )
         return [i for i, number in enumerate(numbers) if number == SPLITS.index(name)]
 
-    def _training_table(self) -> tuple[Table, Sequence[int]]:
-        if self.table is None or self.splits is None:
-            raise RunError(
-                "run-damaged",
-                "the table this run was trained on is not where it was, or has changed",
-                where=str(self.folder),
-                fix="pass --dataset with held-out rows, and --shots 0",
-            )
-        return self.table, self.splits
+    def training_table(self) -> tuple[Table, Sequence[int]]:
+        """The table it was trained on, and 0, 1 or 2 for each row. Raises RunError run-no-table."""
+        return self.trained_on.required(self.folder, given=False)
 
 
 def _held_out(splits: Sequence[int]) -> list[int]:

@@ -87,6 +87,7 @@ CASES: dict[str, tuple[Make, str, int, str, str]] = {
     "empty file": (check("", ""), "data-empty", 3, "data.csv", "at least one row"),
     "header only": (check("", "a,b\n"), "data-empty", 3, "data.csv", "at least one row"),
     "unknown format": (check("", "a", "data.doc"), "data-unreadable", 3, "data.doc", "rename"),
+    "plain text": (check("", "Once upon a time.\n", "tale.txt"), "data-unreadable", 3, "tale.txt", "one column `text`"),
     "missing column": (check("input_features: [{name: instructoin}]\n"), "data-missing-column", 3, "data.csv", "'instruction'"),
     "template without a known column": (check(TEMPLATE.format("{instructoin}")), "data-missing-column", 3, "prompt.template", "{instruction}"),
     "template reaches into a value": (check(TEMPLATE.format("{instruction.__class__}")), "data-template", 3, "prompt.template", "{instruction}"),

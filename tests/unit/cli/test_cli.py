@@ -253,6 +253,9 @@ def test_schema_and_doctor(luthier: Run, tmp_path: Path) -> None:
     code, out, _ = luthier("schema")
     assert code == 0 and "base_model" in json.loads(out)["properties"]
     assert luthier("schema", "-o", "s.json")[0] == 0 and json.loads((tmp_path / "s.json").read_text("utf-8"))
+    assert json.loads(luthier("schema", "--output", "t.json", "--json")[1]) == {"schema": "t.json"}
+    assert (tmp_path / "t.json").read_bytes() == (tmp_path / "s.json").read_bytes()
+    assert json.loads(luthier("schema", "--json")[1]) == json.loads(out)
     code, out, _ = luthier("doctor", "--json")
     assert code == 0 and {"machine", "packages", "support"} <= set(json.loads(out))
     assert "Supported where" in luthier("doctor")[1]

@@ -7,7 +7,9 @@ import json
 import pytest
 
 from luthier import pipeline
+from luthier.data.sources import hub, memory
 from luthier.errors import DataError, RunError
+from luthier.run import recorded_inputs
 
 
 def test_report_and_card_show_the_comparison_and_keep_what_a_person_wrote(train, rows, tmp_path) -> None:
@@ -33,8 +35,52 @@ def test_report_and_card_show_the_comparison_and_keep_what_a_person_wrote(train,
 def test_a_table_of_ones_own_needs_the_training_table_for_examples_alone(train, rows) -> None:
     tuned = pipeline.load(train().folder)  # trained on rows in memory, which are gone
     assert len(pipeline.evaluate(tuned, rows[36:], shots=0).rows) == 4
-    with pytest.raises(RunError, match="the table this run was trained on is not where it was"):
+    with pytest.raises(RunError, match="the examples for the base come from the table of the training") as caught:
         pipeline.evaluate(tuned, rows[36:], shots=1)
+    fault = caught.value.faults[0]
+    assert fault.code == "run-no-table" and "data in memory" in str(fault.received) and "--shots 0" in (fault.fix or "")
+    with pytest.raises(RunError, match="the held-out rows are in the table of the training") as caught:
+        pipeline.evaluate(tuned)
+    assert "--dataset FILE" in (caught.value.faults[0].fix or "")
+
+
+def test_a_table_that_is_gone_or_has_changed_is_named(train, rows, tmp_path) -> None:
+    table = tmp_path / "rows.jsonl"
+    table.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    folder = train(data=table).folder
+    table.write_text("".join(json.dumps(row) + "\n" for row in rows[1:]), encoding="utf-8")
+    with pytest.raises(RunError) as caught:
+        pipeline.evaluate(pipeline.load(folder))
+    assert caught.value.faults[0].received == f"{table} has changed since the training"
+    table.unlink()
+    with pytest.raises(RunError) as caught:
+        pipeline.evaluate(pipeline.load(folder))
+    assert caught.value.faults[0].received == f"{table} is not there any more"
+
+
+def test_a_run_on_a_hub_dataset_finds_its_rows_again_when_they_are_needed(train, rows, monkeypatch) -> None:
+    read: list[str] = []
+
+    def from_hub(name: str, *_: object) -> object:
+        read.append(name)
+        return memory.from_rows(rows, name)
+
+    monkeypatch.setattr(hub, "read_hub", from_hub)
+    folder = train(data="owner/parcels").folder
+    assert recorded_inputs(None, folder / "config.yaml").dataset == "owner/parcels", "to go on with"
+    tuned = pipeline.load(folder)
+    assert len(read) == 1, "prediction needs no table"
+    compared = pipeline.evaluate(tuned, shots=1)
+    assert [one.name for one in compared.contestants] == ["base", "base, 1-shot", "tuned"] and len(compared.rows) == 4
+    assert len(read) == 2
+
+    def offline(name: str, *_: object) -> object:
+        raise DataError("data-unreadable", "it is not in the hub cache")
+
+    monkeypatch.setattr(hub, "read_hub", offline)
+    with pytest.raises(RunError) as caught:
+        pipeline.evaluate(pipeline.load(folder), rows[36:], shots=1)
+    assert caught.value.faults[0].received == "owner/parcels cannot be read: it is not in the hub cache"
 
 
 def test_what_cannot_be_compared_says_what_is_missing(train) -> None:

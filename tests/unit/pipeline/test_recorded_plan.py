@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from luthier import config, events, pipeline
+from luthier.errors import Interrupted
 from luthier.run import RunFolder
 
 
@@ -28,7 +29,7 @@ def plans(settings: config.Config, table: list[dict[str, str]], folder: Path, *,
 
     try:
         pipeline.train(settings, table, output=folder, sink=sink)
-    except KeyboardInterrupt:
+    except Interrupted:
         assert stop
     return seen
 

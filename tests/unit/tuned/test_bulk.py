@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 
 from luthier import events
+from luthier.data.sources import read
 from luthier.errors import DataError
 from luthier.infer.sampling import resolve
 from luthier.tuned.bulk import predict_into
@@ -31,6 +32,9 @@ class Asked:
 
     def sampling(self, generation: Any) -> Sampling:
         return resolve(None, generation)
+
+    def read(self, dataset: Any, encoding: str | None, sink: events.Sink) -> Any:
+        return read(dataset, encoding=encoding, sink=sink)
 
     def each(self, table: Any, rows: Sequence[int], **ignored: Any) -> Iterator[tuple[Completion, tuple[float, ...]]]:
         texts = {row: table.row(row)["text"] for row in rows}

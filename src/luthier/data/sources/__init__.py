@@ -16,6 +16,8 @@ from luthier.data.sources.imports import LARGE, imported
 from luthier.data.table import Table
 from luthier.errors import DataError
 
+PLAIN = (".txt", ".text", ".md")  # a paragraph, a line, or the whole file: what is one row cannot be told
+
 __all__ = ["FORMATS", "Limits", "read"]
 
 
@@ -77,11 +79,13 @@ def _read_file(path: Path, name: str, options: Options) -> Table:
     if suffix not in FORMATS:
         raise DataError(
             "data-unreadable",
-            f"{name} has no suffix that names a dataset format",
+            f"{suffix} is not a dataset format" if suffix else f"{name} has no suffix that names a dataset format",
             where=name,
             received=suffix or "no suffix",
             allowed=sorted(FORMATS),
-            fix="rename the file after its format, or convert it to one of these",
+            fix="plain text has no rows: make a table with one column `text`, a document (or a page) in each row"
+            if suffix in PLAIN
+            else "rename the file after its format, or convert it to one of these",
         )
     if path.stat().st_size == 0:
         raise empty(name, "the file has no bytes")
