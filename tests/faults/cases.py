@@ -411,6 +411,6 @@ CASES: dict[str, Callable[[Bench, int], list[Row]]] = {
     "memory": memory, "full-disk": full_disk, "two-at-once": two_at_once,
 }  # fmt: skip
 SHORT = {"kills": 6, "resumes": 2, "signals": 1, "twice": 1, "corruptions": 3, "not-finite": 1, "memory": 1,
-         "full-disk": 1, "two-at-once": 1}  # fmt: skip
+         "full-disk": 1, "two-at-once": 1, "predictions": 4}  # fmt: skip
 LONG = {"kills": 100, "resumes": 10, "signals": 3, "twice": 5, "corruptions": 50, "not-finite": 5, "memory": 3,
-        "full-disk": 5, "two-at-once": 5}  # fmt: skip
+        "full-disk": 5, "two-at-once": 5, "predictions": 40}  # fmt: skip

@@ -77,8 +77,8 @@ def warm() -> None:
     torch.set_num_threads(1)
 
 
-def start(work: Path, *arguments: str, fault: Fault | None = None) -> Child:
-    """Run ``luthier train`` with these arguments in ``work``."""
+def start(work: Path, *arguments: str, command: str = "train", fault: Fault | None = None) -> Child:
+    """Run ``luthier COMMAND`` with these arguments in ``work``."""
     log = work / "child.log"
     sys.stdout.flush()
     pid = os.fork()
@@ -91,7 +91,7 @@ def start(work: Path, *arguments: str, fault: Fault | None = None) -> Child:
             os.dup2(handle, number)
         os.chdir(work)
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        sys.argv = ["luthier", "train", *arguments]
+        sys.argv = ["luthier", command, *arguments]
         _note_samples(work)
         if fault is not None:
             fault()

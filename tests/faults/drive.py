@@ -1,4 +1,4 @@
-"""Faults put into real `luthier train` processes, and a table of what held.
+"""Faults put into real `luthier train` and `luthier predict` processes, and a table of what held.
 
     python tests/faults/drive.py            a few of each
     python tests/faults/drive.py --long     200 kills, 20 resumes, 100 corruptions, … over both ways to run a model
@@ -18,12 +18,15 @@ os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HU
 
 import cases
 import children
+import predictions
+
+CASES = {**cases.CASES, "predictions": predictions.kills}
 
 
 def main() -> int:
     """Run the cases; 1 when something did not hold."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("only", nargs="*", choices=[*cases.CASES, []], help="these cases; none: all")
+    parser.add_argument("only", nargs="*", choices=[*CASES, []], help="these cases; none: all")
     parser.add_argument("--long", action="store_true")
     parser.add_argument("--engine", action="append", choices=("decoder", "generic"), help="default: both")
     parser.add_argument("--seed", type=int, default=int(time.time()))
@@ -37,8 +40,8 @@ def main() -> int:
         cases.make_base(root)
         for engine in asked.engine or ("decoder", "generic"):
             bench = cases.Bench(root, engine, asked.seed)
-            for name in asked.only or cases.CASES:
-                for row in cases.CASES[name](bench, counts[name]):
+            for name in asked.only or CASES:
+                for row in CASES[name](bench, counts[name]):
                     rows.append((engine, row))
                     print(f"{engine}: {row.what}: {row.held} of {row.asked} {'; '.join(row.notes)}", file=sys.stderr)
                     for line in row.wrong:
