@@ -17,6 +17,7 @@ from luthier.infer.memory import free_bytes
 from luthier.infer.mixing import Chosen, Mixing
 from luthier.kernels.attention import Kind, Spans, attend, attend_cached
 from luthier.kernels.glu import gated
+from luthier.kernels.host import attend_rows, doubled, seen_mask, turned
 from luthier.kernels.linear import Linear, Matrix, Part, Update
 from luthier.kernels.norm import rms_norm
 from luthier.kernels.prepacked import Prepacked, inferred, prepacked
@@ -26,6 +27,9 @@ from luthier.model.decoder.layer import Layer
 from luthier.model.decoder.shape import Rotary
 from luthier.model.decoder.weights import Quantised, Resident, Streamed, Trained
 from luthier.plan.slots import LAID_OUT, fits_spread
+
+Turns = Mapping[Rotary, tuple[torch.Tensor, torch.Tensor]]  # cosines and sines
+Masks = dict[int | None, torch.Tensor]  # a window each
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,8 @@ class Forward:
 
         rows = {name: max(own.stop for own in parts.values()) for name, parts in modules(self.shape).items()}
         self.mixing = Mixing(adapters, rows) if adapters else None
+        whole = all(2 * len(kind.inverse) == self.shape.head_dim for kind in self.shape.rotary)
+        self._host = self.device.type == "cpu" and decoder.dtype != torch.float64 and whole
         self._side = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
 
     @property
@@ -106,7 +112,7 @@ class Forward:
         slot_t = torch.tensor(list(slots)).repeat_interleave(torch.tensor(lengths)).to(self.device)
         places = cache.places(slot_t, positions_t)
         last_r = torch.tensor(lengths).cumsum(0).sub(1).to(self.device)
-        turns = self.decoder.turns(positions_t)
+        turns = self._turns(positions_t)
         spans = _spans(lengths, start, self.device)
         x_th = self.decoder.embed(ids_t)
         number_t = torch.tensor(list(adapters) or [0] * len(prompts)).repeat_interleave(torch.tensor(lengths))
@@ -136,21 +142,33 @@ class Forward:
         more than this with the new one. ``adapter_r`` [r]: the number of each row's adapter.
         """
         rows = len(ids_r)
-        turns = self.decoder.turns(lengths_r)
+        turns = self._turns(lengths_r)
         places = cache.places(torch.arange(rows, device=self.device), lengths_r)
         held_r = lengths_r + 1
         x_rh = self.decoder.embed(ids_r)
         mix = self._choose(adapter_r)
+        masks: Masks = {}
         for number, layer in enumerate(self.layers):
             q, k, v = self._heads(layer, x_rh, turns, mix)
             cache.put(number, places, k, v)
-            out = attend_cached(
-                q, cache.keys[number][:rows, :, :longest], cache.values[number][:rows, :, :longest], held_r,
-                scale=self.shape.attention_scale, window=self.shape.window[number],
-                softcap=self.shape.attention_softcap,
-            ).flatten(1)  # fmt: skip
-            x_rh = self._rest(layer, out, x_rh, mix)
+            held = cache.keys[number][:rows, :, :longest], cache.values[number][:rows, :, :longest]
+            x_rh = self._rest(layer, self._attend(number, q, *held, held_r, masks).flatten(1), x_rh, mix)
         return self._scores(x_rh)
+
+    def _attend(
+        self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, held_r: torch.Tensor, masks: Masks
+    ) -> torch.Tensor:
+        """One query a row; on a CPU with a mask that layers of one window share."""
+        window, softcap, scale = self.shape.window[layer], self.shape.attention_softcap, self.shape.attention_scale
+        if not self._host or softcap is not None:
+            return attend_cached(q, k, v, held_r, scale=scale, window=window, softcap=softcap)
+        if window not in masks:
+            masks[window] = seen_mask(held_r, k.shape[2], window)
+        return attend_rows(q, k, v, masks[window], scale)
+
+    def _turns(self, positions_t: torch.Tensor) -> Turns:
+        turns = self.decoder.turns(positions_t)
+        return {kind: doubled(*turn) for kind, turn in turns.items()} if self._host else turns
 
     def _choose(self, number_t: torch.Tensor) -> Chosen | None:
         return None if self.mixing is None else self.mixing.choose(number_t.to(self.device))
@@ -159,11 +177,16 @@ class Forward:
         self,
         layer: Layer,
         x_th: torch.Tensor,
-        turns: Mapping[Rotary, tuple[torch.Tensor, torch.Tensor]],
+        turns: Turns,
         mix: Chosen | None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         qkv_to = self._product(layer, "qkv", x_th, mix)
-        return layer.split(qkv_to, turns[self.shape.rotary[layer.number]])
+        turn = turns[self.shape.rotary[layer.number]]
+        if not self._host:
+            return layer.split(qkv_to, turn)
+        if self.shape.head_norms:
+            qkv_to = layer.norm_heads(qkv_to)
+        return turned(qkv_to, *turn, self.shape.heads, self.shape.kv_heads)
 
     def _rest(self, layer: Layer, out: torch.Tensor, x_th: torch.Tensor, mix: Chosen | None) -> torch.Tensor:
         x_th = self._joined(layer, "o", out, x_th, mix)

@@ -82,7 +82,7 @@ class Layer(nn.Module):
         """Rotated queries and keys, and values, from their fused product."""
         shape = self.shape
         if shape.head_norms:
-            qkv = self._norm_heads(qkv)
+            qkv = self.norm_heads(qkv)
         return rotated(qkv, *turn, shape.heads, shape.kv_heads, shape.head_dim)
 
     def feed_forward(self, x_th: torch.Tensor, key_t: torch.Tensor | None) -> torch.Tensor:
@@ -96,7 +96,8 @@ class Layer(nn.Module):
             return x_th + normed(self.products[product](value, key_t), self.norms[product])
         return self.products[product](value, key_t, residual=x_th)
 
-    def _norm_heads(self, qkv: torch.Tensor) -> torch.Tensor:
+    def norm_heads(self, qkv: torch.Tensor) -> torch.Tensor:
+        """The fused product with each head of queries and keys normalised."""
         shape = self.shape
         q, k, v = qkv.split([shape.q_rows, shape.kv_rows, shape.kv_rows], -1)
         parts = [

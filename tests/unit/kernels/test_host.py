@@ -1,0 +1,48 @@
+"""A step's forms for a CPU against the general ones."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from luthier.kernels.attention import attend_cached
+from luthier.kernels.host import attend_rows, doubled, seen_mask, turned
+from luthier.kernels.rotary import rotate
+
+LIMIT = {torch.float32: 2e-6, torch.bfloat16: 4e-2}
+
+
+SIZES = [(32, 6, 2, 40), (2, 4, 4, 17), (1, 6, 2, 9), (9, 4, 2, 600)]  # rows, heads, key heads, keys
+
+
+@pytest.mark.parametrize("dtype", LIMIT)
+@pytest.mark.parametrize("window", [None, 5])
+@pytest.mark.parametrize("sizes", SIZES)
+def test_attention_of_a_step(dtype: torch.dtype, window: int | None, sizes: tuple[int, int, int, int]) -> None:
+    rows, heads, kv_heads, keys = sizes
+    torch.manual_seed(0)
+    q = torch.randn(rows, heads, 16).to(dtype)
+    k, v = (torch.randn(rows, kv_heads, keys + 7, 16).to(dtype)[:, :, :keys] for _ in range(2))
+    held_r = torch.randint(1, keys + 1, (rows,))
+    got = attend_rows(q, k, v, seen_mask(held_r, keys, window), 0.25)
+    want = attend_cached(q.double(), k.double(), v.double(), held_r, scale=0.25, window=window)
+    assert got.dtype == dtype and got.shape == (rows, heads, 16)
+    assert (got.double() - want).abs().max() < LIMIT[dtype]
+
+
+def test_what_a_row_does_not_hold_is_not_seen() -> None:
+    q, k, v = torch.randn(8, 4, 8), torch.randn(8, 2, 12, 8), torch.randn(8, 2, 12, 8)
+    mask = seen_mask(torch.full((8,), 5), 12, None)
+    want = attend_rows(q, k, v, mask, 1.0)
+    k[:, :, 5:], v[:, :, 5:] = 99.0, 99.0
+    assert torch.equal(attend_rows(q, k, v, mask, 1.0), want)
+
+
+@pytest.mark.parametrize("dtype", LIMIT)
+def test_rotation(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    qkv, angles = torch.randn(5, 8 * 16).to(dtype), torch.randn(5, 8) * 9
+    cos, sin = angles.cos(), angles.sin()
+    got = turned(qkv, *doubled(cos, sin), 4, 2)
+    for one, other in zip(got, rotate(qkv, cos, sin, 4, 2, 16), strict=True):
+        assert one.dtype == dtype and torch.allclose(one, other, atol=1e-6 if dtype == torch.float32 else 2e-2)
