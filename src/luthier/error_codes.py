@@ -43,6 +43,7 @@ CODES: dict[str, str] = {
     "run-other-lock": "An output folder whose run was made from another config, data or base.",
     "run-in-use": "A run folder that another process is writing to.",
     "run-no-table": "The table a run was trained on is needed again, and was not a file, is gone, or has changed.",
+    "run-not-writable": "A run folder that cannot be written to: read-only, not permitted, or its disk failed.",
     "run-no-space": "Not enough disk space for what the run will write.",
     "run-interrupted": "The run was ended by SIGINT or SIGTERM, after a checkpoint at its last finished step.",
     "run-damaged": "A checkpoint or record whose content does not match its manifest.",

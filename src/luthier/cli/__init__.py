@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import traceback
 from types import FrameType
 
 import typer
@@ -11,6 +12,7 @@ import typer
 from luthier import __version__
 from luthier.cli import chat, check, convert, doctor, evaluate, init, plan, predict, runs, schema, train
 from luthier.cli.common import report_failure
+from luthier.cli.secrets import hidden
 from luthier.errors import LuthierError
 from luthier.parallel import place
 
@@ -49,6 +51,13 @@ def _terminate(number: int, frame: FrameType | None) -> None:
     raise SystemExit(128 + number)
 
 
+REPORT = "this is a fault of Luthier: please report it, with what the same command prints after `luthier --debug`"
+
+
+def _show_traceback() -> None:
+    typer.echo(hidden(traceback.format_exc()), err=True)
+
+
 def _ended(code: str | int | None) -> SystemExit:
     """The end with this exit code; a signal is told. A training says more: see luthier.errors.Interrupted."""
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -65,7 +74,7 @@ def main() -> None:
         app()
     except LuthierError as error:
         if debug:
-            raise
+            _show_traceback()
         report_failure(error, as_json="--json" in sys.argv[1:])
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
@@ -77,3 +86,9 @@ def main() -> None:
         raise SystemExit(6) from None
     except BrokenPipeError:
         raise SystemExit(141) from None
+    except Exception as error:  # a fault of ours, or of a library below us
+        if debug:
+            _show_traceback()
+        said = hidden(f"{type(error).__name__}: {error}")
+        typer.echo(f"error [unexpected] {said}\n  fix:      {REPORT}", err=True)
+        raise SystemExit(1) from None

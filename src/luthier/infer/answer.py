@@ -152,4 +152,5 @@ def is_out_of_memory(error: Exception) -> bool:
     import torch
 
     text = str(error).lower()
-    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in text or "can't allocate memory" in text
+    known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+    return known or "out of memory" in text or "can't allocate memory" in text

@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING
 from luthier import events
 from luthier.data.columns import reference_of
 from luthier.data.source import TableSource
-from luthier.errors import RunError
 from luthier.pipeline.forking import Origin, weights_of
 from luthier.pipeline.opening import open_base, open_for_tuning
 from luthier.pipeline.preparing import Work
 from luthier.plan.recorded import leaner
-from luthier.run import RunFolder, atomic, manifest, require_space
+from luthier.run import RunFolder, atomic, manifest, not_writable, require_space
 from luthier.run.watch import growing
 from luthier.tuned import TrainedOn, Tuned
 from luthier.types import Plan
@@ -110,16 +109,6 @@ def _fit_and_save(
     return tuned
 
 
-def no_room(folder: RunFolder, error: BaseException) -> RunError:
-    """What is said when the disk is full: what to do, and that nothing is lost."""
-    return RunError(
-        "run-no-space",
-        f"the run folder cannot be written to: {error}",
-        where=str(folder.path),
-        fix=f"make room on the disk (or raise `ulimit -f`), then: luthier train --resume {folder.path}",
-    )
-
-
 def _save(model: Tunable, folder: RunFolder, size: int, sink: events.Sink) -> Path:
     """Write what was trained, about ``size`` bytes, whole or not at all; the disk tells how far it is.
 
@@ -142,7 +131,7 @@ def _save(model: Tunable, folder: RunFolder, size: int, sink: events.Sink) -> Pa
         atomic.sync_folder(folder.path)
     except Exception as error:
         if atomic.is_full(error):
-            raise no_room(folder, error) from error
+            raise not_writable(folder.path, error) from error
         raise
     finally:
         shutil.rmtree(staging, ignore_errors=True)

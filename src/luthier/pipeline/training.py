@@ -14,18 +14,19 @@ from typing import TYPE_CHECKING, Any
 from luthier import config, events
 from luthier.assets import file_hashes
 from luthier.config import Config
-from luthier.errors import ConfigError, Interrupted
+from luthier.errors import ConfigError, Interrupted, TrainingError
+from luthier.infer.answer import is_out_of_memory
 from luthier.parallel import connect, in_turn, place
 from luthier.pipeline.ahead import import_ahead
 from luthier.pipeline.changed import inside
 from luthier.pipeline.finishing import merge, report, versions
-from luthier.pipeline.fitting import fit_and_save, no_room
+from luthier.pipeline.fitting import fit_and_save
 from luthier.pipeline.forking import Origin, origin_of
 from luthier.pipeline.loading import load
 from luthier.pipeline.opening import declared_precision
 from luthier.pipeline.preparing import Work, prepare
 from luthier.plan.recorded import continued
-from luthier.run import Lock, RunFolder, atomic, hash_config, read_metrics
+from luthier.run import Lock, RunFolder, atomic, hash_config, not_writable, read_metrics
 from luthier.run.inputs import RECORD, ROWS
 from luthier.run.mirror import ENDED_WAIT, Mirror
 from luthier.tuned import Tuned
@@ -94,8 +95,10 @@ def train(
                 _mark_ended(folder, error)
             if copies is not None and isinstance(error, Exception):
                 copies.close(ENDED_WAIT, ended=False)
-            if isinstance(error, OSError) and atomic.is_full(error):
-                raise no_room(folder, error) from error
+            if isinstance(error, OSError) and (atomic.is_full(error) or _inside(error.filename, folder.path)):
+                raise not_writable(folder.path, error) from error
+            if isinstance(error, (RuntimeError, MemoryError)) and is_out_of_memory(error):
+                raise _no_memory(folder, error) from error
             if (number := _signal_of(error)) is not None:
                 raise _ended_at_once(folder, number) from None
             raise
@@ -177,6 +180,24 @@ def _mark_ended(folder: RunFolder, error: BaseException) -> None:
         if folder.state != "finished":
             folder.mark("interrupted" if stopped else "failed")
     folder.close()
+
+
+def _inside(name: Any, folder: Path) -> bool:
+    """Whether a file that an error names lies in the run folder."""
+    return isinstance(name, str) and Path(name).absolute().is_relative_to(folder.absolute())
+
+
+def _no_memory(folder: RunFolder, error: BaseException) -> TrainingError:
+    """What is said when memory ended where no smaller pass could help: while loading, evaluating, saving."""
+    begun = (folder.path / "config.yaml").is_file()
+    again = f"luthier train --resume {folder.path}" if begun else f"the same command, with --output {folder.path}"
+    return TrainingError(
+        "training-no-memory",
+        "out of memory; the run's checkpoints are whole",
+        where=str(folder.path),
+        received=str(error).split("\n")[0] or type(error).__name__,
+        fix=f"end other programs, or choose a smaller base (`luthier plan` shows what fits); to go on: {again}",
+    )
 
 
 def _signal_of(error: BaseException) -> int | None:

@@ -59,7 +59,14 @@ class RunFolder:
                 allowed="a folder that is absent, empty, or an unfinished run of the same config, data and base",
                 fix=_OTHER,
             )
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            return cls._held_by_us(folder, name)
+        except OSError as error:
+            raise not_writable(folder, error) from error
+
+    @classmethod
+    def _held_by_us(cls, folder: Path, name: str) -> RunFolder:
         held = FolderLock(folder)
         try:
             if _is_run(folder):
@@ -227,6 +234,24 @@ class RunFolder:
         atomic.write_json(self.path / "run.json", self.record)
 
 
+def not_writable(folder: Path, error: Exception) -> RunError:
+    """What is said when a run folder does not take what is written; a full disk is said as one."""
+    if atomic.is_full(error):
+        return RunError(
+            "run-no-space",
+            f"the run folder cannot be written to: {error}",
+            where=str(folder),
+            fix=f"make room on the disk (or raise `ulimit -f`), then: luthier train --resume {folder}",
+        )
+    return RunError(
+        "run-not-writable",
+        f"the run folder cannot be written to: {getattr(error, 'strerror', None) or error}",
+        where=str(getattr(error, "filename", None) or folder),
+        fix="choose an --output folder on a disk that you may write to; a run that has begun goes on once it can be "
+        f"written to again: luthier train --resume {folder}",
+    )
+
+
 _OTHER = "choose another --output folder, or leave --output out for a new one under runs/"
 
 
@@ -275,7 +300,10 @@ def slug(name: str) -> str:
 
 
 def _fresh(root: Path, name: str) -> Path:
-    root.mkdir(parents=True, exist_ok=True)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise not_writable(root, error) from error
     number = 1
     while True:
         folder = root / (name if number == 1 else f"{name}-{number}")

@@ -13,7 +13,8 @@ from luthier.data.pack import schedule
 from luthier.data.share import shared_by_all
 from luthier.errors import TrainingError
 from luthier.events import Planned, Warned
-from luthier.train.memory import peak_gib
+from luthier.infer.answer import is_out_of_memory
+from luthier.train.memory import give_back, peak_gib
 from luthier.train.precision import scaler
 from luthier.train.setup import Setup
 from luthier.types import Example, Plan
@@ -104,8 +105,10 @@ def _passes_that_fit(
         totals, full = None, ""
         try:
             totals = _run_passes(setup, now, [[step[i] for i in indices] for indices in passes], constants)
-        except torch.OutOfMemoryError as error:  # its text alone: the frames behind it hold what has to go
-            full = str(error).split("\n")[0]
+        except (RuntimeError, MemoryError) as error:  # its text alone: the frames behind it hold what has to go
+            if not is_out_of_memory(error):
+                raise
+            full = str(error).split("\n")[0] or type(error).__name__
         if not setup.comm.any(totals is None) and totals is not None:
             return totals, len(passes)
         now.optimizer.zero_grad(set_to_none=True)
@@ -119,6 +122,7 @@ def _passes_that_fit(
                 received=full or "another process of the run has no memory left",
                 fix="lower preprocessing.max_sequence_length; `luthier plan` shows what fits",
             )
+        give_back()
         torch.cuda.empty_cache()
         now.plan = leaner
         setup.sink(Planned(plan=asdict(now.plan), why=f"out of memory in step {now.step + 1}"))

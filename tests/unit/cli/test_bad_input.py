@@ -9,12 +9,14 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
-from luthier import cli
+from luthier import cli, pipeline
 from luthier.assets.template_worker import shared
 from luthier.error_codes import CODES
+from luthier.errors import DataError
 
 ROWS = "instruction,input,output\n" + "".join(f"say {n},,answer {n}\n" for n in range(20))
 Make = Callable[[Path, Path], list[str]]
@@ -156,9 +158,30 @@ def test_a_full_disk(
     assert fault["code"] == "run-no-space" and "free" in fault["received"] and fault["fix"]
 
 
-def test_debug_shows_the_traceback(tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from luthier.errors import DataError
+def test_debug_shows_the_traceback(
+    tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["--debug", *check("", "")(tmp_path, tiny_llama)], monkeypatch) == 3
+    err = capsys.readouterr().err
+    assert "Traceback" in err and "luthier.errors.DataError" in err
 
-    monkeypatch.setattr(sys, "argv", ["luthier", "--debug", *check("", "")(tmp_path, tiny_llama)])
-    with pytest.raises(DataError):
-        cli.main()
+
+def test_a_fault_of_ours_is_said_as_one_and_shows_no_secret(
+    tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nor does any other failure, with --debug or --json: tokens and the user of an address are taken out."""
+    token = "hf_canary0123456789"
+    monkeypatch.setenv("HF_TOKEN", token)
+    monkeypatch.setenv("HTTPS_PROXY", "http://me:canary-pass@proxy:3128")
+
+    text = f"401 for https://me:canary-pass@hub/x?token={token} of s3://key:canary-else@bucket"
+    for failure, code in ((ZeroDivisionError(text), 1), (DataError("data-unreadable", text, received=text), 3)):
+        monkeypatch.setattr(pipeline, "check", Mock(side_effect=failure))
+        for more in ([], ["--debug"], ["--json"]):
+            command = check()(tmp_path, tiny_llama)
+            argv = [*command, *more] if more == ["--json"] else [*more, *command]
+            assert run(argv, monkeypatch) == code
+            said = "".join(capsys.readouterr())
+            assert "401 for" in said and "canary" not in said
+            assert ("Traceback" in said) == (more == ["--debug"])
+    assert all(name in said for name in ("[HF_TOKEN]", "[HTTPS_PROXY]", "[credentials]"))
