@@ -113,7 +113,8 @@ class Bench:
             except RunError as error:
                 unloadable.append(str(error))
                 continue
-            torn += [f"step {step}: {line}" for line in differences(found, self.checkpoints[step])]
+            if step in self.checkpoints:  # one that was written because the run had to end has no like
+                torn += [f"step {step}: {line}" for line in differences(found, self.checkpoints[step])]
         return unloadable, torn
 
     def unlike(self, run: str) -> list[str]:

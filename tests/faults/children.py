@@ -326,3 +326,83 @@ def small_files(limit: int) -> Fault:
         around(keeping.checkpoint, "save", limited)
 
     return put
+
+
+def faulty_mirror(seed: int) -> Fault:
+    """The mirror's drive tears and loses every tenth write."""
+
+    def put() -> None:
+        from luthier.run import mirror
+
+        sys.path.insert(0, str(Path(__file__).parents[1]))
+        from faulty_drive import Faulty
+
+        mirror._open = lambda url: (Faulty(0.1, seed), url)  # type: ignore[assignment]
+
+    return put
+
+
+def lost_mirror(drive: Path, step: int) -> Fault:
+    """From a step on the mirror's folder is a file, in which nothing can be written."""
+
+    def put() -> None:
+        import shutil
+
+        from luthier.train import step as steps
+
+        def lose(*_: Any, **__: Any) -> None:
+            if _STEP[0] == step:
+                while not drive.is_file():
+                    shutil.rmtree(drive, ignore_errors=True)
+                    try:
+                        drive.touch(exist_ok=False)
+                    except FileExistsError:
+                        continue
+
+        _count_steps()
+        around(steps, "_clip", lose)
+
+    return put
+
+
+def fill_disk(filler: Path, leave: int) -> Fault:
+    """Somebody fills the disk of ``filler`` until ``leave`` bytes are left, just before a save."""
+
+    def put() -> None:
+        import shutil
+
+        from luthier.train import keeping
+
+        def fill(*_: Any, **__: Any) -> None:
+            free = shutil.disk_usage(filler.parent).free
+            if free > leave:
+                with filler.open("ab") as out:
+                    out.write(bytes(free - leave))
+
+        around(keeping.checkpoint, "save", fill)
+
+    return put
+
+
+def no_host_memory(phase: str, step: int) -> Fault:
+    """In this phase the address space may hardly grow (RLIMIT_AS), and something large is asked for."""
+
+    def put() -> None:
+        import psutil
+        import torch
+
+        from luthier.pipeline import fitting
+        from luthier.train import evaluation
+        from luthier.train import step as steps
+
+        def ask(*_: Any, **__: Any) -> None:
+            if phase == "load" or _STEP[0] >= step:
+                limit = psutil.Process().memory_info().vms + (256 << 20)
+                resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+                torch.empty(1 << 30, dtype=torch.uint8)
+
+        _count_steps()
+        places = {"load": (fitting, "open_for_tuning"), "step": (steps, "collate")}
+        around(*places.get(phase, (evaluation, "collate")), ask)
+
+    return put

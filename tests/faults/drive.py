@@ -19,8 +19,10 @@ os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HU
 import cases
 import children
 import predictions
+import surroundings
 
-CASES = {**cases.CASES, "predictions": predictions.kills}
+CASES = {**cases.CASES, "predictions": predictions.kills, **surroundings.CASES}
+SHORT, LONG = {**cases.SHORT, **surroundings.SHORT}, {**cases.LONG, **surroundings.LONG}
 
 
 def main() -> int:
@@ -32,7 +34,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--json", type=Path, help="write the figures here as well")
     asked = parser.parse_args()
-    counts = cases.LONG if asked.long else cases.SHORT
+    counts = LONG if asked.long else SHORT
     began, rows = time.monotonic(), []
     children.warm()
     with tempfile.TemporaryDirectory(prefix="luthier-faults-") as folder:

@@ -19,6 +19,7 @@ def test_a_run_survives(engine: str, only: tuple[str, ...], tmp_path: Path) -> N
     done = subprocess.run(command, capture_output=True, text=True, timeout=580)
     assert figures.is_file(), done.stderr[-3000:]
     rows = json.loads(figures.read_text(encoding="utf-8"))["rows"]
-    assert len(rows) >= 3 and all(row["asked"] > 0 for row in rows)
+    skipped = [row for row in rows if not row["asked"]]  # says why, as where mounting takes root
+    assert len(rows) - len(skipped) >= 3 and all("skipped" in row["notes"][0] for row in skipped)
     assert done.returncode == 0, done.stderr[-3000:]
     assert [row["what"] for row in rows if row["held"] != row["asked"]] == []

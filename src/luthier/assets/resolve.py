@@ -268,5 +268,5 @@ def not_found(name: str, looked: list[str], fix: str | None = None) -> AssetErro
         where="base_model",
         received=name,
         allowed="an alias (" + ", ".join(ALIASES) + "), a hub id such as owner/name, a folder, or a .gguf file",
-        fix=fix,
+        fix=fix or "put it back where it was, or name the place where it is now",
     )

@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -26,6 +27,8 @@ from luthier.run.folder import RunFolder
 FORMAT = 1
 SLOTS = 2
 DONE = "done.json"
+ATTEMPTS = 4  # to write a file
+PAUSE = 0.1  # seconds between them
 RECORDS = (
     "run.json", "config.yaml", "plan.json", "audit.json", "data.json", "rows.hash", "metrics.jsonl", "outcome.json",
 )  # fmt: skip
@@ -156,9 +159,20 @@ class Mirror:
             shutil.rmtree(linked, ignore_errors=True)
 
     def _write(self, path: str, content: bytes) -> None:
-        self._files.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
-        with self._files.open(path, "wb") as out:
-            out.write(content)
+        """Write a file; again where the storage fails, or has less than it was given and does not say so."""
+        for attempt in range(ATTEMPTS):
+            try:
+                self._files.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
+                with self._files.open(path, "wb") as out:
+                    out.write(content)
+                self._files.invalidate_cache()
+                if (size := self._files.size(path)) in (None, len(content)):  # None: it does not tell
+                    return
+                raise OSError(f"{path} has {size} bytes there, not {len(content)}")
+            except OSError:
+                if attempt == ATTEMPTS - 1:
+                    raise
+                time.sleep(PAUSE)
 
     def _remove(self, path: str) -> None:
         if self._files.exists(path):

@@ -44,6 +44,7 @@ class Hub:
 
     folder: Path
     url: str = ""
+    breaks: bool = False  # the connection goes away in the middle of the weights
     asked: list[str] = field(default_factory=list)
 
     def handler(self) -> type[BaseHTTPRequestHandler]:
@@ -79,6 +80,13 @@ class Hub:
                 else:
                     name = path.rsplit("/", 1)[1]
                     content = (hub.folder / name).read_bytes()
+                    if hub.breaks and name == "model.safetensors" and self.command == "GET":
+                        self.send_response(200)
+                        self.send_header("Content-Length", str(len(content)))
+                        self.end_headers()
+                        self.wfile.write(content[: len(content) // 2])
+                        self.close_connection = True
+                        return
                     self.reply(200, content, ETag=f'"{name}"', X_Repo_Commit=COMMIT)
 
             do_HEAD = do_GET
@@ -143,6 +151,28 @@ def test_a_gated_model_of_the_catalogue_is_said_before_it_is_fetched(hub: Hub, t
 def test_a_mirror_that_is_down_is_no_traceback(tmp_path: Path) -> None:
     got = fetch("owner/model", tmp_path, HF_ENDPOINT="http://127.0.0.1:9", HF_HUB_DOWNLOAD_TIMEOUT="1")
     assert got["code"] == "asset-not-found" and "check the connection" in str(got["text"])
+
+
+def test_a_network_that_breaks_in_the_middle_of_a_file(hub: Hub, tmp_path: Path) -> None:
+    """`luthier train` says so, with a code and what to do; nothing half is kept, and the same command then works."""
+    (tmp_path / "rows.csv").write_text("question,answer\n" + "".join(f"say {i},yes {i}\n" for i in range(20)))
+    trainer = {"train_steps": 2, "batch_size": 4, "precision": "fp32", "eval_generation_rows": 0}
+    settings = {"base_model": "owner/model", "dataset": "rows.csv", "trainer": trainer, "execution": {"device": "cpu"}}
+    (tmp_path / "config.yaml").write_text(json.dumps(settings), encoding="utf-8")
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HTTP", "http"))}
+    env = {**kept, "HF_HOME": str(tmp_path / "hf"), "LUTHIER_CACHE": str(tmp_path / "cache"), "HF_ENDPOINT": hub.url}
+    command = [sys.executable, "-c", "from luthier.cli import main; main()", "train", "config.yaml", "--output", "run"]
+
+    def train() -> subprocess.CompletedProcess[str]:
+        return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
+
+    hub.breaks = True
+    broken = train()
+    assert broken.returncode == 4 and "Traceback" not in broken.stderr
+    assert all(word in broken.stderr for word in ("[asset-not-found]", "owner/model", "check the connection", "fix:"))
+    hub.breaks = False
+    assert train().returncode == 0
+    assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").is_file()
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificate")

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import random
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from fsspec.implementations.local import LocalFileSystem
 
+from faulty_drive import Faulty
 from luthier import config, pipeline
 from luthier.errors import ConfigError, RunError
 from luthier.events import Stepped, Warned
@@ -22,44 +21,6 @@ from luthier.train import checkpoint
 
 class Crash(Exception):
     pass
-
-
-class Faulty(LocalFileSystem):
-    """A drive that tears writes and loses calls: each write fails with a chance, after a part of it has arrived."""
-
-    cachable = False
-
-    def __init__(self, chance: float, seed: int) -> None:
-        super().__init__()
-        self.chance, self.draw = chance, random.Random(seed)
-
-    def open(self, path: str, mode: str = "rb", **more: Any) -> Any:
-        inner = super().open(path, mode, **more)
-        if "w" not in mode or self.draw.random() > self.chance:
-            return inner
-        return Torn(inner, self.draw)
-
-    def makedirs(self, path: str, exist_ok: bool = False) -> None:
-        if self.draw.random() < self.chance / 4:
-            raise OSError("the drive is away")
-        super().makedirs(path, exist_ok=exist_ok)
-
-
-class Torn:
-    def __init__(self, inner: Any, draw: random.Random) -> None:
-        self.inner, self.draw = inner, draw
-
-    def __enter__(self) -> Torn:
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self.inner.close()
-
-    def write(self, content: bytes) -> None:
-        self.inner.write(content[: self.draw.randrange(len(content))])
-        if self.draw.random() < 0.5:
-            raise OSError("the drive went away in the middle")
-        # else it says that all is well, as such storage does
 
 
 @pytest.fixture
@@ -125,7 +86,7 @@ def test_a_drive_that_tears_and_loses_never_stops_it(work: Path, monkeypatch: py
         train(f"run-{seed}", str(where), events=events)
         assert same(f"run-{seed}", "straight")
         resumed.append(min(event.step for event in events if isinstance(event, Stepped)) > 1)
-    assert sum(resumed) >= 4, resumed  # where nothing whole had arrived, it began anew
+    assert all(resumed)
 
 
 def test_a_mirror_that_is_gone_is_a_warning(work: Path) -> None:
