@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import model_validator
 
@@ -16,6 +16,11 @@ warnings.filterwarnings("ignore", message='Field name "schema" in "Generation" s
 class Generation(Section):
     """How answers are drawn at prediction."""
 
+    engine: Literal["auto", "luthier", "transformers", "vllm"] = key(
+        "auto",
+        "Who answers with a finished run: Luthier's own engine where it knows the architecture, else transformers' "
+        "generate (auto); one of them; or vLLM, where it is installed. Between steps of training it is always auto.",
+    )
     max_new_tokens: Int = key(256, "Longest answer in tokens.", ludwig=32, why="32 tokens cut most answers", ge=1)
     min_new_tokens: Int = key(0, "Shortest answer in tokens.", ge=0)
     do_sample: bool = key(

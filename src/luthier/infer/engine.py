@@ -91,7 +91,7 @@ class DecoderEngine:
         if fault:
             raise ValueError(fault)
         if unknown(request.sampling):
-            yield from self._by_transformers(request.adapter).stream(request)
+            yield from self.by_transformers(request.adapter).stream(request)
             return
         for _, piece in self._stream([request]):
             yield piece
@@ -106,7 +106,7 @@ class DecoderEngine:
         if fault:
             raise ValueError(fault)
         if unknown(request.sampling):
-            yield from self._by_transformers(request.adapter).stream_several(request)
+            yield from self.by_transformers(request.adapter).stream_several(request)
             return
         yield from self._stream(expanded([request]))
 
@@ -138,7 +138,7 @@ class DecoderEngine:
             yield from folded(own, self._run(self._rows(expanded(own))))
         for name in dict.fromkeys(request.adapter for request in others):
             same = [request for request in others if request.adapter == name]
-            yield from self._by_transformers(name).generate(same)
+            yield from self.by_transformers(name).generate(same)
 
     def _refusal(self, request: Request) -> str | None:
         """Why this row cannot be answered, or None."""
@@ -218,7 +218,8 @@ class DecoderEngine:
         device = self.decoder.device
         return waves(sizes_of(self.decoder), device.type, free_bytes(device), needs, self.batch_size)
 
-    def _by_transformers(self, adapter: str | None) -> HfEngine:
+    def by_transformers(self, adapter: str | None = None, *, sink: Sink = silent) -> HfEngine:
+        """Transformers' `generate` over the same decoder."""
         device = self.decoder.device
         context: Any = self.decoder.without_adapter if self.use_base else nullcontext
         if adapter is not None:
@@ -226,7 +227,7 @@ class DecoderEngine:
         self.decoder.refresh()
         return HfEngine(
             Wrapped(self.decoder, self.answers.limit), self.tokenizer,
-            batch_size=self.batch_size, context=context, stage=self.stage,
+            batch_size=self.batch_size, context=context, stage=self.stage, sink=sink,
             positions=positions_of(sizes_of(self.decoder), device.type, free_bytes(device)),
         )  # fmt: skip
 

@@ -25,17 +25,14 @@ from luthier.infer.drawing import WARPERS, Constrained, Counted, Draw, First, re
 from luthier.infer.listening import Cancelled, Record, StopText, TokenQueue
 from luthier.infer.rules import lists, sequence_bias
 from luthier.infer.several import expanded, folded
+from luthier.infer.words import banned_ids
 from luthier.model.tunable import Tokens
 from luthier.plan.slots import POSITIONS
 from luthier.types import Completion, Request, Sampling
 
 SEES_PADDING = ("encoder_repetition_penalty", "no_repeat_ngram_size")
-ID_LISTS = (
-    "bad_words_ids",
-    "suppress_tokens",
-    "begin_suppress_tokens",
-)  # transformers wants lists, configs have tuples
-OURS = ("max_length", "forced_bos_token_id", "logit_bias", *KINDS)  # settled here, not passed on
+ID_LISTS = ("suppress_tokens", "begin_suppress_tokens")  # transformers wants lists, configs have tuples
+OURS = ("max_length", "forced_bos_token_id", "logit_bias", "bad_words", *KINDS)  # settled here, not passed on
 CONTEXT_FIELDS = ("max_position_embeddings", "n_positions", "max_seq_len")
 
 
@@ -236,7 +233,7 @@ class HfEngine:
 
     def _generation_config(self, sampling: Sampling, steps: int, own_draw: bool) -> GenerationConfig:
         settings = {k: v for k, v in sampling.extra.items() if k not in OURS}
-        settings["sequence_bias"] = sequence_bias(sampling.extra)
+        settings |= {"sequence_bias": sequence_bias(sampling.extra), "bad_words_ids": banned_ids(sampling.extra)}
         for name in ID_LISTS:
             if name in settings:
                 settings[name] = lists(settings[name])

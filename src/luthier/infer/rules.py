@@ -31,6 +31,7 @@ from transformers import (
 from luthier.infer.answer import Answers
 from luthier.infer.constrain import KINDS
 from luthier.infer.drawing import WARPERS, Constrained, Counted, First, draw, uniforms, warpers
+from luthier.infer.words import banned_ids
 from luthier.types import Request, Sampling
 
 Row = tuple[int, int, tuple[int, ...], str]  # prompt tokens, all tokens at most, ids that end an answer, device
@@ -77,7 +78,7 @@ OFF: Mapping[str, Any] = {"use_cache": True, "renormalize_logits": False, "guida
 
 def unknown(sampling: Sampling) -> list[str]:
     """The settings that single-beam steps do not know; another way of generating has to serve them."""
-    known = {*RULES, *WARPERS, *SETTLED, *KINDS, "logit_bias"}
+    known = {*RULES, *WARPERS, *SETTLED, *KINDS, "logit_bias", "bad_words"}
     names = [
         name
         for name, value in sampling.extra.items()
@@ -95,7 +96,8 @@ class Rules:
         self.sampling = sampling
         self.prompt = len(request.prompt_ids)
         row = (self.prompt, self.prompt + steps, answers.ends, device)
-        given = {**sampling.extra, "sequence_bias": sequence_bias(sampling.extra)}
+        extra = sampling.extra
+        given = {**extra, "sequence_bias": sequence_bias(extra), "bad_words_ids": banned_ids(extra)}
         if sampling.repetition_penalty != 1.0:
             given["repetition_penalty"] = float(sampling.repetition_penalty)
         if sampling.presence_penalty or sampling.frequency_penalty:

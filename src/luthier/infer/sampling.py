@@ -81,6 +81,7 @@ FIXED: Mapping[str, tuple[tuple[Any, ...], str]] = {
     "pad_token_id": ((None,), "padding is the tokenizer's business; leave the key out"),
     "bos_token_id": ((None,), "prompts are made of ids already; leave the key out"),
     "eos_token_id": ((None,), "the tokenizer says what ends a turn; use `stop` for more"),
+    "engine": ((None,), "it is chosen when the model is loaded: set generation.engine in the config, or by --set"),
     "force_words_ids": ((None,), "constrained beam search left transformers; leave the key out"),
     "prompt_lookup_num_tokens": ((None,), "speculative decoding changes no answer; leave the key out"),
 }
@@ -159,9 +160,7 @@ def _tokenised(extra: dict[str, Any], tokenizer: Encodes) -> list[Fault]:
         extra["logit_bias"], wrong = biases(extra["logit_bias"], tokenizer, "generation.logit_bias")
         faults += wrong
     if extra.get("bad_words") is not None:
-        ids, wrong = banned(extra.pop("bad_words"), tokenizer, "generation.bad_words")
-        known = (tuple(one) for one in extra.get("bad_words_ids") or ())
-        extra["bad_words_ids"] = tuple(dict.fromkeys((*known, *ids)))
+        extra["bad_words"], wrong = banned(extra["bad_words"], tokenizer, "generation.bad_words")
         faults += wrong
     return faults
 
@@ -223,10 +222,8 @@ def _sampling_implied(given: dict[str, tuple[Any, str]], overrides: Mapping[str,
 def _mapping(section: Any) -> dict[str, Any]:
     if section is None:
         return {}
-    if isinstance(section, Mapping):
-        return dict(section)
-    dumped: dict[str, Any] = section.model_dump()
-    return dumped
+    found: dict[str, Any] = dict(section) if isinstance(section, Mapping) else section.model_dump()
+    return {name: value for name, value in found.items() if name != "engine"}  # chosen when the model is loaded
 
 
 def _take(name: str, value: Any, where: str, own: dict[str, Any], extra: dict[str, Any]) -> Fault | None:

@@ -45,11 +45,28 @@ def biases(value: Any, tokenizer: Encodes, where: str) -> tuple[tuple[tuple[int,
     return tuple(sorted(found.items())), faults
 
 
-def banned(words: Any, tokenizer: Encodes, where: str) -> tuple[tuple[tuple[int, ...], ...], list[Fault]]:
-    """The ids of each text by itself and after a space."""
+Banned = tuple[str, tuple[tuple[int, ...], ...]]  # a text, and the ids of its spellings
+
+
+def banned(words: Any, tokenizer: Encodes, where: str) -> tuple[tuple[Banned, ...], list[Fault]]:
+    """Each text with its ids by itself and after a space."""
     texts = (words,) if isinstance(words, str) else words
     if not isinstance(texts, Sequence) or not all(isinstance(text, str) and text.strip() for text in texts):
         return (), [Fault("config-bad-value", "bad_words are texts", where, words, "texts that are not empty")]
-    spellings = [spelling for text in texts for spelling in (text, f" {text.lstrip()}")]
-    ids = [tuple(tokenizer.encode(spelling, continuation=True)) for spelling in spellings]
-    return tuple(dict.fromkeys(one for one in ids if one)), []
+    out = []
+    for text in texts:
+        ids = [tuple(tokenizer.encode(one, continuation=True)) for one in (text, f" {text.lstrip()}")]
+        out.append((text, tuple(dict.fromkeys(one for one in ids if one))))
+    return tuple(out), []
+
+
+def texts_of(extra: Mapping[str, Any]) -> list[str]:
+    """The texts of `bad_words`."""
+    return [text for text, _ in extra.get("bad_words") or ()]
+
+
+def banned_ids(extra: Mapping[str, Any]) -> list[list[int]] | None:
+    """`bad_words_ids` with the ids of `bad_words`; None where there is neither."""
+    every = [tuple(ids) for ids in extra.get("bad_words_ids") or ()]
+    every += [ids for _, spellings in extra.get("bad_words") or () for ids in spellings]
+    return [list(ids) for ids in dict.fromkeys(every)] or None

@@ -26,9 +26,14 @@ Tuned = Literal["adapter", "weights", "nothing"]  # what is tuned of a model
 class Decoded:
     """Implements `model.tunable.Tunable` over the decoder."""
 
-    def __init__(self, decoder: Decoder, base: Base, tuned: Tuned, *, adapter: Any = None) -> None:
-        """``adapter``: the config's section that the adapter was made from, where ``tuned`` is "adapter"."""
-        self.decoder, self.base, self.tuned, self.adapter = decoder, base, tuned, adapter
+    def __init__(
+        self, decoder: Decoder, base: Base, tuned: Tuned, *, adapter: Any = None, generic: bool = False
+    ) -> None:
+        """``adapter``: the config's section that the adapter was made from, where ``tuned`` is "adapter".
+
+        ``generic``: transformers' `generate` answers, over the same decoder.
+        """
+        self.decoder, self.base, self.tuned, self.adapter, self.generic = decoder, base, tuned, adapter, generic
         self.shares = True
 
     @property
@@ -84,10 +89,11 @@ class Decoded:
 
         if use_base and not self.has_base:
             self.base_only()  # raises, and says why
-        return DecoderEngine(
+        own = DecoderEngine(
             self.decoder, tokenizer,
             batch_size=batch_size, use_base=use_base, adapters=adapters, sink=sink, context=self.base.spec.context,
         )  # fmt: skip
+        return own.by_transformers(sink=sink) if self.generic and not adapters else own
 
     def adopt(self, plan: Plan) -> None:
         """Execute another plan from the next pass on."""

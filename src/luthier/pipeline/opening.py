@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from luthier import events
 from luthier.assets.spec import read_json
 from luthier.config import Config
-from luthier.errors import AssetError
+from luthier.errors import AssetError, ConfigError
 from luthier.plan import machine as machines
 from luthier.plan.slots import fits_spread
 from luthier.plan.support import BUILT, not_decoder, refusal_of
@@ -74,19 +74,22 @@ def open_tuned(
     from luthier.model import adapters
     from luthier.pipeline.generic import Generic
 
+    if settings.generation.engine == "vllm":
+        return _handed_over(settings, base, precision, run)
     whole = run.weights.is_dir()
     files = replace(base, path=run.weights) if whole else base
-    if decodes(settings, base):
+    if _by_decoder(settings, base):
         from luthier.model.decoder.save import load_adapter
         from luthier.pipeline.decoded import Decoded
 
+        generic = settings.generation.engine == "transformers"
         decoder = _decoder(settings, files, precision, _asking(settings, files, precision, device), sink)
         if whole:
-            return Decoded(decoder, base, "weights")
+            return Decoded(decoder, base, "weights", generic=generic)
         adapters.check_base(run.adapter, base.content_hash)
         _adapt(decoder, settings)
         load_adapter(decoder, run.adapter)
-        return Decoded(decoder, base, "adapter", adapter=settings.adapter)
+        return Decoded(decoder, base, "adapter", adapter=settings.adapter, generic=generic)
     model = _transformers(settings, files, precision, device, sink, frozen=not whole)
     if whole:
         return Generic(model.eval(), base, "weights", precision=precision, device=device)
@@ -96,15 +99,40 @@ def open_tuned(
 
 def open_base(settings: Config, base: Base, precision: Precision, device: str, sink: events.Sink) -> Tunable:
     """The base as it is."""
-    if decodes(settings, base):
+    if settings.generation.engine == "vllm":
+        return _handed_over(settings, base, precision, None)
+    if _by_decoder(settings, base):
         from luthier.pipeline.decoded import Decoded
 
         plan = _asking(settings, base, precision, device)
-        return Decoded(_decoder(settings, base, precision, plan, sink), base, "nothing")
+        generic = settings.generation.engine == "transformers"
+        return Decoded(_decoder(settings, base, precision, plan, sink), base, "nothing", generic=generic)
     from luthier.pipeline.generic import Generic
 
     model = _transformers(settings, base, precision, device, sink)
     return Generic(model.eval(), base, "nothing", precision=precision, device=device)
+
+
+def _by_decoder(settings: Config, base: Base) -> bool:
+    """Whether the decoder answers. Raises ConfigError where `generation.engine` demands it in vain."""
+    if decodes(settings, base):
+        return True
+    if settings.generation.engine == "luthier":
+        why = refusal_of(read_json(base.path / "config.json")) or "its adapter or execution.model is not the decoder's"
+        raise ConfigError(
+            "config-conflict", f"Luthier's own engine does not know this model: {why}", where="generation.engine",
+            received="luthier", fix="set generation.engine: auto",
+        )  # fmt: skip
+    return False
+
+
+def _handed_over(settings: Config, base: Base, precision: Precision, run: RunFolder | None) -> Tunable:
+    from luthier.model import adapters
+    from luthier.pipeline.handed import hand_over
+
+    if run is not None and not run.weights.is_dir():
+        adapters.check_base(run.adapter, base.content_hash)
+    return hand_over(settings, base, precision, run)
 
 
 def declared_precision(settings: Config) -> str:

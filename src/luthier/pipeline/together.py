@@ -58,6 +58,14 @@ def load_together(
     base = assets.resolve(first.base_name, trust_remote_code=trust_remote_code, sink=sink)
     for one in found.values():
         one.require(base)
+        if one.settings.generation.engine not in ("auto", "luthier"):
+            raise ConfigError(
+                "config-conflict",
+                "several runs share a batch in Luthier's own engine alone",
+                where=f"generation.engine of {one.folder.path}",
+                received=one.settings.generation.engine,
+                allowed=("auto", "luthier"),
+            )
         if one.settings.adapter is None or not decodes(one.settings, base):
             raise AssetError(
                 "asset-unsupported",

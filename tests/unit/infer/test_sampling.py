@@ -6,6 +6,7 @@ import pytest
 
 from luthier.errors import ConfigError
 from luthier.infer.sampling import resolve
+from luthier.infer.words import banned_ids, texts_of
 from luthier.types import Sampling
 
 
@@ -91,8 +92,8 @@ class Words:
 def test_texts_become_tokens_or_an_error_that_says_why():
     got = resolve({"logit_bias": {"7": 1, "three": -2.5, 9: 3}, "bad_words": ["no", "no way"]}, tokenizer=Words())
     assert got.extra["logit_bias"] == ((5, -2.5), (7, 1.0), (9, 3.0))
-    assert got.extra["bad_words_ids"] == ((2,), (3,), (2, 4), (3, 4))
-    assert "bad_words" not in got.extra
+    assert banned_ids(got.extra) == [[2], [3], [2, 4], [3, 4]]
+    assert texts_of(got.extra) == ["no", "no way"]
     with pytest.raises(ConfigError) as caught:
         resolve(
             None,
@@ -109,7 +110,7 @@ def test_ids_and_texts_of_one_token_add_up():
     named = {"logit_bias": {"5": 1.0, "three": 2.0}, "bad_words_ids": [[1]], "bad_words": "no"}
     got = resolve(None, named, tokenizer=Words())
     assert got.extra["logit_bias"] == ((5, 3.0),)
-    assert got.extra["bad_words_ids"] == ((1,), (2,), (3,))
+    assert banned_ids(got.extra) == [[1], [2], [3]]
 
 
 def test_the_section_has_the_keys_too():
@@ -118,4 +119,4 @@ def test_the_section_has_the_keys_too():
     section = Generation(num_return_sequences=2, temperature=0.5, logit_bias={5: 1}, bad_words="no", logprobs=True)
     got = resolve(section, tokenizer=Words())
     assert (got.n, got.logprobs, got.extra["logit_bias"]) == (2, True, ((5, 1.0),))
-    assert got.extra["bad_words_ids"] == ((2,), (3,))
+    assert banned_ids(got.extra) == [[2], [3]]
