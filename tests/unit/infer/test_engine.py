@@ -215,17 +215,29 @@ def test_out_of_memory_halves_the_rows_at_once(decoder: Decoder, monkeypatch: py
 
 
 def check_many(folder: Path, count: int, sizes: tuple[int, ...]) -> None:
+    """Greedy answers, prompt by prompt: transformers alone against our engine and the generic one in batches."""
     theirs, ours = both(folder, "qwen2")
     draw = random.Random(0)
     prompts = [[draw.randrange(3, 96) for _ in range(draw.randint(1, 30))] for _ in range(count)]
-    for tuned in (False, True):
-        model = with_peft(theirs, adapted(ours)) if tuned else theirs
+    sampling = Sampling(max_new_tokens=12)
+
+    def check(model: Any, decoder: Decoder, **options: Any) -> dict[int, tuple[int, ...]]:
         want = {key: tuple(reference(model, prompt, 12)) for key, prompt in enumerate(prompts)}
         for size in sizes:
-            engine = DecoderEngine(ours, Letters(), batch_size=size)
-            assert ids(ask(engine, Sampling(max_new_tokens=12), prompts)) == want
-    merged = model.merge_and_unload()
-    assert {key: tuple(reference(merged, prompt, 12)) for key, prompt in enumerate(prompts)} == want
+            engine = DecoderEngine(decoder, Letters(), batch_size=size, **options)
+            assert ids(ask(engine, sampling, prompts)) == want, size
+        assert ids(ask(HfEngine(model, Letters(), batch_size=sizes[-1]), sampling, prompts)) == want
+        return want
+
+    base = check(theirs, ours)
+    tuned = with_peft(theirs, adapted(ours))
+    with_adapter = check(tuned, ours)
+    with tuned.disable_adapter():
+        assert check(tuned, ours, use_base=True) == base
+    merged = tuned.merge_and_unload()
+    merged.save_pretrained(folder / "merged")
+    whole = load_decoder(folder / "merged", read_shape(folder / "merged"), Placing(dtype=torch.float32))
+    assert check(merged, whole) == with_adapter != base
 
 
 def test_many_ragged_prompts_in_batches_of_any_size(tmp_path: Path) -> None:
@@ -234,7 +246,25 @@ def test_many_ragged_prompts_in_batches_of_any_size(tmp_path: Path) -> None:
 
 @pytest.mark.long
 def test_two_hundred_ragged_prompts_in_batches_of_any_size(tmp_path: Path) -> None:
-    check_many(tmp_path, 200, (1, 2, 3, 5, 8, 13, 32))
+    check_many(tmp_path, 200, (1, 2, 3, 5, 8, 13, 21, 32))
+
+
+@pytest.mark.parametrize("sampling", [Sampling(max_new_tokens=10), Sampling(max_new_tokens=10, do_sample=True, seed=8)])
+def test_an_answer_does_not_depend_on_its_neighbours(decoder: Decoder, model: Any, sampling: Sampling) -> None:
+    """The same request beside none, beside others in any order, and at any place of the batch; on both engines."""
+    asked = Request(7, PROMPTS[0], sampling)
+    draw = random.Random(1)
+    for engine in (DecoderEngine(decoder, Letters(), batch_size=6), HfEngine(model, Letters(), batch_size=6)):
+        (alone,) = engine.generate([asked])
+        for _ in range(6):
+            others = [
+                Request(20 + at, [draw.randrange(3, 96) for _ in range(draw.randint(1, 25))], sampling)
+                for at in range(draw.randint(1, 9))
+            ]
+            mixed = draw.sample([asked, *others], len(others) + 1)
+            assert next(done for done in engine.generate(mixed) if done.key == 7) == alone
+        again = DecoderEngine(decoder, Letters()) if isinstance(engine, DecoderEngine) else HfEngine(model, Letters())
+        assert next(iter(again.generate([asked]))) == alone  # the same seed, the same text
 
 
 def test_free_slots_are_filled_several_at_a_time(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
