@@ -1,13 +1,13 @@
 """The shortest text that completes a regular expression from anywhere in it.
 
-The expression becomes an automaton (Thompson 1968) whose states know how many characters they are from the end.
+The expression becomes an automaton (Thompson 1968) whose states know how many bytes they are from the end.
 """
 
 from __future__ import annotations
 
+import heapq
 import re
 import string
-from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -76,15 +76,17 @@ class Automaton:
                 back[to].append((one, character))
         self.distance, self._next = [None] * count, [("", end)] * count
         self.distance[end] = 0
-        waiting = deque([end])
-        while waiting:  # edges of length 0 go to the front: breadth first over lengths 0 and 1
-            at = waiting.popleft()
+        waiting = [(0, end)]
+        while waiting:  # the nearest first (Dijkstra)
+            length, at = heapq.heappop(waiting)
+            if length > (self.distance[at] or 0):
+                continue  # it was reached on a shorter way
             for one, character in back[at]:
-                length = (self.distance[at] or 0) + len(character)
+                longer = length + len(character.encode())
                 known = self.distance[one]
-                if known is None or length < known:
-                    self.distance[one], self._next[one] = length, (character, at)
-                    (waiting.append if character else waiting.appendleft)(one)
+                if known is None or longer < known:
+                    self.distance[one], self._next[one] = longer, (character, at)
+                    heapq.heappush(waiting, (longer, one))
 
     def _spread(self, states: Iterable[int]) -> States:
         waiting = list(states)

@@ -2,14 +2,11 @@
 
 Needs the extra `constrain` (llguidance), which says what tokens may follow; here is who asks it, and how an answer is
 brought to its end in time: near its last tokens a row may only go where a known completion still fits.
-
-The light half (`grammar_of`, `fault_of`) needs no torch.
 """
 
 from __future__ import annotations
 
 import heapq
-import json
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -19,17 +16,19 @@ from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakKeyDictionary
 
 from luthier.infer.closing import States, automaton
+from luthier.infer.grammar import grammar_of
+from luthier.infer.json_rest import Rests
 
 if TYPE_CHECKING:
     import llguidance
     import numpy as np
 
-KINDS = ("schema", "regex", "choices")
-ZONE = 48  # tokens beyond the known completion within which each step is checked; more if completions are longer
-EVERY = 8  # steps between two looks at how far the end is, outside of the zone
-TRIED = 3  # likeliest tokens whose completion is looked for, within the zone
+ZONE = 48  # tokens by which one token may put the end further off, where nothing else is known
+MARGIN = 8  # tokens that are added to what is known of it
+TRIED = 3  # likeliest tokens whose completion is looked for, near the end of the budget
 WIDTH = 6  # ways of one length that the search for a completion goes on with
 SEARCH = 3000  # steps that it tries, at most
+FEWER = 300  # and after a token that need not be taken
 FEW = 48  # tokens that are all tried
 # What brings an answer nearer to its end: tried before anything else, in this order.
 CLOSERS = ('"', "}", "]", '"}', '"]', '"}}', "}}", "0", "1", "[]", "{}", '""', "null", "true", "false", ":", ",", " ")
@@ -41,37 +40,6 @@ class Serialised(Protocol):
     def to_json(self) -> str:
         """Its tokenizer.json."""
         ...
-
-
-def grammar_of(extra: Mapping[str, Any]) -> str | None:
-    """What the settings allow, in llguidance's terms; None where they constrain nothing."""
-    kind = next((kind for kind in KINDS if extra.get(kind) is not None), None)
-    if kind is None:
-        return None
-    from llguidance import LLMatcher
-
-    value = extra[kind]
-    if kind == "regex":
-        return LLMatcher.grammar_from_regex(value)
-    if kind == "choices":
-        return LLMatcher.grammar_from_lark("start: " + " | ".join(json.dumps(choice) for choice in value))
-    flexible = {"whitespace_flexible": True, "whitespace_pattern": r"[ \n]{1,2}"}  # not without end
-    return LLMatcher.grammar_from_json_schema(value, defaults=flexible)  # type: ignore[arg-type]
-
-
-def fault_of(extra: Mapping[str, Any]) -> str | None:
-    """What is wrong with a schema, a regular expression or choices; None where nothing is.
-
-    Raises ImportError without llguidance.
-    """
-    from llguidance import LLMatcher
-
-    try:
-        grammar = grammar_of(extra)
-    except ValueError as error:
-        return str(error)
-    message = LLMatcher.validate_grammar(grammar) if grammar else ""
-    return message.strip().split("\n")[0] if message and not message.startswith("WARNING") else None
 
 
 class Vocabulary:
@@ -116,17 +84,25 @@ class Grammar:
         from llguidance import LLMatcher
 
         self.vocabulary = vocabulary
-        self._start = LLMatcher(vocabulary.tokens, grammar_of(extra) or "")
+        self._start = LLMatcher(vocabulary.tokens, grammar_of(extra) or "", log_level=0)
         if self._start.is_error():
             raise ValueError(self._start.get_error())
         pattern = extra.get("regex")
         if extra.get("choices") is not None:
             pattern = "|".join(map(re.escape, extra["choices"]))
         self.automaton = automaton(pattern) if pattern is not None else None
+        self.json = Rests(extra["schema"]) if extra.get("schema") is not None else None
+
+    @cached_property
+    def growth(self) -> int:
+        """Tokens by which one token may put the end further off: it may begin another part, as long as any."""
+        if self.automaton is not None:
+            return max(one or 0 for one in self.automaton.distance) + MARGIN
+        return 2 * self.json.largest() + MARGIN if self.json is not None else ZONE
 
     def follow(self, budget: int) -> Path:
         """A row at its beginning, which has ``budget`` tokens."""
-        return Path(self, self.start(), budget, len(self.least) + 1 if self.least is not None else 0)
+        return Path(self, self.start(), budget)
 
     def start(self) -> Place:
         """Where every row begins."""
@@ -139,36 +115,59 @@ class Grammar:
 
     def after(self, place: Place, token: int) -> Place | None:
         """Where ``token`` leads; None where it may not follow."""
-        matcher = place.matcher.deep_copy()
-        if not matcher.consume_token(token):
+        if place.matcher.is_error():  # a limit of the library; what is known goes on without it
+            return self._read(place, place.matcher, token)
+        if place.matcher.validate_tokens([token]) != 1:
             return None
-        return Place(matcher, *self._read(place, token))
+        matcher = place.matcher.deep_copy()
+        matcher.consume_token(token)
+        return self._read(place, matcher, token)
 
-    def _read(self, place: Place, token: int) -> tuple[States | None, bytes]:
-        """The automaton's states after a token, and what the token leaves of a character that is not yet whole."""
-        if place.states is None or self.automaton is None:
-            return None, b""
+    def _read(self, place: Place, matcher: llguidance.LLMatcher, token: int) -> Place:
+        """The text and the automaton's states after a token, and what it leaves of a character not yet whole."""
         held = place.held + self.vocabulary.tokens.decode_bytes([token])
-        text = held.decode("utf-8", "ignore")
-        rest = held[len(text.encode()) :]
-        return self.automaton.read(place.states, text), rest
+        new = held.decode("utf-8", "ignore")
+        states = None
+        if place.states is not None and self.automaton is not None:
+            states = self.automaton.read(place.states, new)
+        text = place.text + new if self.json is not None else ""
+        return Place(matcher, states, text, held[len(new.encode()) :])
 
-    def complete(self, place: Place, most: int | None = None) -> list[int] | None:
-        """A short way to a complete answer, at most ``most`` tokens; None where none was found."""
-        if self.automaton is not None and place.states is not None and not place.held:
+    def complete(self, place: Place, most: int | None = None, tried: int = SEARCH) -> list[int] | None:
+        """A short way to a complete answer, at most ``most`` tokens; None where none was found.
+
+        ``tried``: steps of a search, where no proposal holds.
+        """
+        ways = sorted(map(self.vocabulary.tokens.tokenize_str, self.proposals(place)), key=len)
+        right = (way for way in ways if place.matcher.validate_tokens(way) == len(way) and _ends(place.matcher, way))
+        way = next(right, None)
+        if way is not None:
+            return way if most is None or len(way) <= most else None
+        return search(place.matcher, self.vocabulary, most, tried)
+
+    def proposals(self, place: Place) -> list[str]:
+        """Texts that should complete the answer."""
+        if place.held:
+            return []
+        if self.automaton is not None and place.states is not None:
             text = self.automaton.rest(place.states)
-            way = None if text is None else self.vocabulary.tokens.tokenize_str(text)
-            if way is not None and place.matcher.validate_tokens(way) == len(way):
-                return way if most is None or len(way) <= most else None
-        return search(place.matcher, self.vocabulary, most)
+            return [] if text is None else [text]
+        return self.json.rests(place.text) if self.json is not None else []
+
+
+def _ends(matcher: llguidance.LLMatcher, way: Sequence[int]) -> bool:
+    """Whether the answer is complete after these tokens, which may follow."""
+    after = matcher.deep_copy()
+    return (not way or bool(after.consume_tokens(list(way)))) and bool(after.is_accepting())
 
 
 @dataclass(frozen=True)
 class Place:
-    """A point in a grammar: llguidance's, and the automaton's where there is one, with bytes of half a character."""
+    """A point in a grammar: llguidance's, the automaton's where there is one, a schema's text; half a character."""
 
     matcher: llguidance.LLMatcher
     states: States | None
+    text: str = ""
     held: bytes = b""
 
 
@@ -201,12 +200,19 @@ def _vocabulary(tokenizer: Any, size: int, ends: tuple[int, ...]) -> Vocabulary:
 
 
 class Path:
-    """Where one row is in its grammar. ``need``: tokens of a known completion, its end included, when last looked."""
+    """Where one row is in its grammar.
 
-    def __init__(self, grammar: Grammar, place: Place, budget: int, need: int) -> None:
-        self.grammar, self.place, self.budget, self.need = grammar, place, budget, need
-        self.made, self.ended, self.zone = 0, False, max(ZONE, need)
-        self._known: list[int] | None = None  # a completion from here, found earlier
+    While there is room to spare a row goes where it likes, for as many steps as cannot use that room up. Then it is
+    looked how far the end is; and where that is near the budget, only tokens may follow after which a known completion
+    fits. From then on one is always known.
+    """
+
+    def __init__(self, grammar: Grammar, place: Place, budget: int) -> None:
+        self.grammar, self.place, self.budget = grammar, place, budget
+        self.made, self.ended = 0, False
+        self._look = 0  # tokens after which is looked next
+        self._known: list[int] | None = None  # a completion from here
+        self._after: dict[int, list[int]] = {}  # completions after tokens that may follow
 
     def take(self, tokens: Sequence[int]) -> None:
         """The row's next tokens."""
@@ -215,7 +221,8 @@ class Path:
             self.ended = self.ended or token in self.grammar.vocabulary.ends
             if not self.ended:
                 self.place = self.grammar.after(self.place, token) or self.place
-                self._known = self._known[1:] if self._known and self._known[0] == token else None
+                own = self._known[1:] if self._known and self._known[0] == token else None
+                self._known, self._after = self._after.get(token, own), {}
 
     def allowed(self, scores: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """[v] bool: what may come next. ``scores`` [v] decide which tokens are looked at near the end of the budget."""
@@ -225,16 +232,20 @@ class Path:
             return np.ones(len(scores), dtype=bool)
         vocabulary = self.grammar.vocabulary
         may = bits(self.place.matcher, vocabulary.size)
-        left = self.budget - self.made
-        if left > self.need + self.zone and self.made % EVERY:
+        if self.place.matcher.is_error():
+            return self._without_library()
+        if self.made < self._look:
             return may
+        left = self.budget - self.made
         found = [way for way in (self.grammar.complete(self.place), self._known) if way is not None]
+        if not self.made and min(map(len, found), default=left) >= left:  # few characters may still be many tokens
+            found += [way for way in (search(self.place.matcher, vocabulary, left - 1),) if way is not None]
         if not found:
             return may
         self._known = min(found, key=len)
-        self.need = len(self._known) + 1
-        self.zone = max(self.zone, self.need)  # one token may begin another part as long as any before
-        if left > self.need + self.zone:
+        free = (left - len(self._known) - 1) // (self.grammar.growth + 1)
+        if free > 0:
+            self._look = self.made + free
             return may
         own = np.where(may, scores, -np.inf)
         likeliest = np.argpartition(-own, TRIED)[:TRIED].tolist()
@@ -244,12 +255,27 @@ class Path:
         narrow[fits or self._known[:1] or ends] = True
         return narrow
 
+    def _without_library(self) -> np.ndarray[Any, Any]:
+        """[v] bool: the next token of the shortest completion, where the library gave up on an expression's size."""
+        import numpy as np
+
+        vocabulary = self.grammar.vocabulary
+        if self._known is None:
+            texts = self.grammar.proposals(self.place)
+            self._known = vocabulary.tokens.tokenize_str(texts[0]) if texts else []
+        narrow = np.zeros(vocabulary.size, dtype=bool)
+        narrow[self._known[:1] or list(vocabulary.ends)] = True
+        return narrow
+
     def _fits(self, token: int, left: int) -> bool:
         """Whether an answer that goes on with ``token`` can be completed, its end included, in ``left`` more."""
         if token in self.grammar.vocabulary.ends:
             return True
         after = self.grammar.after(self.place, token)
-        return after is not None and self.grammar.complete(after, left - 1) is not None
+        way = None if after is None else self.grammar.complete(after, left - 1, FEWER)
+        if way is not None:
+            self._after[token] = way
+        return way is not None
 
 
 def bits(matcher: llguidance.LLMatcher, size: int) -> np.ndarray[Any, Any]:
@@ -260,13 +286,15 @@ def bits(matcher: llguidance.LLMatcher, size: int) -> np.ndarray[Any, Any]:
     return np.unpackbits(packed, bitorder="little", count=size).astype(bool)
 
 
-def search(matcher: llguidance.LLMatcher, vocabulary: Vocabulary, most: int | None = None) -> list[int] | None:
+def search(
+    matcher: llguidance.LLMatcher, vocabulary: Vocabulary, most: int | None = None, tried: int = SEARCH
+) -> list[int] | None:
     """A short way to a complete answer, at most ``most`` tokens: the best of those that a narrow search looks at."""
     waiting: list[tuple[int, int, list[int], llguidance.LLMatcher]] = [(0, 0, [], matcher)]
     looked: dict[int, int] = defaultdict(int)
     met: set[tuple[int, bytes]] = set()
     count = 0
-    while waiting and count < SEARCH:
+    while waiting and count < tried:
         length, _, way, here = heapq.heappop(waiting)
         if most is not None and length > most:
             return None
@@ -276,10 +304,11 @@ def search(matcher: llguidance.LLMatcher, vocabulary: Vocabulary, most: int | No
         if looked[length] > WIDTH:
             continue
         for step in _steps(here, vocabulary):
-            after = here.deep_copy()
-            if not after.consume_tokens(step):
-                continue
             count += 1
+            if here.validate_tokens(step) != len(step):
+                continue
+            after = here.deep_copy()
+            after.consume_tokens(step)
             key = (length + len(step), after.compute_bitmask())
             if key not in met:
                 met.add(key)

@@ -20,8 +20,8 @@ from transformers.generation.streamers import BaseStreamer
 
 from luthier.events import Sink, progress, silent
 from luthier.infer.answer import Answers, is_out_of_memory
-from luthier.infer.constrain import KINDS
 from luthier.infer.drawing import WARPERS, Constrained, Counted, Draw, First, request_seed, warpers
+from luthier.infer.grammar import KINDS
 from luthier.infer.listening import Cancelled, Record, StopText, TokenQueue
 from luthier.infer.rules import lists, sequence_bias
 from luthier.infer.several import expanded, folded

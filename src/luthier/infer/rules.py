@@ -29,8 +29,8 @@ from transformers import (
 )
 
 from luthier.infer.answer import Answers
-from luthier.infer.constrain import KINDS
 from luthier.infer.drawing import WARPERS, Constrained, Counted, First, draw, uniforms, warpers
+from luthier.infer.grammar import KINDS
 from luthier.infer.words import banned_ids
 from luthier.types import Request, Sampling
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from luthier.errors import ConfigError, Fault, missing_extra
-from luthier.infer.constrain import KINDS, fault_of
+from luthier.infer.grammar import KINDS, fault_of
 from luthier.infer.words import Encodes, banned, biases
 from luthier.registry import nearest
 from luthier.types import Sampling

@@ -21,7 +21,7 @@ from luthier.data.split import split_column
 from luthier.data.table import Table, missing_column
 from luthier.errors import DataError, RunError
 from luthier.evaluate import Comparison, compare, few_shot
-from luthier.infer.constrain import KINDS
+from luthier.infer.grammar import KINDS
 from luthier.infer.sampling import resolve
 from luthier.metrics.calibration import Calibration, fit
 from luthier.run import atomic

@@ -10,6 +10,7 @@ from typing import Any
 import jsonschema
 import numpy as np
 import pytest
+import random_grammars
 import tokenizers
 from test_engine import both
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
@@ -17,20 +18,23 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from luthier.assets.tokenizer import Tokenizer
 from luthier.errors import ConfigError
 from luthier.infer.closing import automaton
-from luthier.infer.constrain import ZONE, Grammars, fault_of
+from luthier.infer.constrain import Grammars
 from luthier.infer.engine import DecoderEngine
 from luthier.infer.generate import HfEngine
+from luthier.infer.grammar import fault_of
+from luthier.infer.json_rest import Rests
 from luthier.infer.sampling import resolve
 from luthier.types import Request, Sampling
 
 ENDS = (0,)
+LONGEST = 300  # characters of the shortest answer to a random grammar
 
 
-def make_tokenizer() -> Tokenizer:
-    """Fewer tokens than the tiny models have ids: bytes of plain text, and some longer pieces as if trained."""
-    marks = pre_tokenizers.ByteLevel.alphabet()
+def make_tokenizer(*, whole: bool = False) -> Tokenizer:
+    """Bytes, and some longer pieces as if trained. Not ``whole``: plain text alone, as few as the tiny models' ids."""
+    marks = sorted(pre_tokenizers.ByteLevel.alphabet())
     letters = [chr(code) for code in range(33, 127) if chr(code) in marks and not chr(code).isupper()]
-    words = ["<end>", *letters, "Ġ", "Ċ"]
+    words = ["<end>", *(marks if whole else [*letters, "Ġ", "Ċ"])]
     merges = [("t", "r"), ("tr", "u"), ("tru", "e"), ("a", "b"), ("ab", "c"), ('"', "}"), ('"', ":"), ("Ġ", "a")]
     words += ["".join(pair) for pair in merges]
     backend = tokenizers.Tokenizer(models.BPE(vocab={word: i for i, word in enumerate(words)}, merges=merges))
@@ -42,7 +46,7 @@ def make_tokenizer() -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return make_tokenizer()
+    return make_tokenizer(whole=True)
 
 
 @pytest.fixture(scope="module")
@@ -60,82 +64,119 @@ def walk(grammars: Grammars, extra: dict[str, Any], budget: int, draw: np.random
         may = path.allowed(scores)
         assert may.any()
         token = int(np.where(may, scores, -np.inf).argmax())
-        if token in ENDS:
+        if token in grammars._ends:
             return ids, True
         ids.append(token)
         path.take([token])
     return ids, False
 
 
-def random_schema(draw: random.Random, depth: int = 2) -> dict[str, Any]:
-    kind = draw.choice(["integer", "string", "boolean", "null", "number", "enum", "object", "array"])
-    if kind == "enum":
-        return {"enum": draw.sample(["abc", "x", "true", 7, None, "a b"], draw.randint(1, 4))}
-    if kind == "string":
-        least = draw.choice([0, 0, 3, 12])
-        return {"type": "string", "minLength": least, "maxLength": least + draw.choice([0, 5])}
-    if kind == "integer":
-        return {"type": "integer", "minimum": draw.randint(-50, 10), "maximum": draw.randint(11, 900)}
-    if kind == "object" and depth:
-        names = draw.sample(["a", "b", "c", "name"], draw.randint(1, 3))
-        return {
-            "type": "object", "properties": {name: random_schema(draw, depth - 1) for name in names},
-            "required": names[: draw.randint(0, len(names))], "additionalProperties": False,
-        }  # fmt: skip
-    if kind == "array" and depth:
-        least = draw.randint(0, 2)
-        return {"type": "array", "items": random_schema(draw, depth - 1), "minItems": least, "maxItems": least + 2}
-    return {"type": kind} if kind in ("boolean", "null", "number") else {"type": "boolean"}
+def grammar_of_many(draw: random.Random, number: int) -> tuple[dict[str, Any], str]:
+    """A schema or an expression, and one of its shortest complete answers."""
+    while True:
+        if number % 2:
+            made, text = random_grammars.regex(draw)
+            extra: dict[str, Any] = {"regex": made}
+        else:
+            schema, text = random_grammars.recursive(draw) if number % 20 == 0 else random_grammars.schema(draw)
+            extra = {"schema": schema}
+        if len(text) <= LONGEST:
+            return extra, text
 
 
-def random_regex(draw: random.Random, depth: int = 2) -> str:
-    def one() -> str:
-        plain = draw.choice(["[a-c]", "[0-9]", "x", "ab", "[^a]", r"\d", "(true|no)"])
-        inner = random_regex(draw, depth - 1) if depth and draw.random() < 0.3 else plain
-        return f"({inner})" + draw.choice(["", "", "?", "*", "+", "{2}", "{1,3}"])
+def check(grammars: Grammars, tokenizer: Tokenizer, count: int, seed: int, *, by_tokens: bool = False) -> None:
+    """Follow random grammars with random scores. The budget is the shortest answer's bytes, or more.
 
-    return "".join(one() for _ in range(draw.randint(1, 4)))
-
-
-def check(grammars: Grammars, tokenizer: Tokenizer, count: int, seed: int) -> int:
-    """Follow random grammars with random scores under random budgets; how many answers were cut."""
-    cut = 0
+    A token is a byte at least, so as many tokens as bytes are always enough. With ``by_tokens`` the budget is that of
+    the shortest answer that is known in this vocabulary, which has far fewer tokens.
+    """
     for number in range(count):
         draw = random.Random(seed + number)
-        schema = random_schema(draw) if number % 2 else None
-        extra = {"regex": random_regex(draw)} if schema is None else {"schema": schema}
+        extra, shortest = grammar_of_many(draw, number)
         assert fault_of(extra) is None, extra
-        path = grammars.follow(extra, 10)
-        assert path is not None
-        least = path.grammar.least
-        assert least is not None, extra
-        budget = len(least) + 1 + draw.choice([0, 1, 5, 40])
+        least = len(shortest.encode())
+        if by_tokens:
+            path = grammars.follow(extra, 1)
+            assert path is not None and path.grammar.least is not None and len(path.grammar.least) <= least
+            least = len(path.grammar.least)
+        budget = least + 1 + draw.choice([0, 0, 1, 5, 40, 150])
         ids, ended = walk(grammars, extra, budget, np.random.default_rng(seed + number))
-        if not ended:
-            cut += 1
-            continue
         text = tokenizer.decode(ids)
-        if schema is None:
-            assert re.fullmatch(extra["regex"], text, re.DOTALL), (extra, text)
+        assert ended, f"cut after {budget} tokens, and {shortest!r} would have fit: {extra} {text!r}"
+        if "regex" in extra:
+            made = automaton(extra["regex"])  # re itself takes exponential time on some of these
+            assert made is not None and made.end in made.read(made.start, text), (extra, text)
         else:
-            jsonschema.validate(json.loads(text), schema)
-    return cut
+            jsonschema.validate(json.loads(text), extra["schema"])
 
 
 def test_answers_are_valid_and_end_within_their_budget(grammars: Grammars, tokenizer: Tokenizer) -> None:
-    assert check(grammars, tokenizer, 60, seed=0) == 0
+    check(grammars, tokenizer, 80, seed=0)
 
 
 @pytest.mark.long
 def test_a_thousand_answers_are_valid_and_end_within_their_budget(grammars: Grammars, tokenizer: Tokenizer) -> None:
-    assert check(grammars, tokenizer, 1000, seed=1000) == 0
+    check(grammars, tokenizer, 1000, seed=1000)
+
+
+@pytest.mark.long
+def test_answers_in_a_real_vocabulary_are_valid_and_end_within_their_budget() -> None:
+    from luthier import assets
+
+    real = Tokenizer.load(assets.resolve("smollm2").path)
+    check(Grammars(real, real.vocab_size, tuple(real.eos_ids)), real, 200, seed=5000, by_tokens=True)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_an_answer_that_cannot_fit_is_cut_and_not_bent(grammars: Grammars, tokenizer: Tokenizer, seed: int) -> None:
+    extra = {"regex": "[a-c]{20}x"}
+    ids, ended = walk(grammars, extra, 5, np.random.default_rng(seed))
+    assert not ended and len(ids) == 5 and set(tokenizer.decode(ids)) <= set("abc")
+
+
+def test_the_automaton_agrees_with_re() -> None:
+    """It judges the random answers above, so it is judged here."""
+    draw = random.Random(7)
+    texts = ["", "a", "ab", "no", "xx", "12", "b1", "so we", "é", "漢a", "x+.", " ,", "\n", "abab", "true", "a" * 12]
+    for _ in range(300):
+        pattern, text = random_grammars.regex(draw, 1)
+        made = automaton(pattern)
+        assert made is not None
+        assert made.rest(made.start) is not None and len(made.rest(made.start).encode()) <= len(text.encode())
+        for one in (text, text + "a", *texts):
+            assert (made.end in made.read(made.start, one)) == bool(re.fullmatch(pattern, one)), (pattern, one)
+
+
+@pytest.mark.parametrize(
+    ("schema", "begun", "shortest"),
+    [
+        ({"type": "string", "minLength": 4}, '"a\\', 'naa"'),
+        ({"type": "string", "minLength": 2}, '"\\u00', '00a"'),
+        ({"type": "integer", "minimum": 120, "maximum": 140}, "1", "20"),
+        ({"type": "integer", "minimum": -12, "maximum": -10}, "-1", "0"),
+        ({"enum": ["abc", "abd"]}, '"ab', 'c"'),
+        ({"type": "string", "pattern": "^[0-9]{4}$"}, '"12', '00"'),
+        ({"type": "array", "items": {"type": "boolean"}, "minItems": 2}, "[tr", "ue,true]"),
+        ({"type": "array", "prefixItems": [{"const": 1}, {"const": "x"}], "minItems": 2}, "[1", ',"x"]'),
+        ({"type": "object", "properties": {"ab": {"type": "null"}}, "required": ["ab"]}, '{"a', 'b":null}'),
+        ({"type": "object", "properties": {"a": {}, "b": {"const": 12}}, "required": ["b"]}, '{"a": 1,', '"b":12}'),
+        ({"anyOf": [{"type": "string", "minLength": 9}, {"type": "object", "required": ["k"]}]}, "", '{"k":0}'),
+        ({"$ref": "#/$defs/n", "$defs": {"n": {"type": "object", "properties": {"n": {"$ref": "#/$defs/n"}}}}},
+         '{"n":{"n":{', "}}}"),
+        ({"type": "string", "format": "date"}, '"2000', '-01-01"'),
+    ],
+)  # fmt: skip
+def test_the_shortest_rest_of_a_json_text(schema: Any, begun: str, shortest: str) -> None:
+    assert shortest in Rests(schema).rests(begun)
+    jsonschema.validate(json.loads(begun + shortest), schema)
 
 
 def test_far_from_its_end_an_answer_is_free(grammars: Grammars) -> None:
-    path = grammars.follow({"regex": "[a-z]*"}, 10 * ZONE)
+    path = grammars.follow({"regex": "[a-z]*"}, 100)
     assert path is not None
     assert path.allowed(np.zeros(grammars._size)).sum() > 25
-    path.take([5] * (10 * ZONE - 1))
+    letter = grammars._tokenizer.encode("e")[0]
+    path.take([letter] * 99)
     assert set(path.allowed(np.zeros(grammars._size)).nonzero()[0]) == set(ENDS)
 
 
@@ -191,6 +232,25 @@ def test_both_engines_follow_a_constraint(tmp_path: Any, extra: dict[str, Any]) 
                 assert re.fullmatch(extra["regex"], text)
             else:
                 jsonschema.validate(json.loads(text), extra["schema"])
+
+
+@pytest.mark.parametrize(
+    ("extra", "says"),
+    [
+        ({"regex": "x(ab"}, "at character 2: unclosed group"),
+        ({"regex": "(a)b\\1"}, "at character 5: backreferences"),
+        ({"schema": '{"type": '}, "line 1 column 9"),
+        ({"schema": {"properties": {"a": {"items": {"type": "strng"}}}}}, "at properties.a.items: Invalid type: strng"),
+        ({"schema": {"anyOf": [{"type": "null"}, {"minLength": "x", "type": "string"}]}}, "at anyOf[1]: Expected pos"),
+        ({"schema": {"$defs": {"n": {"type": "nope"}}, "$ref": "#/$defs/n"}}, "at $defs.n: Invalid type: nope"),
+        ({"schema": {"$defs": {"n": {}}, "items": {"$ref": "#/$defs/m"}}}, "at items: Pointer '/$defs/m'"),
+        ({"schema": {"properties": {"p": {"type": "string", "pattern": "(a"}}}}, "at properties.p: unclosed group"),
+        ({"schema": {"$defs": {"n": {"type": "null"}}, "items": {"$ref": "#/$defs/n"}}}, None),
+    ],
+)  # fmt: skip
+def test_a_fault_names_its_place(extra: dict[str, Any], says: str | None) -> None:
+    told = fault_of(extra)
+    assert told is None if says is None else told is not None and says in told, told
 
 
 @pytest.mark.parametrize(
