@@ -37,8 +37,8 @@ demo: $(STAMP) ## fine-tune the built-in model on the shipped dataset and show w
 test: lint types ## the whole test suite but the long and the GPU tests
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
 
-test-long: $(STAMP) ## the tests that take minutes
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m 'long and not gpu'
+test-long: $(STAMP) ## the tests that take minutes; writes tests/results/long.json, which is committed
+	HF_HUB_OFFLINE=1 $(BIN)/python scripts/record_tests.py tests/results/long.json -m 'long and not gpu'
 
 test-faults: $(STAMP) ## kills, signals, corruption, full disks, … by the hundred; prints a table
 	$(BIN)/python tests/faults/drive.py --long

@@ -130,6 +130,7 @@ def test_a_core_install_has_at_most_sixty_distributions() -> None:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1000)
 def test_the_torch_that_others_get_fits_the_constraints(tmp_path: Path) -> None:
     """Needs a package index. torch for CUDA requires packages that torch for CPU does not; no pin may exclude them."""
     report = tmp_path / "report.json"
@@ -146,6 +147,7 @@ def test_the_torch_that_others_get_fits_the_constraints(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1800)
 def test_a_core_install_in_a_fresh_environment(tmp_path: Path) -> None:
     """Needs a package index. At most 60 distributions, and 950 MB beside torch, at the versions of constraints.txt."""
     venv.create(tmp_path / "env", with_pip=True)
