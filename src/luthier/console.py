@@ -187,7 +187,7 @@ def show_error(error: LuthierError, console: Console | None = None, hide: Callab
             console.print(Text("  " + line), soft_wrap=True)
 
 
-def table(title: str, columns: list[str], rows: list[list[str]]) -> Table:
+def table(title: str | None, columns: list[str], rows: list[list[str]]) -> Table:
     """A small table of plain text; cells are never read as markup."""
     out = Table(title=title, title_justify="left", header_style="bold")
     for name in columns:
@@ -233,7 +233,9 @@ def show_comparison(comparison: Mapping[str, Any], samples: int) -> None:
         out.print(f"against {flip['against']}: {len(flip['gained'])} rows gained, {len(flip['lost'])} lost")
     for sample in comparison["samples"][:samples]:
         shown = [["reference", sample["reference"]], *([name, _shortened(sample["answers"][name])] for name in names)]
-        out.print(table(_last_line(sample["prompt"] or f"row {sample['row']}"), ["who", "answer"], shown))
+        out.print()  # the prompt stands by itself: as a title it would be as narrow as the answers
+        out.print(Text(_last_line(sample["prompt"] or f"row {sample['row']}"), "italic"))
+        out.print(table(None, ["who", "answer"], shown))
 
 
 def _shortened(answer: str, lines: int = 4, limit: int = 300) -> str:

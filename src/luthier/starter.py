@@ -79,6 +79,9 @@ def write_config(
     text = _with_overrides(made, sets) if sets else made
     atomic.write_text(output, text)
     lines = [*table.notes, *layout.explanation, f"{len(table):,} rows, language: {language or 'not recognised'}"]
+    if entry is not None and base is not None and language and not entry.speaks(language):
+        better = proposals[0].candidate.name
+        lines.append(f"{chosen} was NOT trained on {language}; the first choice for this table: {better}")
     if entry is not None and entry.terms:
         lines.append(f"{chosen}: {entry.terms}")
     return Started(output, text, tuple(lines), tuple(proposals))
@@ -139,6 +142,7 @@ def _compose(
     """The file; ``room`` is the tokens that an answer may take."""
     others = "\n".join(f"#   {p.candidate.name}: {p.reason}" for p in proposals)
     guess = " (a guess: say it with --input and --target)" if layout.is_guess else ""
+    found = f"classification, {len(layout.classes)} answers" if layout.classes else layout.kind
     out = [
         "# Written by `luthier init`. Every key: docs/reference/config.md, or `luthier schema` for your editor.",
         "# Base models that fit this data and this machine, first choice first:",
@@ -146,7 +150,7 @@ def _compose(
         f"base_model: {_quote(base)}",
         f"dataset: {_quote(dataset)}",
         "",
-        f"# What was found in the table: {layout.kind}{guess}",
+        f"# What was found in the table: {found}{guess}",
     ]
     if layout.kind not in ("chat", "text") and layout.target:
         kind = "category" if layout.classes else "text"
@@ -175,7 +179,7 @@ def _compose(
         "  learning_rate: 2e-4",
         "",
         "generation:",
-        f"  max_new_tokens: {room}    # the longest answer of the table and half as much again",
+        f"  max_new_tokens: {room}    # room for the longest answer of the table and more",
         "",
     ]
     return "\n".join(out)

@@ -92,6 +92,8 @@ def test_a_rambling_answer_does_not_push_the_others_off_the_screen(capsys: pytes
     }
     console.show_comparison(comparison, samples=1)
     out = capsys.readouterr().out
+    prompt = [line for line in out.splitlines() if "ppp" in line]
+    assert max(map(len, prompt)) > max(len(line) for line in out.splitlines() if "┃" in line), "as wide as the screen"
     assert out.count("#") == 4 and "(400 characters)" in out and "1 rows gained, 0 lost" in out
 
 

@@ -75,6 +75,13 @@ def test_a_licence_bound_choice_is_said_by_itself(made) -> None:  # type: ignore
     assert any("GATED" in line for line in made(base="meta-llama/Llama-3.1-8B-Instruct").lines)
 
 
+def test_a_base_of_ones_own_that_does_not_know_the_language_is_said(made) -> None:  # type: ignore[no-untyped-def]
+    assert "smollm2 was NOT trained on de; the first choice for this table: Qwen/Qwen2.5-0.5B-Instruct" in made(
+        "de", base="smollm2"
+    ).lines
+    assert not any("NOT trained" in line for line in made("en", base="smollm2").lines)
+
+
 def test_every_gated_or_bound_model_says_what_to_do() -> None:
     for candidate in CATALOGUE:
         permissive = candidate.licence in ("Apache-2.0", "MIT") and not candidate.gated
