@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
-import random
 import resource
 import subprocess
 import sys
@@ -20,6 +18,7 @@ import time
 from collections.abc import Callable
 
 import torch
+from workload import samples
 
 from luthier import assets, config
 from luthier.data.collate import collate
@@ -28,19 +27,8 @@ from luthier.plan import machine, planner
 from luthier.types import Base, DataStats, Example
 
 BATCH = 16
+ROWS = (64, 104)  # samples, and the median of their lengths
 SEED = {"type": "lora", "r": 8, "target_modules": ["q_proj", "v_proj"]}
-
-
-def samples() -> list[Example]:
-    """Random tokens; lengths around 100."""
-    draw, ids = random.Random(7), torch.Generator().manual_seed(1)
-    out = []
-    for row in range(64):
-        count = int(min(512, max(40, draw.lognormvariate(math.log(104), 0.5))))
-        prompt = max(20, count // 2)
-        numbers = torch.randint(10, 32000, (count,), generator=ids).tolist()
-        out.append(Example(numbers, [0.0] * prompt + [1.0] * (count - prompt), row))
-    return out
 
 
 def epoch(
@@ -49,7 +37,7 @@ def epoch(
     update: Callable[[], None],
 ) -> float:
     """Seconds of one epoch."""
-    rows = samples()
+    rows = samples(*ROWS)
     started = time.perf_counter()
     for first in range(0, len(rows), BATCH):
         for one in cut(rows[first : first + BATCH]):
@@ -73,7 +61,7 @@ def luthier(base: Base, dtype: str) -> float:
         {"base_model": base.name, "adapter": SEED, "trainer": {"batch_size": 1, "gradient_accumulation_steps": 16,
                                                                 "precision": dtype}}
     )  # fmt: skip
-    rows = samples()
+    rows = samples(*ROWS)
     supervised = int(sum(sum(row.weights) for row in rows))
     stats = DataStats(tuple(row.length for row in rows), supervised, "benchmark")
     plan = planner.make_plan(settings, base.spec, stats, machine.probe("cpu"))
@@ -131,7 +119,7 @@ def main() -> None:
     if given.who:
         base = assets.resolve("smollm2")
         seconds = {"luthier": luthier, "plain": plain}[given.who](base, given.dtype)
-        tokens = sum(row.length for row in samples())
+        tokens = sum(row.length for row in samples(*ROWS))
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         print(
             json.dumps(

@@ -1,14 +1,16 @@
 """Is what the planner predicts what happens? Peak memory and step time of real training steps, as CSV.
 
 python benchmarks/plan_accuracy.py                       the built-in cases, each in a process of its own
+python benchmarks/plan_accuracy.py --calibration         the runs that the constants of a card are fitted to
 python benchmarks/plan_accuracy.py --cases cases.yaml    other ones: a list of mappings as in CASES
-python benchmarks/plan_accuracy.py --only qlora-7b --steps 8 --out accuracy.csv
+python benchmarks/plan_accuracy.py --only qlora-7b --out accuracy.csv
 
 A case trains a Llama of the named shape with random weights for a few steps, through the code of `luthier train`: the
-planner's plan, `pipeline.opening`, `train.loop.fit`. Nothing but Luthier is needed, no tokenizer and no network.
-Peak memory on CUDA is torch.cuda.max_memory_allocated from the first step on; on a CPU the process's peak resident set.
-The time of a step is the median after the first two. Luthier's own shapes and lengths are used for nothing else, so a
-case is a test of the planner only while no constant was fitted to it; `calibration: true` marks those that were.
+planner's plan, `pipeline.opening`, `train.loop.fit`. Nothing but Luthier is needed, no tokenizer and no network. A case
+with `cap_gib` runs in a process that may take no more of the card than that. Peak memory on CUDA is
+torch.cuda.max_memory_allocated from the first step on, max_memory_reserved where graphs keep a pool of their own; on a
+CPU the process's peak resident set. The time of a step is the median after the first two. No constant is fitted to a
+case of CASES; those of CALIBRATION are there to fit them to, and marked so in the table.
 """
 
 from __future__ import annotations
@@ -32,24 +34,54 @@ GIB = 2**30
 QLORA = {"quantization": {"bits": 4}}
 SEED = {"adapter": {"type": "lora", "r": 8, "target_modules": ["q_proj", "v_proj"]}}
 FULL = {"adapter": None}
+EAGER, GRAPHS = {"execution": {"graphs": False}}, {"execution": {"graphs": True}}
 
-# name, shape of workload.SHAPES, rows of a step, tokens of a row (a number, or median and most), config
+# name, shape of workload.SHAPES, rows of a step, tokens of a row (a number, or median and most), config; `shared`:
+# tokens that all rows begin with; `steps`: instead of --steps.
+CALIBRATION: list[dict[str, Any]] = [
+    {"name": "cal-7b-seed", "shape": "7b", "config": QLORA | SEED},
+    {"name": "cal-7b", "shape": "7b", "config": QLORA | EAGER},
+    {
+        "name": "cal-7b-4096",
+        "shape": "7b",
+        "batch": 2,
+        "tokens": 4096,
+        "config": QLORA | {"execution": {"weights": "quantised"}},
+    },
+    {"name": "cal-360m", "shape": "360m", "batch": 16, "tokens": [200, 512], "config": FULL},
+    {"name": "cal-135m-1024", "shape": "135m", "batch": 16, "tokens": 1024, "config": {}},
+    {"name": "cal-7b-graphs", "shape": "7b", "tokens": 128, "config": QLORA | GRAPHS},
+    {
+        "name": "cal-1b-shared",
+        "shape": "1b",
+        "tokens": [250, 1024],
+        "shared": 120,
+        "config": {"execution": {"share_prefix": True}},
+    },
+    {
+        "name": "cal-1b-unshared",
+        "shape": "1b",
+        "tokens": [250, 1024],
+        "shared": 120,
+        "config": {"execution": {"share_prefix": False}},
+    },
+]
 CASES: list[dict[str, Any]] = [
-    {"name": "qlora-7b-seed", "shape": "7b", "batch": 16, "tokens": [115, 512], "config": QLORA | SEED},
-    {"name": "qlora-7b", "shape": "7b", "batch": 16, "tokens": [115, 512], "config": QLORA},
     {"name": "qlora-7b-long", "shape": "7b", "batch": 4, "tokens": 2048, "config": QLORA},
     {"name": "qlora-7b-8192", "shape": "7b", "batch": 2, "tokens": 8192, "config": QLORA},
     {"name": "lora-7b", "shape": "7b", "batch": 16, "tokens": [250, 1024], "config": {}},
-    {"name": "qlora-7b-15gib", "shape": "7b", "batch": 16, "tokens": [250, 1024],
-     "config": QLORA | {"execution": {"memory_limit": "15GiB"}}},
-    {"name": "qlora-7b-6gib", "shape": "7b", "batch": 16, "tokens": [115, 512],
+    {"name": "qlora-7b-15gib-fp16", "shape": "7b", "batch": 16, "tokens": [250, 1024], "cap_gib": 15,
+     "config": QLORA | {"trainer": {"precision": "fp16"}}},
+    {"name": "qlora-7b-15gib-8192", "shape": "7b", "batch": 2, "tokens": 8192, "cap_gib": 15, "config": QLORA},
+    {"name": "qlora-7b-6gib", "shape": "7b", "batch": 16,
      "config": QLORA | SEED | {"execution": {"memory_limit": "6GiB"}}},
     {"name": "lora-1b", "shape": "1b", "batch": 32, "tokens": [400, 2048], "config": {}},
     {"name": "full-1b", "shape": "1b", "batch": 16, "tokens": [250, 1024], "config": FULL},
     {"name": "lora-360m", "shape": "360m", "batch": 64, "tokens": [128, 512], "config": {}},
-    {"name": "full-360m", "shape": "360m", "batch": 16, "tokens": 1024, "config": FULL},
-    {"name": "lora-135m", "shape": "135m", "batch": 16, "tokens": [115, 512], "config": SEED},
+    {"name": "full-360m-1024", "shape": "360m", "batch": 16, "tokens": 1024, "config": FULL},
+    {"name": "lora-135m", "shape": "135m", "batch": 16, "config": SEED},
     {"name": "full-135m-4096", "shape": "135m", "batch": 8, "tokens": 4096, "config": FULL},
+    {"name": "qlora-1b-128", "shape": "1b", "batch": 16, "tokens": 128, "config": QLORA | SEED, "steps": 120},
     {"name": "generic-1b", "shape": "1b", "batch": 16, "tokens": [250, 1024],
      "config": {"execution": {"model": "generic"}}},
 ]  # fmt: skip
@@ -82,6 +114,7 @@ def run_case(case: dict[str, Any], folder: Path, steps: int) -> dict[str, Any]:
     """One row of the table, made in this process. ``folder`` holds the model of the case."""
     from luthier import config
     from luthier.assets.spec import read_spec
+    from luthier.data.share import shared_by_all
     from luthier.data.source import TableSource
     from luthier.objectives.sft import Sft
     from luthier.pipeline.opening import open_for_tuning
@@ -91,6 +124,9 @@ def run_case(case: dict[str, Any], folder: Path, steps: int) -> dict[str, Any]:
     from luthier.train.setup import Setup
     from luthier.types import Base, DataStats
 
+    if "cap_gib" in case:
+        _cap(case["cap_gib"])
+    steps = case.get("steps", steps)
     trainer = {"batch_size": case["batch"], "train_steps": steps, "steps_per_evaluation": steps,
                "eval_generation_rows": 0}  # fmt: skip
     given = case.get("config", {})
@@ -98,7 +134,8 @@ def run_case(case: dict[str, Any], folder: Path, steps: int) -> dict[str, Any]:
     spec = read_spec(folder)
     examples = _examples(case, steps, spec.vocab)
     lengths = tuple(example.length for example in examples)
-    stats = DataStats(lengths, sum(example.supervised for example in examples), "accuracy")
+    supervised = sum(example.supervised for example in examples)
+    stats = DataStats(lengths, supervised, "accuracy", shared_by_all(examples))
     machine = probe(settings.execution.device)
     planned = plan_for(settings, spec, stats, machine, measured=None if machine.gpus else cpu_rates())
     plan, precision = planned.plan, planned.job.precision
@@ -125,11 +162,16 @@ def run_case(case: dict[str, Any], folder: Path, steps: int) -> dict[str, Any]:
 def _row(case: dict[str, Any], planned: Any, kept: Steps) -> dict[str, Any]:
     plan, cuda = planned.plan, planned.plan.device.startswith("cuda")
     wanted = planned.memory.peak if cuda else planned.memory.host_total
-    peak = _peak(plan.device)
+    peak = _peak(plan.device, plan.graphs)
     steady = kept.seconds[2:] or kept.seconds
     took = statistics.median(steady)
     said = f"{plan.model} {plan.attention} {plan.weights} {plan.tokens_per_pass} recompute {plan.recompute_layers}"
-    said += " graphs" * plan.graphs + " offload" * plan.offload_checkpoints + f" chunk {plan.loss_chunk}"
+    said += (
+        " graphs" * plan.graphs
+        + " shared" * plan.share_prefix
+        + " offload" * plan.offload_checkpoints
+        + f" chunk {plan.loss_chunk}"
+    )
     said += " host-embeddings" * (plan.embeddings == "host") + " host-optimizer" * (plan.optimizer == "host")
     return {
         "case": case["name"],
@@ -153,13 +195,15 @@ def _examples(case: dict[str, Any], steps: int, vocab: int) -> list[Any]:
     from luthier.types import Example
 
     draw, wanted = random.Random(11), case["tokens"]
+    shared = [draw.randrange(3, vocab) for _ in range(case.get("shared", 0))]
     out = []
     for row in range(case["batch"] * steps):
         length = wanted
         if isinstance(wanted, list):
             length = int(min(wanted[1], max(16, wanted[0] * draw.lognormvariate(0, 0.5))))
-        prompt = length // 2
-        ids = [draw.randrange(3, vocab) for _ in range(length)]
+        length = max(length, len(shared) + 16)
+        prompt = max(length // 2, len(shared))
+        ids = [*shared, *(draw.randrange(3, vocab) for _ in range(length - len(shared)))]
         out.append(Example(ids, [0.0] * prompt + [1.0] * (length - prompt), row))
     return out
 
@@ -171,11 +215,18 @@ def _forget_peak(device: str) -> None:
         torch.cuda.reset_peak_memory_stats(device)
 
 
-def _peak(device: str) -> int:
+def _cap(gib: float) -> None:
+    """Let this process have no more of the card."""
+    import torch
+
+    torch.cuda.set_per_process_memory_fraction(gib * GIB / torch.cuda.get_device_properties(0).total_memory)
+
+
+def _peak(device: str, graphs: bool) -> int:
     if device.startswith("cuda"):
         import torch
 
-        return int(torch.cuda.max_memory_allocated(device))
+        return int((torch.cuda.max_memory_reserved if graphs else torch.cuda.max_memory_allocated)(device))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
@@ -193,6 +244,7 @@ def main() -> None:
     """Run the cases that were asked for, each in its own process, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=Path, help="a YAML list of cases instead of the built-in ones")
+    parser.add_argument("--calibration", action="store_true", help="the cases of CALIBRATION")
     parser.add_argument("--only", nargs="*", help="names of the cases to run")
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--models", type=Path, default=Path(tempfile.gettempdir()) / "luthier-accuracy")
@@ -215,7 +267,7 @@ def main() -> None:
 
 
 def _chosen(options: argparse.Namespace) -> list[dict[str, Any]]:
-    cases = CASES
+    cases = [case | {"calibration": True} for case in CALIBRATION] if options.calibration else CASES
     if options.cases:
         from ruamel.yaml import YAML
 

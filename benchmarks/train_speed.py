@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from workload import lengths, make_model
+from workload import make_model, samples
 
 from luthier.config.adapter import Lora
 from luthier.data.collate import collate
@@ -31,17 +31,6 @@ from luthier.types import Example, Plan
 BATCH = 16
 SEED = Lora(r=8, alpha=16, target_modules=("q_proj", "v_proj"))
 ALL = Lora(r=16, alpha=32)
-
-
-def samples() -> list[Example]:
-    """Random tokens at the workload's lengths; the second half of each is supervised."""
-    draw = torch.Generator().manual_seed(1)
-    out = []
-    for row, count in enumerate(lengths()):
-        prompt = max(20, count // 2)
-        ids = torch.randint(10, 32000, (count,), generator=draw).tolist()
-        out.append(Example(ids, [0.0] * prompt + [1.0] * (count - prompt), row))
-    return out
 
 
 def step(decoder: Decoder, optimizer: torch.optim.Optimizer, rows: Sequence[Example], tokens: int, number: int) -> None:

@@ -14,6 +14,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from luthier.types import Example
+
 SHAPES = {
     "7b": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,
            "num_key_value_heads": 32},
@@ -27,10 +29,21 @@ SHAPES = {
 VOCAB = 49152
 
 
-def lengths(count: int = 450) -> list[int]:
+def lengths(count: int = 450, median: int = 115) -> list[int]:
     """Tokens of each sample; the same list every time."""
     draw = random.Random(7)
-    return [int(min(512, max(40, draw.lognormvariate(math.log(115), 0.5)))) for _ in range(count)]
+    return [int(min(512, max(40, draw.lognormvariate(math.log(median), 0.5)))) for _ in range(count)]
+
+
+def samples(count: int = 450, median: int = 115) -> list[Example]:
+    """Random tokens at those lengths; the second half of each is supervised."""
+    draw = torch.Generator().manual_seed(1)
+    out = []
+    for row, length in enumerate(lengths(count, median)):
+        prompt = max(20, length // 2)
+        ids = torch.randint(10, 32000, (length,), generator=draw).tolist()
+        out.append(Example(ids, [0.0] * prompt + [1.0] * (length - prompt), row))
+    return out
 
 
 def make_model(folder: Path, name: str = "7b", device: str = "cuda", layers: int | None = None) -> Path:

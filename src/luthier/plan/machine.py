@@ -6,6 +6,8 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 from luthier.types import Gpu, Machine
@@ -28,7 +30,7 @@ def probe(device: str = "auto") -> Machine:
         cores=_cores(),
         memory=total,
         free_memory=max(free, 0),
-        gpus=() if device == "cpu" else _nvidia() or _mps(total, free),
+        gpus=() if device == "cpu" else tuple(map(for_process, range(99), _nvidia())) or _mps(total, free),
         cpu=name,
         cpu_bf16=bool({"avx512_bf16", "amx_bf16", "bf16"} & flags),
         system=f"{platform.system()} {platform.machine()}",
@@ -103,6 +105,20 @@ def parse_gpus(text: str) -> tuple[Gpu, ...]:
         capability = (int(major), int(minor)) if major.isdigit() and minor.isdigit() else None
         gpus.append(Gpu(parts[0], int(parts[1]) * MIB, int(parts[2]) * MIB, capability))
     return tuple(gpus)
+
+
+def for_process(index: int, gpu: Gpu) -> Gpu:
+    """The GPU as this process may use it, where torch is at work on it already.
+
+    What torch keeps for reuse is free to this process; and a process may have capped itself
+    (`torch.cuda.set_per_process_memory_fraction`), of which no driver tells.
+    """
+    torch = sys.modules.get("torch")  # a process without torch has done neither, and shall not load it for this
+    if torch is None or not torch.cuda.is_initialized() or index >= torch.cuda.device_count():
+        return gpu
+    used, kept = torch.cuda.memory_allocated(index), torch.cuda.memory_reserved(index)
+    most = int(torch.cuda.get_per_process_memory_fraction(index) * gpu.memory)
+    return replace(gpu, free=max(0, min(gpu.free + kept - used, most - used)))
 
 
 def _mps(total: int, free: int) -> tuple[Gpu, ...]:

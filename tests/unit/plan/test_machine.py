@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from luthier.errors import ConfigError
 from luthier.plan import probe
 from luthier.plan.cards import CARDS, UNKNOWN, card_named, card_of, imagined
-from luthier.plan.machine import _cgroup_memory, parse_gpus
+from luthier.plan.machine import _cgroup_memory, for_process, parse_gpus
 from luthier.types import Gpu
 
 MIB = 2**20
@@ -66,3 +68,22 @@ def test_every_card_is_whole() -> None:
         assert 0 < card.gemm <= 1 and card.half16 >= card.single * 0.9 and card.bandwidth > 0 and card.source
         machine = imagined(card)
         assert card_of(machine.gpus[0]) == card and machine.gpus[0].free < card.memory
+
+
+def test_a_process_that_capped_itself_has_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torch tells it: 2 GiB in use, 3 GiB kept for reuse, and no more than 15 GiB of 80 in all."""
+    cuda = SimpleNamespace(
+        is_initialized=lambda: True,
+        device_count=lambda: 1,
+        memory_allocated=lambda index: 2048 * MIB,
+        memory_reserved=lambda index: 5120 * MIB,
+        get_per_process_memory_fraction=lambda index: 15 / 80,
+    )
+    gpu = Gpu("H100", 80 * 1024 * MIB, 70 * 1024 * MIB, (9, 0))
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
+    assert for_process(0, gpu).free == 13 * 1024 * MIB
+    assert for_process(1, gpu) == gpu  # torch does not know that one
+    cuda.get_per_process_memory_fraction = lambda index: 1.0
+    assert for_process(0, gpu).free == 73 * 1024 * MIB
+    cuda.is_initialized = lambda: False
+    assert for_process(0, gpu) == gpu

@@ -1,0 +1,346 @@
+"""Other trainers on the same work as train_speed.py and cpu_speed.py, each as the config says and at its best.
+
+    python benchmarks/peers.py plain trl unsloth --folder /tmp/llama7b --out peers.csv        on a GPU, NF4 base
+    python benchmarks/peers.py plain trl --cpu --folder PATH_OF_SMOLLM2                       on a CPU, bf16
+
+`literal` is batch 1 with 16 accumulation steps, everything else as the trainer has it by default; `best` is what was
+found to be fastest for it: the whole batch in one padded pass, no checkpointing, its fused kernels. Two steps warm up,
+then `--steps` are timed. Tokens are the real ones, padding left out, counted from what the model was given. Each
+trainer runs in a process of its own; one that is not installed, or fails, is a row that says so. The folder needs a
+tokenizer for TRL and Unsloth (`--tokenizer`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import gc
+import importlib.metadata
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+BATCH, WARM = 16, 2
+R, TARGETS = 8, ["q_proj", "v_proj"]
+COLUMNS = ["who", "setting", "tokens_per_s", "ms_per_step", "peak_gib", "versions", "error"]
+PACKAGES = {
+    "plain": ("transformers", "peft", "bitsandbytes"),
+    "trl": ("trl", "transformers", "peft", "liger-kernel"),
+    "unsloth": ("unsloth", "trl", "transformers"),
+}
+
+
+@dataclass
+class Job:
+    """What all have in common. ``folder``: the base; ``steps``: timed optimizer steps."""
+
+    folder: Path
+    tokenizer: Path
+    steps: int
+    cpu: bool
+
+    @property
+    def rows(self) -> list[dict[str, list[int]]]:
+        """The samples, their prompts masked out of the labels."""
+        from workload import samples
+
+        chosen = samples(64, 104) if self.cpu else samples()
+        return [
+            {
+                "input_ids": list(row.ids),
+                "labels": [i if w else -100 for i, w in zip(row.ids, row.weights, strict=True)],
+                "attention_mask": [1] * row.length,
+            }
+            for row in chosen
+        ]
+
+    def base(self) -> Any:
+        """The base as `quantization: {bits: 4}` has it; in bf16 on a CPU."""
+        import torch
+        from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+        if self.cpu:
+            return AutoModelForCausalLM.from_pretrained(self.folder, dtype=torch.bfloat16)
+        nf4 = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16,
+        )
+        return AutoModelForCausalLM.from_pretrained(
+            self.folder, quantization_config=nf4, dtype=torch.bfloat16, device_map={"": 0}
+        )
+
+
+@dataclass
+class Clock:
+    """Counts the tokens that a model is given and the seconds of the timed steps."""
+
+    cpu: bool
+    last: int
+    step: int = 0
+    began: float = 0.0
+    seconds: float = 0.0
+    masks: list[Any] = field(default_factory=list)
+
+    def given(self, attention_mask: Any) -> None:
+        """A pass over these tokens; they are summed at the end, so that nothing waits for the device."""
+        if self.began and not self.seconds:
+            self.masks.append(attention_mask)
+
+    def stepped(self) -> None:
+        """An optimizer step is done."""
+        import torch
+
+        self.step += 1
+        if self.step not in (WARM, self.last):
+            return
+        if not self.cpu:
+            torch.cuda.synchronize()
+        if self.step == WARM:
+            if not self.cpu:
+                torch.cuda.reset_peak_memory_stats()
+            self.began = time.perf_counter()
+        else:
+            self.seconds = time.perf_counter() - self.began
+
+    def row(self, who: str, setting: str) -> dict[str, Any]:
+        """The row of the table."""
+        import torch
+
+        tokens = sum(int(mask.sum()) for mask in self.masks)
+        peak = torch.cuda.max_memory_allocated() if not self.cpu else resource.getrusage(0).ru_maxrss * 1024
+        return {
+            "who": who,
+            "setting": setting,
+            "tokens_per_s": round(tokens / self.seconds),
+            "ms_per_step": round(1000 * self.seconds / (self.last - WARM), 1),
+            "peak_gib": round(peak / 2**30, 2),
+        }
+
+
+def plain(job: Job) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
+    """A loop over transformers, PEFT and bitsandbytes, as their documentation has it."""
+    import torch
+    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+
+    def run(setting: str, batch: int, checkpointing: bool) -> dict[str, Any]:
+        model = job.base()
+        if not job.cpu:
+            model = prepare_model_for_kbit_training(
+                model,
+                use_gradient_checkpointing=checkpointing,
+                gradient_checkpointing_kwargs={"use_reentrant": False},
+            )
+        tuned = get_peft_model(model, LoraConfig(r=R, lora_alpha=2 * R, target_modules=TARGETS, task_type="CAUSAL_LM"))
+        tuned.train()
+        optimizer = torch.optim.Adam([p for p in tuned.parameters() if p.requires_grad], lr=1e-4)
+        clock, rows, device = Clock(job.cpu, job.steps + WARM), job.rows, next(tuned.parameters()).device
+        for step in range(job.steps + WARM):
+            chosen = [rows[(step * BATCH + i) % len(rows)] for i in range(BATCH)]
+            for first in range(0, BATCH, batch):
+                inputs = {key: value.to(device) for key, value in padded(chosen[first : first + batch]).items()}
+                clock.given(inputs["attention_mask"])
+                with torch.autocast(device.type, torch.bfloat16):
+                    loss = tuned(**inputs, use_cache=False).loss
+                (loss / (BATCH // batch)).backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            clock.stepped()
+        return clock.row("plain", setting)
+
+    yield "literal", lambda: run("literal", 1, not job.cpu)
+    if not job.cpu:
+        yield "best", lambda: run("best", BATCH, False)
+
+
+def trl(job: Job) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
+    """TRL's SFTTrainer on tokens that are ready."""
+    from peft import LoraConfig
+    from transformers import AutoTokenizer
+    from trl import SFTConfig, SFTTrainer
+
+    def run(setting: str, **given: Any) -> dict[str, Any]:
+        trainer, clock = _trainer(SFTTrainer, job)
+        lora = LoraConfig(r=R, lora_alpha=2 * R, target_modules=TARGETS, task_type="CAUSAL_LM")
+        trainer(
+            model=job.base(),
+            args=SFTConfig(**_arguments(job), use_cpu=job.cpu, **given),
+            train_dataset=_dataset(job),
+            processing_class=AutoTokenizer.from_pretrained(job.tokenizer),
+            peft_config=lora,
+        ).train()
+        return clock.row("trl", setting)
+
+    literal = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": BATCH}
+    whole = {"per_device_train_batch_size": BATCH, "gradient_accumulation_steps": 1}
+    yield "literal", lambda: run("literal", **literal)
+    if job.cpu:  # one padded pass of 16 is slower there
+        yield "best", lambda: run("best", **literal, gradient_checkpointing=False)
+    else:
+        yield "best", lambda: run("best", **whole, use_liger_kernel=True, gradient_checkpointing=False)
+
+
+def unsloth(job: Job) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
+    """Unsloth's FastLanguageModel under the same trainer."""
+    from unsloth import FastLanguageModel  # before trl, which it changes
+    from trl import SFTConfig, SFTTrainer  # isort: skip
+
+    import torch
+
+    def run(setting: str, checkpointing: Any, **given: Any) -> dict[str, Any]:
+        model, tokenizer = FastLanguageModel.from_pretrained(
+            str(job.folder), max_seq_length=1024, load_in_4bit=True, dtype=torch.bfloat16, local_files_only=True
+        )
+        model = FastLanguageModel.get_peft_model(
+            model,
+            r=R,
+            lora_alpha=2 * R,
+            lora_dropout=0,
+            bias="none",
+            target_modules=TARGETS,
+            use_gradient_checkpointing=checkpointing,
+            random_state=0,
+        )
+        trainer, clock = _trainer(SFTTrainer, job)
+        trainer(
+            model=model,
+            args=SFTConfig(**_arguments(job), dataset_num_proc=1, max_length=1024, **given),
+            train_dataset=_dataset(job),
+            processing_class=tokenizer,
+        ).train()
+        return clock.row("unsloth", setting)
+
+    yield (
+        "literal",
+        lambda: run("literal", "unsloth", per_device_train_batch_size=1, gradient_accumulation_steps=BATCH),
+    )
+    yield "best", lambda: run("best", False, per_device_train_batch_size=BATCH, gradient_accumulation_steps=1)
+
+
+def padded(rows: list[dict[str, list[int]]]) -> dict[str, Any]:
+    """The rows side by side, shorter ones padded on the right."""
+    import torch
+
+    width = max(len(row["input_ids"]) for row in rows)
+    fill = {"input_ids": 2, "labels": -100, "attention_mask": 0}
+    return {key: torch.tensor([row[key] + [fill[key]] * (width - len(row[key])) for row in rows]) for key in fill}
+
+
+def _arguments(job: Job) -> dict[str, Any]:
+    return {
+        "output_dir": tempfile.mkdtemp(),
+        "max_steps": job.steps + WARM,
+        "bf16": True,
+        "optim": "adamw_torch",
+        "learning_rate": 1e-4,
+        "report_to": [],
+        "logging_steps": 1000,
+        "save_strategy": "no",
+    }
+
+
+def _dataset(job: Job) -> Any:
+    from datasets import Dataset
+
+    return Dataset.from_list(job.rows)
+
+
+def _trainer(kind: Any, job: Job) -> tuple[Any, Clock]:
+    """The trainer with a clock in it."""
+    from transformers import TrainerCallback
+
+    clock = Clock(job.cpu, job.steps + WARM)
+
+    class Timed(TrainerCallback):  # type: ignore[misc]
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            clock.stepped()
+
+    class Counting(kind):  # type: ignore[misc]
+        def __init__(self, **given: Any) -> None:
+            super().__init__(**given, callbacks=[Timed()])
+
+        def training_step(self, model: Any, inputs: Any, *rest: Any, **named: Any) -> Any:
+            clock.given(inputs["labels"] != -100 if "attention_mask" not in inputs else inputs["attention_mask"])
+            return super().training_step(model, inputs, *rest, **named)
+
+    return Counting, clock
+
+
+def one(who: str, job: Job, only: str | None) -> None:
+    """All settings of one peer, a ROW line each."""
+    os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "UNSLOTH_DISABLE_STATISTICS": "1"}
+    os.environ["UNSLOTH_COMPILE_LOCATION"] = tempfile.mkdtemp()
+    if job.cpu:  # TRL takes a GPU for granted where Triton is installed; from 1.15 on, wherever it trains
+        sys.modules["triton"] = None  # type: ignore[assignment]
+    try:
+        settings = list({"plain": plain, "trl": trl, "unsloth": unsloth}[who](job))
+    except ImportError as error:
+        settings = []
+        print("ROW " + json.dumps({"who": who, "error": f"not installed: {error}"}), flush=True)
+    versions = " ".join(f"{name} {_version(name)}" for name in ("torch", *PACKAGES[who]))
+    for setting, run in settings:
+        if only and setting != only:
+            continue
+        try:
+            row = run()
+        except Exception as error:  # a peer's failure is a result, and the next setting goes on
+            row = {"who": who, "setting": setting, "error": repr(error)[:300]}
+        print("ROW " + json.dumps(row | {"versions": versions}), flush=True)
+        _forget(job)
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "absent"
+
+
+def _forget(job: Job) -> None:
+    import torch
+
+    gc.collect()
+    if not job.cpu:
+        torch.cuda.empty_cache()
+
+
+def main() -> None:
+    """Every peer that was named, each in its own process, and the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("who", nargs="+", choices=list(PACKAGES))
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--tokenizer", type=Path, help="a folder with tokenizer.json; the base's own by default")
+    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--cpu", action="store_true")
+    parser.add_argument("--only", choices=["literal", "best"])
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.here:
+        one(given.who[0], Job(given.folder, given.tokenizer or given.folder, given.steps, given.cpu), given.only)
+        return
+    rows = []
+    for who in given.who:
+        command = [sys.executable, __file__, who, "--here", *[word for word in sys.argv[1:] if word not in PACKAGES]]
+        done = subprocess.run(command, capture_output=True, text=True)
+        found = [json.loads(line[4:]) for line in done.stdout.splitlines() if line.startswith("ROW ")]
+        rows += found or [{"who": who, "error": (done.stderr.strip().splitlines() or ["no output"])[-1][:300]}]
+        for row in found:
+            print("RESULT", json.dumps(row), flush=True)
+    for stream in (sys.stdout, *([given.out.open("w", newline="")] if given.out else [])):
+        writer = csv.DictWriter(stream, COLUMNS, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    main()
