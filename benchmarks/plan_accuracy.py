@@ -1,7 +1,7 @@
 """Is what the planner predicts what happens? Peak memory and step time of real training steps, as CSV.
 
 python benchmarks/plan_accuracy.py                       the built-in cases, each in a process of its own
-python benchmarks/plan_accuracy.py --calibration         the runs that the constants of a card are fitted to
+python benchmarks/plan_accuracy.py --calibration only    the runs that the constants of a card are fitted to
 python benchmarks/plan_accuracy.py --cases cases.yaml    other ones: a list of mappings as in CASES
 python benchmarks/plan_accuracy.py --only qlora-7b --out accuracy.csv
 
@@ -9,14 +9,16 @@ A case trains a Llama of the named shape with random weights for a few steps, th
 planner's plan, `pipeline.opening`, `train.loop.fit`. Nothing but Luthier is needed, no tokenizer and no network. A case
 with `cap_gib` runs in a process that may take no more of the card than that. Peak memory on CUDA is
 torch.cuda.max_memory_allocated from the first step on, max_memory_reserved where graphs keep a pool of their own; on a
-CPU the process's peak resident set. The time of a step is the median after the first two. No constant is fitted to a
-case of CASES; those of CALIBRATION are there to fit them to, and marked so in the table.
+CPU the process's peak resident set. The time of a step is the median of the second half of the steps: a length that
+comes for the first time makes libraries load kernels. ``--together`` runs all cases in one process, which is shorter.
+No constant is fitted to a case of CASES; those of CALIBRATION are there to fit them to, and marked so in the table.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import gc
 import json
 import random
 import resource
@@ -49,7 +51,7 @@ CALIBRATION: list[dict[str, Any]] = [
         "config": QLORA | {"execution": {"weights": "quantised"}},
     },
     {"name": "cal-360m", "shape": "360m", "batch": 16, "tokens": [200, 512], "config": FULL},
-    {"name": "cal-135m-1024", "shape": "135m", "batch": 16, "tokens": 1024, "config": {}},
+    {"name": "cal-135m-1024", "shape": "135m", "batch": 16, "tokens": 1024, "config": {}, "steps": 40},
     {"name": "cal-7b-graphs", "shape": "7b", "tokens": 128, "config": QLORA | GRAPHS},
     {
         "name": "cal-1b-shared",
@@ -67,27 +69,29 @@ CALIBRATION: list[dict[str, Any]] = [
     },
 ]
 CASES: list[dict[str, Any]] = [
-    {"name": "qlora-7b-long", "shape": "7b", "batch": 4, "tokens": 2048, "config": QLORA},
-    {"name": "qlora-7b-8192", "shape": "7b", "batch": 2, "tokens": 8192, "config": QLORA},
+    {"name": "qlora-7b-2048", "shape": "7b", "batch": 4, "tokens": 2048, "steps": 10, "config": QLORA},
+    {"name": "qlora-7b-8192", "shape": "7b", "batch": 2, "tokens": 8192, "steps": 6, "config": QLORA},
     {"name": "lora-7b", "shape": "7b", "batch": 16, "tokens": [250, 1024], "config": {}},
     {"name": "qlora-7b-15gib-fp16", "shape": "7b", "batch": 16, "tokens": [250, 1024], "cap_gib": 15,
      "config": QLORA | {"trainer": {"precision": "fp16"}}},
-    {"name": "qlora-7b-15gib-8192", "shape": "7b", "batch": 2, "tokens": 8192, "cap_gib": 15, "config": QLORA},
+    {"name": "qlora-7b-15gib-8192", "shape": "7b", "batch": 2, "tokens": 8192, "cap_gib": 15, "steps": 6,
+     "config": QLORA},
     {"name": "qlora-7b-6gib", "shape": "7b", "batch": 16,
      "config": QLORA | SEED | {"execution": {"memory_limit": "6GiB"}}},
     {"name": "lora-1b", "shape": "1b", "batch": 32, "tokens": [400, 2048], "config": {}},
     {"name": "full-1b", "shape": "1b", "batch": 16, "tokens": [250, 1024], "config": FULL},
-    {"name": "lora-360m", "shape": "360m", "batch": 64, "tokens": [128, 512], "config": {}},
+    {"name": "lora-360m", "shape": "360m", "batch": 64, "tokens": [128, 512], "config": {}, "steps": 60},
     {"name": "full-360m-1024", "shape": "360m", "batch": 16, "tokens": 1024, "config": FULL},
-    {"name": "lora-135m", "shape": "135m", "batch": 16, "config": SEED},
+    {"name": "lora-135m", "shape": "135m", "batch": 16, "config": SEED, "steps": 80},
     {"name": "full-135m-4096", "shape": "135m", "batch": 8, "tokens": 4096, "config": FULL},
-    {"name": "qlora-1b-128", "shape": "1b", "batch": 16, "tokens": 128, "config": QLORA | SEED, "steps": 120},
+    {"name": "qlora-1b-128", "shape": "1b", "batch": 16, "tokens": 128, "config": QLORA | SEED, "steps": 80},
     {"name": "generic-1b", "shape": "1b", "batch": 16, "tokens": [250, 1024],
      "config": {"execution": {"model": "generic"}}},
 ]  # fmt: skip
 COLUMNS = [
     "case", "device", "calibration", "precision", "plan", "predicted_peak_gib", "measured_peak_gib", "peak_ratio",
-    "predicted_step_s", "measured_step_s", "step_ratio", "tokens_per_s", "steps",
+    "predicted_step_s", "measured_step_s", "step_ratio", "first_half_s", "tokens_per_s", "steps",
+    "parts_ms",
 ]  # fmt: skip
 
 
@@ -163,8 +167,7 @@ def _row(case: dict[str, Any], planned: Any, kept: Steps) -> dict[str, Any]:
     plan, cuda = planned.plan, planned.plan.device.startswith("cuda")
     wanted = planned.memory.peak if cuda else planned.memory.host_total
     peak = _peak(plan.device, plan.graphs)
-    steady = kept.seconds[2:] or kept.seconds
-    took = statistics.median(steady)
+    took = statistics.median(kept.seconds[len(kept.seconds) // 2 :])
     said = f"{plan.model} {plan.attention} {plan.weights} {plan.tokens_per_pass} recompute {plan.recompute_layers}"
     said += (
         " graphs" * plan.graphs
@@ -185,6 +188,10 @@ def _row(case: dict[str, Any], planned: Any, kept: Steps) -> dict[str, Any]:
         "predicted_step_s": round(planned.speed.seconds, 4),
         "measured_step_s": round(took, 4),
         "step_ratio": round(planned.speed.seconds / took, 3),
+        "first_half_s": round(statistics.mean(kept.seconds[: len(kept.seconds) // 2]), 4),
+        "parts_ms": " ".join(
+            f"{name.replace(' ', '-')} {1000 * t:.1f}" for name, t in planned.speed.parts.items() if t
+        ),
         "tokens_per_s": round(statistics.mean(kept.tokens) / took, 1),
         "steps": len(kept.seconds),
     }
@@ -244,11 +251,12 @@ def main() -> None:
     """Run the cases that were asked for, each in its own process, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=Path, help="a YAML list of cases instead of the built-in ones")
-    parser.add_argument("--calibration", action="store_true", help="the cases of CALIBRATION")
+    parser.add_argument("--calibration", choices=["only", "too"], help="the cases of CALIBRATION as well, or alone")
     parser.add_argument("--only", nargs="*", help="names of the cases to run")
-    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("--models", type=Path, default=Path(tempfile.gettempdir()) / "luthier-accuracy")
     parser.add_argument("--out", type=Path, help="where the CSV goes; stdout as well")
+    parser.add_argument("--together", action="store_true", help="all cases in this process")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
@@ -257,7 +265,7 @@ def main() -> None:
         return
     rows = []
     for case in _chosen(options):
-        rows.append(_apart(case, options))
+        rows.append(_here(case, options) if options.together else _apart(case, options))
         print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
     streams = [sys.stdout] if options.out is None else [sys.stdout, options.out.open("w", newline="")]
     for stream in streams:
@@ -267,7 +275,8 @@ def main() -> None:
 
 
 def _chosen(options: argparse.Namespace) -> list[dict[str, Any]]:
-    cases = [case | {"calibration": True} for case in CALIBRATION] if options.calibration else CASES
+    cases = [case | {"calibration": True} for case in CALIBRATION] if options.calibration else []
+    cases += [] if options.calibration == "only" else CASES
     if options.cases:
         from ruamel.yaml import YAML
 
@@ -278,6 +287,23 @@ def _chosen(options: argparse.Namespace) -> list[dict[str, Any]]:
 def with_defaults(case: dict[str, Any]) -> dict[str, Any]:
     """A case with the keys that may be left out."""
     return {"batch": 16, "tokens": [115, 512], "config": {}} | case
+
+
+def _here(case: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
+    """The row of a case in this process, which forgets what the one before left."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.set_per_process_memory_fraction(1.0)
+        torch.cuda.empty_cache()
+        left = torch.cuda.memory_allocated()
+        if left > 2**26:
+            print(f"{left} bytes of the case before are still held", file=sys.stderr)
+    try:
+        return run_case(case, model_of(case, options.models), options.steps)
+    except Exception as error:
+        return {"case": case["name"], "plan": f"failed: {error!r}"[:300]}
 
 
 def _apart(case: dict[str, Any], options: argparse.Namespace) -> dict[str, Any]:
