@@ -28,17 +28,25 @@ if TYPE_CHECKING:
 
 
 def open_for_tuning(
-    settings: Config, base: Base, precision: Precision, plan: Plan, sink: events.Sink, *, steps: int
+    settings: Config,
+    base: Base,
+    precision: Precision,
+    plan: Plan,
+    sink: events.Sink,
+    *,
+    steps: int,
+    layers: int | None = None,
 ) -> Tunable:
     """The base with what shall be trained of it: a new adapter, one to go on from, or all weights.
 
     ``steps``: optimizer steps of the whole run, which adapters with a schedule of their own need to know.
+    ``layers``: as if the base had its first ones alone, of the decoder's.
     """
     adapter = settings.adapter
     if plan.model == "decoder":
         from luthier.pipeline.decoded import Decoded
 
-        decoder = _decoder(settings, base, precision, plan, sink, trained=adapter is None)
+        decoder = _decoder(settings, base, precision, plan, sink, trained=adapter is None, layers=layers)
         if adapter is not None:
             _adapt(decoder, settings)
         tunable = Decoded(decoder, base, "adapter" if adapter else "weights", adapter=adapter)
@@ -149,7 +157,14 @@ def decodes(settings: Config, base: Base) -> bool:
 
 
 def _decoder(
-    settings: Config, base: Base, precision: Precision, plan: Plan, sink: events.Sink, *, trained: bool = False
+    settings: Config,
+    base: Base,
+    precision: Precision,
+    plan: Plan,
+    sink: events.Sink,
+    *,
+    trained: bool = False,
+    layers: int | None = None,
 ) -> Decoder:
     """The decoder with its weights where the plan wants them. Raises AssetError."""
     from luthier.model.decoder.load import Placing, load_decoder
@@ -176,6 +191,8 @@ def _decoder(
             received=base.spec.architecture,
             fix="set execution.model: generic",
         ) from error
+    if layers is not None:
+        shape = replace(shape, layers=layers, rotary=shape.rotary[:layers], window=shape.window[:layers])
     with events.stage(sink, "load", base.name):
         compiling = _compiling(shape, how)
         decoder = load_decoder(

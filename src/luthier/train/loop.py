@@ -34,7 +34,7 @@ from luthier.train.signals import GivenUp
 from luthier.train.spike import Spike
 from luthier.train.step import new_training, train_step
 
-__all__ = ["fit", "trainable"]
+__all__ = ["fit", "optimizer_of", "trainable"]
 
 
 def fit(setup: Setup) -> Outcome:
@@ -112,7 +112,8 @@ def _settle_failed(run: Run) -> None:
         run.setup.sink(Warned(text=error.faults[0].message))
 
 
-def _assemble(setup: Setup) -> Run:
+def optimizer_of(setup: Setup) -> torch.optim.Optimizer:
+    """The declared optimizer over what is trained; its groups know the rate they started with."""
     optimizer = build_optimizer(
         trainable(setup.model).items(),
         setup.trainer.optimizer,
@@ -122,6 +123,10 @@ def _assemble(setup: Setup) -> Run:
     )
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
+    return optimizer
+
+
+def _assemble(setup: Setup) -> Run:
     trainer, scheduler = setup.trainer, setup.trainer.learning_rate_scheduler
     best = Best(trainer.validation_metric, trainer.early_stop)
     rhythm = Rhythm(trainer, setup.source.steps_per_epoch, setup.steps_per_evaluation, setup.steps)
@@ -134,7 +139,7 @@ def _assemble(setup: Setup) -> Run:
             scheduler.reduce_on_plateau_patience,
             scheduler.reduce_on_plateau_rate,
         )
-    return Run(setup, new_training(setup, optimizer), hooks, best)
+    return Run(setup, new_training(setup, optimizer_of(setup)), hooks, best)
 
 
 def _one_step(run: Run) -> float | None:
