@@ -7,11 +7,13 @@ python benchmarks/plan_accuracy.py --only qlora-7b --out accuracy.csv
 
 A case trains a Llama of the named shape with random weights for a few steps, through the code of `luthier train`: the
 planner's plan, `pipeline.opening`, `train.loop.fit`. Nothing but Luthier is needed, no tokenizer and no network. A case
-with `cap_gib` runs in a process that may take no more of the card than that. Peak memory on CUDA is
-torch.cuda.max_memory_allocated from the first step on, max_memory_reserved where graphs keep a pool of their own; on a
-CPU the process's peak resident set. The time of a step is the median of the second half of the steps: a length that
-comes for the first time makes libraries load kernels. ``--together`` runs all cases in one process, which is shorter.
-No constant is fitted to a case of CASES; those of CALIBRATION are there to fit them to, and marked so in the table.
+with `cap_gib` runs in a process that may take no more of the card. The prediction is that of `luthier plan` on
+this machine, its probe included; `assumed_step_s` is the one before the probe. Peak memory on CUDA is
+torch.cuda.max_memory_allocated from the first step on (with graphs, of the second half of the steps, and all of the
+pool that they keep for themselves); on a CPU the process's peak resident set. The time of a step is the median of the
+second half of the steps: a length that comes for the first time makes libraries load kernels. ``--together`` runs all
+cases in one process, which is shorter. No constant is fitted to a case of CASES; those of CALIBRATION are there to fit
+them to, and marked so in the table.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -90,16 +93,18 @@ CASES: list[dict[str, Any]] = [
 ]  # fmt: skip
 COLUMNS = [
     "case", "device", "calibration", "precision", "plan", "predicted_peak_gib", "measured_peak_gib", "peak_ratio",
-    "predicted_step_s", "measured_step_s", "step_ratio", "first_half_s", "tokens_per_s", "steps",
-    "parts_ms",
+    "predicted_step_s", "assumed_step_s", "probe_s", "measured_step_s", "step_ratio",
+    "first_half_s", "tokens_per_s", "steps", "parts_ms",
 ]  # fmt: skip
 
 
 @dataclass
 class Steps:
-    """A sink that keeps the seconds and tokens of each step, and forgets the memory of loading when training begins."""
+    """A sink that keeps the seconds and tokens of each step, and forgets the memory of what came before."""
 
     device: str
+    steps: int
+    graphs: bool
     seconds: list[float] = field(default_factory=list)
     tokens: list[float] = field(default_factory=list)
 
@@ -107,9 +112,11 @@ class Steps:
         """Take what an event says of a training step."""
         from luthier.events import Progress, Stepped
 
-        if isinstance(event, Progress) and event.stage == "train" and not self.seconds and event.completed == 0:
+        if isinstance(event, Progress) and event.stage == "train" and not self.seconds:
             _forget_peak(self.device)
         if isinstance(event, Stepped) and event.split == "train":
+            if len(self.seconds) == self.steps // 2 and self.graphs:
+                _forget_peak(self.device)
             self.tokens.append(event.values["tokens"])
             self.seconds.append(event.values["tokens"] / event.values["tokens_per_s"])
 
@@ -122,6 +129,7 @@ def run_case(case: dict[str, Any], folder: Path, steps: int) -> dict[str, Any]:
     from luthier.data.source import TableSource
     from luthier.objectives.sft import Sft
     from luthier.pipeline.opening import open_for_tuning
+    from luthier.pipeline.probing import can_probe, probed
     from luthier.plan import plan_for, probe
     from luthier.plan.measure import cpu_rates
     from luthier.train.loop import fit
@@ -143,8 +151,11 @@ def run_case(case: dict[str, Any], folder: Path, steps: int) -> dict[str, Any]:
     machine = probe(settings.execution.device)
     planned = plan_for(settings, spec, stats, machine, measured=None if machine.gpus else cpu_rates())
     plan, precision = planned.plan, planned.job.precision
-    kept = Steps(plan.device)
+    kept = Steps(plan.device, steps, plan.graphs)
     base = Base(case["name"], folder, "folder", "", spec)
+    started = time.perf_counter()
+    told = probed(settings, base, planned) if can_probe(planned, base) else planned
+    probe = time.perf_counter() - started
     model = open_for_tuning(settings, base, precision, plan, kept, steps=steps)
     with tempfile.TemporaryDirectory() as scratch:
         fit(
@@ -160,10 +171,10 @@ def run_case(case: dict[str, Any], folder: Path, steps: int) -> dict[str, Any]:
                 sink=kept,
             )
         )
-    return _row(case, planned, kept)
+    return _row(case, planned, told, kept) | {"probe_s": round(probe, 1)}
 
 
-def _row(case: dict[str, Any], planned: Any, kept: Steps) -> dict[str, Any]:
+def _row(case: dict[str, Any], planned: Any, told: Any, kept: Steps) -> dict[str, Any]:
     plan, cuda = planned.plan, planned.plan.device.startswith("cuda")
     wanted = planned.memory.peak if cuda else planned.memory.host_total
     peak = _peak(plan.device, plan.graphs)
@@ -185,13 +196,12 @@ def _row(case: dict[str, Any], planned: Any, kept: Steps) -> dict[str, Any]:
         "predicted_peak_gib": round(wanted / GIB, 3),
         "measured_peak_gib": round(peak / GIB, 3),
         "peak_ratio": round(wanted / peak, 3),
-        "predicted_step_s": round(planned.speed.seconds, 4),
+        "predicted_step_s": round(told.speed.seconds, 4),
+        "assumed_step_s": round(planned.speed.seconds, 4),
         "measured_step_s": round(took, 4),
-        "step_ratio": round(planned.speed.seconds / took, 3),
+        "step_ratio": round(told.speed.seconds / took, 3),
         "first_half_s": round(statistics.mean(kept.seconds[: len(kept.seconds) // 2]), 4),
-        "parts_ms": " ".join(
-            f"{name.replace(' ', '-')} {1000 * t:.1f}" for name, t in planned.speed.parts.items() if t
-        ),
+        "parts_ms": " ".join(f"{name.replace(' ', '-')} {1000 * t:.1f}" for name, t in told.speed.parts.items() if t),
         "tokens_per_s": round(statistics.mean(kept.tokens) / took, 1),
         "steps": len(kept.seconds),
     }
@@ -230,10 +240,13 @@ def _cap(gib: float) -> None:
 
 
 def _peak(device: str, graphs: bool) -> int:
+    """Bytes. Graphs keep a pool of memory of their own, of which only what is in use while they are made is counted."""
     if device.startswith("cuda"):
         import torch
 
-        return int((torch.cuda.max_memory_reserved if graphs else torch.cuda.max_memory_allocated)(device))
+        pools = [one for one in torch.cuda.memory_snapshot() if graphs and one.get("segment_pool_id") != (0, 0)]
+        idle = sum(one["total_size"] - one["allocated_size"] for one in pools)
+        return int(torch.cuda.max_memory_allocated(device)) + idle
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 

@@ -26,6 +26,9 @@ PriceOption = Annotated[str | None, typer.Option("--price", help="What the machi
 BudgetOption = Annotated[
     str | None, typer.Option("--budget", help="How many rows and epochs can be afforded in this time, such as 30m.")
 ]
+ProbeOption = Annotated[
+    bool, typer.Option("--probe/--no-probe", help="Time a few layers of the base on this machine: better figures.")
+]
 SweepOption = Annotated[bool, typer.Option("--sweep", help="Compare all GPUs that are known.")]
 
 
@@ -39,12 +42,16 @@ def command(
     price: PriceOption = None,
     budget: BudgetOption = None,
     sweep: SweepOption = False,
+    probe: ProbeOption = True,
     sets: common.Set = None,
     encoding: common.Encoding = None,
     trust_remote_code: common.RemoteCode = False,
     as_json: common.Json = False,
 ) -> None:
-    """Say what training CONFIG will take: memory, time, plan; here or on another machine. Loads no weights."""
+    """Say what training CONFIG will take: memory, time, plan; here or on another machine.
+
+    Loads no weights but those of a few layers, to time them, where the plan is for this machine.
+    """
     path = common.one_of(config, config_option, "CONFIG", "--config")
     settings = common.load_config(path, sets)
     from luthier.run import Inputs
@@ -61,7 +68,9 @@ def command(
         need = planning.need_of(
             settings, data.dataset, encoding=data.encoding, trust_remote_code=trust_remote_code, sink=sink
         )
-    found = planning.estimate_of(need, machine, measured=measured)
+        found = planning.estimate_of(need, machine, measured=measured)
+        if probe and gpu is None and memory is None:
+            found = planning.refined(found, sink)
     cards = planning.sweep(need) if sweep else []
     bought = None if seconds is None else estimate.affordable(found.planned, need.validation_tokens, seconds)
     if as_json:

@@ -1,4 +1,7 @@
-"""`luthier plan`: a config, its data and a machine, real or imagined, become an estimate. No weights, no torch."""
+"""`luthier plan`: a config, its data and a machine, real or imagined, become an estimate.
+
+Without weights and without torch, but for `refined`, which times a few layers of the base on this very machine.
+"""
 
 from __future__ import annotations
 
@@ -110,6 +113,23 @@ def estimate_of(need: Need, machine: Machine, *, measured: tuple[float, float] |
     return Estimate(need, machine, found, told, changes)
 
 
+def refined(found: Estimate, sink: events.Sink = events.silent) -> Estimate:
+    """The estimate with the time that a step takes here, where the base's weights are; the same where they are not.
+
+    The plan and its memory stay. ``found`` has to be of the machine that this runs on.
+    """
+    from luthier.pipeline import probing
+
+    sketched = found.need.base
+    if sketched.folder is None:
+        return found
+    base = Base(sketched.name, sketched.folder, sketched.source, "", sketched.spec)
+    if not probing.can_probe(found.planned, base):
+        return found
+    planned = probing.probed(found.need.config, base, found.planned, sink)
+    return replace(found, planned=planned, times=estimate.times(planned, found.need.validation_tokens))
+
+
 def here(settings: Config) -> tuple[Machine, tuple[float, float] | None]:
     """This machine, and the rates of its CPU where that is what would train."""
     machine = machines.probe(settings.execution.device)
@@ -160,4 +180,4 @@ def _tokens(value: Any) -> int:
     return round(plain / CHARACTERS + (len(text) - plain))
 
 
-__all__: Sequence[str] = ["Estimate", "Need", "estimate_of", "here", "need_of", "sweep"]
+__all__: Sequence[str] = ["Estimate", "Need", "estimate_of", "here", "need_of", "refined", "sweep"]
