@@ -120,4 +120,5 @@ def execution_of(plan: Plan) -> Execution:
         offload=plan.offload_checkpoints,
         loss_chunk=plan.loss_chunk,
         graphs=plan.graphs,
+        tokens=plan.tokens_per_pass,
     )

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from luthier.plan.job import Job
+from luthier.plan.passes import graph_tokens, graphs_of
 from luthier.plan.shape import quantised_bytes
 from luthier.plan.slots import LEAST, Sizes, Slots, capacity_of
 from luthier.types import Plan
@@ -19,6 +20,8 @@ MIB = 2**20
 CONTEXT = GIB // 2  # a CUDA context with its libraries, outside torch's allocator
 PROCESS = {"cpu": 700 * MIB, "cuda": 1800 * MIB, "mps": 700 * MIB}  # Python with torch and transformers loaded
 PER_TOKEN = 16  # bytes of a tokenised token with its weight on the host
+
+POOL = 0.15  # of a graph's activations, lost between the blocks of its pool; 12 and 24 % measured with one length
 
 SHORT = 256  # keys up to which a CPU's attention in 16 bit is made of plain products (kernels/attention.py)
 PADDED = 1.2  # entries over tokens where similar rows are padded to one length
@@ -66,6 +69,7 @@ def memory(job: Job, plan: Plan, tokens: int) -> Memory:
         "adapter": 0 if job.trained.full else (4 + (c if c == 2 else 0)) * count,  # masters, and copies to compute with
         "optimizer": 0 if plan.optimizer == "host" or job.paged else round(job.state * count),
         "buffers": _buffers(job, plan),
+        "graphs": _graphs(job, plan, parts),
     }
     moments = parts.moments(job, plan, 4 * count)
     peak = sum(fixed.values()) + round(max(moments.values()))
@@ -134,11 +138,12 @@ class Parts:
         head, first = (4.0 * job.shape.head, 4.0 * job.shape.embedding) if job.trained.full else (0.0, 0.0)
         each = (gradients - head - first) / layers
         copied, cast = _copies(job, plan)
+        fused = job.fused and plan.device.startswith("cuda")
         out = {
             "loss": self.saved + self.loss + copied + cast,
             "backward of the last layers": self.saved - self.last + self.work + head + each + copied,
             "backward of the first layers": self.layer + self.work + gradients - first - each,
-            "update": gradients + 4.0 * job.trained.weights,  # the optimizer's own buffers
+            "update": gradients + (0.0 if fused else 4.0 * job.trained.weights),  # the optimizer's own buffers
             "evaluation": self.work + self.scores,
             "generation": _answers(job),
         }
@@ -178,6 +183,14 @@ def _buffers(job: Job, plan: Plan) -> int:
         stored = quantised_bytes(job.bits, job.double, job.compute)
         return round((2 * stored + job.compute) * job.shape.largest)
     return 0
+
+
+def _graphs(job: Job, plan: Plan, parts: Parts) -> int:
+    """What graphs hold beside the activations of a pass: what their pool cannot use, and tensors that each reads."""
+    if not plan.graphs:
+        return 0
+    own = 3 * graph_tokens(plan.tokens_per_pass) * job.shape.spec.hidden * job.compute  # input, output, its gradient
+    return round(POOL * parts.saved + own * graphs_of(job.steps, plan.tokens_per_pass))
 
 
 def layer_bytes(job: Job, plan: Plan) -> float:

@@ -19,7 +19,8 @@ from luthier.errors import TrainingError
 from luthier.plan import pins, reasons
 from luthier.plan.job import Job
 from luthier.plan.memory import GIB, MIB, Memory, memory
-from luthier.plan.speed import GRAPH_TOKENS, Rates, Speed, passes_of, rates_of, speed
+from luthier.plan.passes import graphs_of
+from luthier.plan.speed import Rates, Speed, rates_of, speed
 from luthier.plan.support import BUILT, Engine, flash, no_graphs, not_decoder
 from luthier.types import DataStats, Machine, ModelSpec, Plan
 
@@ -154,10 +155,8 @@ def making_graphs(job: Job, plan: Plan) -> float:
     """Seconds of capturing the graphs of a run, as a share of each step: one for each rounded length of a pass."""
     if not plan.graphs:
         return 0.0
-    lengths = {
-        sum(rows) // GRAPH_TOKENS for step in job.steps for rows in passes_of(step, plan.tokens_per_pass, plan.model, 0)
-    }
-    return len(lengths) * GRAPH_SECONDS * job.shape.spec.layers / 32 / job.total_steps
+    made = graphs_of(job.steps, plan.tokens_per_pass)
+    return made * GRAPH_SECONDS * job.shape.spec.layers / 32 / job.total_steps
 
 
 def forecast(config: Any, spec: ModelSpec, stats: DataStats, machine: Machine, plan: Plan) -> Planned:

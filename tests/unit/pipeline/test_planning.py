@@ -19,7 +19,7 @@ from luthier.assets.shapes import known_shape
 from luthier.cli import app
 from luthier.config import load
 from luthier.errors import AssetError, ConfigError
-from luthier.pipeline import planning
+from luthier.pipeline import planning, probing
 from luthier.plan import planner
 from luthier.plan.cards import card_named, imagined
 from luthier.plan.estimate import duration, price_of, seconds_of
@@ -104,8 +104,11 @@ def test_without_a_tokenizer_lengths_are_guessed_and_said_to_be(tmp_path: Path) 
 
 def test_this_machines_cpu_is_measured(tiny_llama: Path, tmp_path: Path) -> None:
     path = write(tmp_path, base_model=str(tiny_llama), quantization=None)
-    code, said = run(path, "--dataset", table(tmp_path), "--cpu")
+    code, said = run(path, "--dataset", table(tmp_path), "--cpu", "--no-probe")
     assert code == 0 and said["plan"]["device"] == "cpu" and said["time"]["source"] == "probe of this CPU"
+    code, probed = run(path, "--dataset", table(tmp_path), "--cpu")
+    assert code == 0 and probed["time"]["source"] == probing.SOURCE and probed["time"]["calibrated"]
+    assert probed["plan"] == said["plan"] and probed["memory"]["device"] == said["memory"]["device"]
 
 
 def test_what_cannot_fit_ends_with_the_code_of_no_memory_and_says_what_would(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from planning import CPU, GIB, SEVEN, SMALL, declared, gpu, rows
 
 from luthier.errors import ConfigError, TrainingError
 from luthier.plan import best, device_of, make_plan, plan_for
-from luthier.plan.planner import cost
+from luthier.plan.planner import cost, forecast
 from luthier.plan.support import WHOLE
 from luthier.types import DataStats, Gpu, Machine, Plan
 
@@ -151,9 +151,10 @@ def test_graphs_pay_where_starting_kernels_is_what_takes_time() -> None:
     data = rows(2000)
     small = best(declared(), SMALL, data, gpu(140), engine=WHOLE)
     assert small.plan.graphs and not small.plan.recompute_layers
-    assert small.speed.seconds < best(
-        declared(execution={"graphs": False}), SMALL, data, gpu(140), engine=WHOLE
-    ).speed.seconds
+    assert (
+        small.speed.seconds
+        < best(declared(execution={"graphs": False}), SMALL, data, gpu(140), engine=WHOLE).speed.seconds
+    )
     few = {"trainer": {"batch_size": 16, "train_steps": 3}}
     assert not best(declared(**few), SMALL, data, gpu(140), engine=WHOLE).plan.graphs
     assert not best(declared(adapter=None, quantization=None), SMALL, data, gpu(140), engine=WHOLE).plan.graphs
@@ -222,3 +223,23 @@ def test_a_recorded_plan_is_read_back() -> None:
     assert Plan.from_json(asdict(plan) | {"of a later version": 1}) == plan
     old = Plan.from_json({"device": "cpu", "tokens_per_pass": 512, "checkpointing": True, "reasons": {}})
     assert old.checkpointing and old.tokens_per_pass == 512
+
+
+def test_graphs_take_memory_of_their_own() -> None:
+    """What their pool loses, and what each rounded length reads and writes."""
+    data = rows(2000)
+    with_graphs = best(declared(execution={"graphs": True}), SMALL, data, gpu(140), engine=WHOLE)
+    eager = forecast(
+        declared(execution={"graphs": True}), SMALL, data, gpu(140), replace(with_graphs.plan, graphs=False)
+    )
+    assert with_graphs.memory.device["graphs"] > 0 == eager.memory.device["graphs"]
+    assert with_graphs.memory.peak - eager.memory.peak == with_graphs.memory.device["graphs"]
+
+
+def test_an_update_in_one_kernel_needs_no_buffers() -> None:
+    full = {"adapter": None, "quantization": None}
+    moments = {
+        kind: planned(gpu(140), trainer={"optimizer": {"type": kind}}, **full).memory.moments["update"]
+        for kind in ("adamw", "lion")
+    }  # fmt: skip
+    assert moments["lion"] == 2 * moments["adamw"]

@@ -30,6 +30,7 @@ class Execution:
     offload: bool = False  # and keep it on the host
     loss_chunk: int = 1024  # supervised tokens whose logits exist at a time
     graphs: bool = False  # replay all layers but the last as CUDA graphs (no recomputation, Flash, frozen embedding)
+    tokens: int = 0  # of the largest pass that graphs may have to hold
 
 
 class Decoder(nn.Module):
@@ -156,7 +157,8 @@ class Decoder(nn.Module):
 
     def _graphs_for(self) -> Graphs:
         if self._graphs is None:
-            self._graphs = Graphs(cast(list[Layer], list(self.layers)[:-1]), self.device)
+            layers = cast(list[Layer], list(self.layers)[:-1])
+            self._graphs = Graphs(layers, self.device, self.execution.tokens)
         return self._graphs
 
     def turns(self, positions_t: torch.Tensor) -> dict[Rotary, tuple[torch.Tensor, torch.Tensor]]:

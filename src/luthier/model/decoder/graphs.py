@@ -3,6 +3,8 @@
 The kernels of a pass depend on its shapes alone, so a pass of 1,990 tokens runs the graph of 2,048 with 58 tokens of
 padding, which are a sample of their own that nobody looks at. The last layer and the loss depend on which tokens are
 supervised; they stay outside. All graphs share one memory pool: a pass runs forwards and backwards before the next.
+A graph also has room for a number of samples and for a longest one; that of a later graph is never less, so that few
+graphs are made twice.
 """
 
 from __future__ import annotations
@@ -16,13 +18,12 @@ import torch
 
 from luthier.kernels.attention import Spans
 from luthier.model.decoder.layer import Layer, Pass
+from luthier.plan.passes import GRAPH_TOKENS, graph_tokens
 
 if TYPE_CHECKING:
     from luthier.model.decoder.shape import Rotary
 
-STEP = 128  # lengths are rounded up to multiples: what a matrix product rounds them up to itself
-
-Key = tuple[int, int, int, bool]
+Key = tuple[int, bool]  # tokens with their padding; whether keys are gathered
 
 
 @dataclass
@@ -36,15 +37,23 @@ class _Captured:
     forward: torch.cuda.CUDAGraph
     backward: torch.cuda.CUDAGraph
 
+    def holds(self, spans: Spans) -> bool:
+        """Whether it has room for these samples, one of padding among them."""
+        return len(spans.queries) < len(self.now.spans.queries) and spans.longest <= self.now.spans.longest
+
 
 class Graphs:
     """The graphs of one model, made as lengths are met."""
 
-    def __init__(self, layers: Sequence[Layer], device: torch.device) -> None:
-        """``layers``: those that become graphs; what they train are adapters alone (fp32)."""
-        self.layers, self.device = list(layers), device
+    def __init__(self, layers: Sequence[Layer], device: torch.device, largest: int = 0) -> None:
+        """``layers``: those that become graphs; what they train are adapters alone (fp32).
+
+        ``largest``: tokens of the largest pass that will come.
+        """
+        self.layers, self.device, self.largest = list(layers), device, largest
         self.parameters = [parameter for layer in self.layers for parameter in layer.parameters()]
         self._found: dict[Key, _Captured] = {}
+        self._samples, self._longest = 1, GRAPH_TOKENS  # the room of the next graph
         self._pool: Any = None
         total = sum(parameter.numel() for parameter in self.parameters)
         self._flat = torch.zeros(total, dtype=self.parameters[0].dtype, device=device)
@@ -80,18 +89,21 @@ class Graphs:
             parameter.grad = grad
 
     def _for(self, x_th: torch.Tensor, now: Pass) -> _Captured:
-        padded = -(-(len(x_th) + 1) // STEP) * STEP  # at least one token of padding: its sample is never empty
-        samples = 1 << len(now.spans.queries).bit_length()
-        longest = max(STEP, 1 << (now.spans.longest - 1).bit_length())
-        key = (padded, samples, longest, now.key_t is not None)
-        if key not in self._found:
-            self._found[key] = self._capture(key, x_th, now)
-        return self._found[key]
+        padded = graph_tokens(len(x_th))
+        key = (padded, now.key_t is not None)
+        found = self._found.get(key)
+        if found is None or not found.holds(now.spans):
+            self._samples = max(self._samples, 1 << len(now.spans.queries).bit_length())
+            self._longest = max(self._longest, 1 << (now.spans.longest - 1).bit_length())
+            most = graph_tokens(self.largest)
+            if not self._found and most > padded:  # its blocks of memory are large enough for those of all others
+                self._found[most, key[1]] = self._capture(most, x_th, now)
+            found = self._found[key] = self._capture(padded, x_th, now)
+        return found
 
-    def _capture(self, key: Key, x_th: torch.Tensor, now: Pass) -> _Captured:
-        padded, samples, longest, _ = key
+    def _capture(self, padded: int, x_th: torch.Tensor, now: Pass) -> _Captured:
         with torch.no_grad():
-            own = self._room(padded, samples, longest, now)
+            own = self._room(padded, now)
             entered = x_th.new_zeros(padded, x_th.shape[1])
         entered.requires_grad_(x_th.requires_grad)
         torch.cuda.synchronize(self.device)
@@ -124,8 +136,9 @@ class Graphs:
             for layer, products in zip(self.layers, before, strict=True):
                 layer.products = products
 
-    def _room(self, padded: int, samples: int, longest: int, now: Pass) -> Pass:
+    def _room(self, padded: int, now: Pass) -> Pass:
         """A pass of the rounded size, whose tensors the graph reads."""
+        samples, longest = self._samples, self._longest
         turns: dict[Rotary, tuple[torch.Tensor, torch.Tensor]] = {
             kind: (cos.new_ones(padded, cos.shape[1]), sin.new_zeros(padded, sin.shape[1]))
             for kind, (cos, sin) in now.turns.items()
@@ -141,7 +154,7 @@ def _starts(spans: Spans, entries: int, padded: int) -> torch.Tensor:
     sums = [0]
     for length in spans.queries:
         sums.append(sums[-1] + length)
-    assert padded - sums[-1] <= STEP and len(sums) < entries
+    assert padded - sums[-1] <= GRAPH_TOKENS and len(sums) < entries
     sums += [padded] * (entries - len(sums))
     return torch.tensor(sums, dtype=torch.int32)
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import pytest
 import torch
 from test_architectures import load, make
 
 from luthier.config.adapter import Lora
-from luthier.model.decoder.graphs import Graphs
+from luthier.kernels.attention import spans
+from luthier.model.decoder.graphs import Graphs, _Captured, _starts
 
 
 def test_gradients_of_earlier_passes_are_kept(tmp_path: Path) -> None:
@@ -32,3 +36,58 @@ def test_gradients_of_earlier_passes_are_kept(tmp_path: Path) -> None:
     for parameter in graphs.parameters:
         parameter.grad += 1.0
     assert all(bool((parameter.grad == 4).all()) for parameter in graphs.parameters)
+
+
+def test_a_graph_with_room_serves_smaller_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One graph a rounded length, made again only for more samples or a longer one than any before had."""
+    make(tmp_path, "llama")
+    decoder = load(tmp_path)
+    decoder.adapt(Lora(r=2), seed=1)
+    graphs = Graphs(list(decoder.layers)[:-1], torch.device("cpu"))  # type: ignore[arg-type]
+    made: list[tuple[int, int, int]] = []
+
+    def capture(padded: int, x_th: torch.Tensor, now: Any) -> _Captured:
+        made.append((padded, graphs._samples, graphs._longest))
+        length, count = graphs._longest, graphs._samples
+        room = SimpleNamespace(spans=SimpleNamespace(queries=(length,) * count, longest=length))
+        return _Captured(room, x_th, x_th, x_th, None, None)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(graphs, "_capture", capture)
+
+    def ask(*lengths: int) -> _Captured:
+        now = SimpleNamespace(spans=spans(lengths, torch.device("cpu")), key_t=None)
+        found = graphs._for(torch.zeros(sum(lengths), 8), now)  # type: ignore[arg-type]
+        padded = -(-(sum(lengths) + 1) // 128) * 128
+        sums = _starts(now.spans, len(found.now.spans.queries) + 1, padded)
+        assert sums[: len(lengths) + 1].tolist() == [0, *torch.tensor(lengths).cumsum(0).tolist()]
+        assert set(sums[len(lengths) + 1 :].tolist()) == {padded}  # padding is one sample, and empty ones follow
+        return found
+
+    first = ask(60, 50)
+    assert made == [(128, 4, 128)]
+    assert ask(100) is first and ask(127) is first
+    ask(30, 30, 30, 30)  # four and the padding
+    assert made[1:] == [(128, 8, 128)]
+    ask(200, 50)
+    assert made[2:] == [(256, 8, 256)]
+    ask(60, 50)  # the graph of that length has room for it, though the newest has more
+    assert len(made) == 3
+
+
+def test_the_largest_graph_is_made_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path, "llama")
+    decoder = load(tmp_path)
+    decoder.adapt(Lora(r=2), seed=1)
+    graphs = Graphs(list(decoder.layers)[:-1], torch.device("cpu"), largest=500)  # type: ignore[arg-type]
+    made: list[int] = []
+
+    def capture(padded: int, x_th: torch.Tensor, now: Any) -> _Captured:
+        made.append(padded)
+        room = SimpleNamespace(spans=SimpleNamespace(queries=(128,) * 8, longest=128))
+        return _Captured(room, x_th, x_th, x_th, None, None)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(graphs, "_capture", capture)
+    for length in (100, 500, 120):
+        now = SimpleNamespace(spans=spans((length,) if length < 128 else (100,) * 5, "cpu"), key_t=None)
+        graphs._for(torch.zeros(length, 8), now)  # type: ignore[arg-type]
+    assert made == [512, 128]

@@ -1,0 +1,29 @@
+"""How the rows of a step fall into passes, and into the rounded lengths that graphs are made for."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from luthier.data.pack import schedule
+from luthier.types import Plan
+
+GRAPH_TOKENS = 128  # a pass that runs as a graph is padded to a multiple: what a matrix product rounds it up to itself
+
+
+def graph_tokens(tokens: int) -> int:
+    """The length of the graph for a pass of ``tokens``: there is at least one token of padding, a sample of its own."""
+    return (tokens // GRAPH_TOKENS + 1) * GRAPH_TOKENS
+
+
+@lru_cache(maxsize=4096)
+def passes_of(lengths: tuple[int, ...], tokens: int, model: str, shared: int) -> tuple[tuple[int, ...], ...]:
+    """The lengths of each pass of a step, as training will cut it."""
+    passes = schedule(lengths, Plan("", tokens, model), shared=shared)[0]  # type: ignore[arg-type]
+    return tuple(tuple(lengths[i] for i in indices) for indices in passes)
+
+
+@lru_cache(maxsize=256)
+def graphs_of(steps: tuple[tuple[int, ...], ...], tokens: int) -> int:
+    """How many graphs the passes of these steps need: one for each rounded length, that of the largest among them."""
+    lengths = {graph_tokens(sum(rows)) for step in steps for rows in passes_of(step, tokens, "decoder", 0)}
+    return len(lengths | {graph_tokens(tokens)})

@@ -1,0 +1,68 @@
+"""A probe tells what a step takes: measured heights are put together as the plan has its layers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from luthier import assets, config
+from luthier.pipeline import probing
+from luthier.plan import plan_for, probe
+from luthier.plan.planner import Planned, forecast
+from luthier.plan.speed import speed
+from luthier.types import Base, DataStats, Plan
+
+
+@pytest.fixture
+def planned(tiny_llama: Path) -> tuple[config.Config, Base, Planned]:
+    settings = config.load({"base_model": str(tiny_llama), "trainer": {"batch_size": 4}})
+    base = assets.resolve(str(tiny_llama))
+    stats = DataStats(tuple(range(20, 60)), 800, "x", 12)
+    return settings, base, plan_for(settings, base.spec, stats, probe("cpu"))
+
+
+def test_a_probe_leaves_the_plan_and_writes_nothing(planned: tuple[config.Config, Base, Planned]) -> None:
+    settings, base, given = planned
+    before = {path: path.stat().st_mtime_ns for path in base.path.rglob("*")}
+    found = probing.probed(settings, base, given)
+    assert found.speed.seconds > 0 and set(found.speed.parts) <= {"layers", "recompute", "head, loss and update"}
+    assert (found.plan, found.memory, found.fits) == (given.plan, given.memory, given.fits)
+    assert found.rates.calibrated and found.rates.source == probing.SOURCE
+    assert {path: path.stat().st_mtime_ns for path in base.path.rglob("*")} == before
+
+
+def test_heights_are_put_together(
+    planned: tuple[config.Config, Base, Planned], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A layer of 3 ms, 1 ms more where it is recomputed, 10 ms for the rest: 12 layers of which 5 are recomputed."""
+    settings, base, given = planned
+    shape = replace(given.job.shape, spec=replace(given.job.shape.spec, layers=12))
+    job = replace(given.job, shape=shape, steps=((30, 40),))  # all steps alike, so nothing has to be scaled
+    plan = replace(given.plan, recompute_layers=5)
+    asked: list[tuple[int, int]] = []
+
+    def seconds(*given: object) -> float:
+        tried, layers = given[3], given[5]
+        assert isinstance(tried, Plan) and isinstance(layers, int)
+        asked.append((layers, tried.recompute_layers))
+        return 0.010 + 0.003 * layers + 0.001 * tried.recompute_layers
+
+    monkeypatch.setattr(probing, "_seconds", seconds)
+    machine = probe("cpu")
+    start = forecast(settings, base.spec, DataStats((30, 40), 30, "x"), machine, plan)
+    start = replace(start, job=job, plan=plan, speed=speed(job, plan, start.rates))
+    found = probing.probed(settings, base, start)
+    assert asked == [(1, 0), (3, 0), (3, 2)]
+    assert found.speed.parts == pytest.approx({"layers": 0.036, "recompute": 0.005, "head, loss and update": 0.010})
+
+
+def test_nothing_is_probed_without_weights_or_on_the_generic_path(
+    planned: tuple[config.Config, Base, Planned], tmp_path: Path
+) -> None:
+    _, base, given = planned
+    assert probing.can_probe(given, base)
+    assert not probing.can_probe(given, replace(base, path=tmp_path))
+    assert not probing.can_probe(replace(given, plan=replace(given.plan, model="generic")), base)
+    assert not probing.can_probe(replace(given, fits=False), base)
