@@ -64,7 +64,8 @@ def command(
         common.emit({"output": None, "rows": len(answered), "answers": answered.records()})
         return
     for record in answered.records():
-        typer.echo(f"[{record['row']}] {record['response']}")
+        for response in record.get("responses") or [record["response"]]:
+            typer.echo(f"[{record['row']}] {response}")
 
 
 def _tell(written: Written, as_json: bool) -> None:

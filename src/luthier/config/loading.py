@@ -16,6 +16,8 @@ from luthier.config.schema import Config
 from luthier.errors import ConfigError, Fault
 from luthier.registry import nearest
 
+DRAWING = frozenset(f"generation.{name}" for name in ("temperature", "top_k", "top_p", "min_p", "typical_p"))
+
 
 def load(source: str | FilePath | Mapping[str, Any], overrides: Sequence[str] = ()) -> Config:
     """Read, check and complete a config.
@@ -43,6 +45,7 @@ def load(source: str | FilePath | Mapping[str, Any], overrides: Sequence[str] = 
     unsaid = "adapter" not in data
     for override in overrides:
         _override(data, override, places, faults)
+    _drawing_named(data, overrides)
     if unsaid and isinstance(data.get("adapter"), dict):  # `--set adapter.r=4` is said of the adapter that is there
         data["adapter"].setdefault("type", ADAPTERS[0])
     _rename(data, places, faults)
@@ -113,6 +116,17 @@ def _copy(value: Any, depth: int = 0) -> Any:
     if isinstance(value, FilePath):
         return str(value)
     return value.item() if type(value).__module__ == "numpy" and hasattr(value, "item") else value
+
+
+def _drawing_named(data: dict[str, Any], overrides: Sequence[str]) -> None:
+    """An override that names how to draw decides whether to: a run holds `do_sample`, though nobody said it."""
+    named = {override.partition("=")[0].strip() for override in overrides}
+    section = data.get("generation")
+    if not isinstance(section, dict) or "generation.do_sample" in named or not named & DRAWING:
+        return
+    section.pop("do_sample", None)
+    if "generation.temperature" not in named and section.get("temperature") == 0:
+        del section["temperature"]
 
 
 def _override(data: dict[str, Any], override: str, places: Places, faults: list[Fault]) -> None:

@@ -150,6 +150,13 @@ def test_predict_prints_or_writes(trained: Path, luthier: Run, tmp_path: Path) -
     made, rows = str(trained / "made"), str(trained / "rows.csv")
     code, out, _ = luthier("predict", made, "--dataset", rows)
     assert code == 0 and len(out.splitlines()) >= 20 and out.startswith("[0] ")
+    drawn = ("--set", "generation.temperature=1.0", "--set", "generation.n=3")
+    code, out, _ = luthier("predict", made, "--dataset", rows, *drawn)
+    assert code == 0 and out.count("[0] ") == 3
+    code, out, _ = luthier("predict", made, "--dataset", rows, *drawn, "--json")
+    assert all(len(answer["responses"]) == 3 for answer in json.loads(out)["answers"])
+    code, _, err = luthier("predict", made, "--dataset", rows, "--set", "generation.engine=vllm")
+    assert code == 7 and "pip install 'vllm" in err
     for output in ("a.csv", "b.jsonl", "c.parquet", "d"):
         file = "d/predictions.csv" if output == "d" else output
         code, out, _ = luthier("predict", "-m", made, "--dataset", rows, "-od", output, "--json")

@@ -333,3 +333,21 @@ def test_config_imports_no_heavy_library():
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
     )
+
+
+def test_an_override_that_names_how_to_draw_draws() -> None:
+    greedy = load("base_model: x\n").to_dict()  # as a run folder holds it: with every key
+    assert greedy["generation"]["do_sample"] is False
+
+    def drawn(held, *overrides) -> tuple[bool, float]:
+        made = load(held, [f"generation.{override}" for override in overrides]).generation
+        return made.do_sample, made.temperature
+
+    assert drawn(greedy) == (False, 0.0)
+    assert drawn(greedy, "temperature=0.7") == (True, 0.7)
+    assert drawn(greedy, "top_p=0.9") == (True, 1.0)
+    assert drawn(greedy, "max_new_tokens=9") == (False, 0.0)
+    warm = load("base_model: x\ngeneration: {temperature: 0.5}\n").to_dict()
+    assert drawn(warm, "temperature=0") == (False, 0.0)
+    assert drawn(warm, "top_k=3") == (True, 0.5)
+    assert drawn(warm, "temperature=0.2", "do_sample=false") == (False, 0.2)
