@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 
 from luthier import events
+from luthier.assets import gguf_header
 from luthier.assets.bars import BarStream
 from luthier.assets.cache import build_once, cache_root, remembered_hash
 from luthier.errors import AssetError
@@ -24,11 +25,10 @@ def convert_gguf(path: Path, *, cache: Path | None = None, sink: events.Sink = e
 
     Raises AssetError asset-damaged for a file that cannot be read as GGUF.
     """
-    with path.open("rb") as stream:
-        if stream.read(4) != b"GGUF":
-            raise AssetError(
-                "asset-damaged", "the file is not GGUF", where=str(path), fix="download it again, or name another file"
-            )
+    try:
+        gguf_header.check(path)
+    except ValueError as error:
+        raise _damaged(path, error) from error
     folder = cache_root(cache) / "bases" / gguf_hash(path, cache)
 
     def make(target: Path) -> None:
@@ -58,12 +58,27 @@ def _convert(path: Path, target: Path, bar: BarStream) -> None:
         model.save_pretrained(target)
         tokenizer.save_pretrained(target)
     except (ValueError, KeyError, NotImplementedError, RuntimeError) as error:
+        if isinstance(error, UnicodeDecodeError):
+            raise _damaged(path, error) from error
         raise AssetError(
             "asset-unsupported",
             f"this GGUF file cannot be converted: {error}",
             where=str(path),
             fix="use the original safetensors model, which GGUF files are made from",
         ) from error
+    except Exception as error:
+        if isinstance(error, MemoryError) or getattr(error, "errno", None) is not None:  # the machine's, not the file's
+            raise
+        raise _damaged(path, error) from error  # the library trusts what the file says of itself
     finally:
         if bars:
             logging.enable_progress_bar()
+
+
+def _damaged(path: Path, error: Exception) -> AssetError:
+    return AssetError(
+        "asset-damaged",
+        f"the file cannot be read as GGUF: {error or type(error).__name__}",
+        where=str(path),
+        fix="download it again, or name another file",
+    )

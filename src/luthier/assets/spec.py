@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import operator
 import struct
 from collections import Counter
 from collections.abc import Iterator
@@ -43,7 +44,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a model folder. Raises AssetError asset-damaged when it is not one."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise AssetError(
             "asset-damaged", f"{path.name} cannot be read: {error}", where=str(path), fix="download the model again"
         ) from error
@@ -99,14 +100,24 @@ def tensors(path: Path) -> Iterator[tuple[str, int]]:
             raise _damaged(path, "its header is cut short or is not safetensors")
         try:
             header: dict[str, Any] = json.loads(stream.read(length))
-        except ValueError as error:
-            raise _damaged(path, "its header is not JSON") from error
-    header.pop("__metadata__", None)
-    end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+            header.pop("__metadata__", None)
+            found = [_entry(entry) for entry in header.values()]
+        except (ValueError, RecursionError, AttributeError, KeyError, TypeError) as error:
+            raise _damaged(path, "its header is not that of a safetensors file") from error
+    end = max((end for *_, end in found), default=0)
     if 8 + length + end != size:
         raise _damaged(path, f"it has {size:,} bytes and should have {8 + length + end:,}")
-    for entry in header.values():
-        yield DTYPES.get(entry["dtype"], entry["dtype"].lower()), math.prod(entry["shape"])
+    for dtype, count, _ in found:
+        yield dtype, count
+
+
+def _entry(entry: dict[str, Any]) -> tuple[str, int, int]:
+    """Type, number of elements and last byte of a tensor, as the header says. Raises what a wrong type raises."""
+    begin, end = entry["data_offsets"]
+    shape = [operator.index(size) for size in entry["shape"]]
+    if not 0 <= operator.index(begin) <= operator.index(end) or min(shape, default=0) < 0:
+        raise ValueError("a place that cannot be")
+    return DTYPES.get(entry["dtype"], entry["dtype"].lower()), math.prod(shape), end
 
 
 def _damaged(path: Path, why: str) -> AssetError:
@@ -116,4 +127,5 @@ def _damaged(path: Path, why: str) -> AssetError:
 
 
 def _number(config: dict[str, Any], *names: str) -> int:
-    return next((int(config[name]) for name in names if isinstance(config.get(name), (int, float))), 0)
+    known = (config[name] for name in names if isinstance(config.get(name), (int, float)))
+    return next((int(value) for value in known if math.isfinite(value)), 0)

@@ -45,6 +45,17 @@ class SplitConfig(Section):
         return self
 
 
+class ReadLimits(Section):
+    """How large a dataset may be before it is refused; what is raised here is memory that a hostile file may take."""
+
+    file_bytes: Int = key(8 << 30, "Bytes of a file.", ge=1)
+    field_chars: Int = key(16 << 20, "Characters of one field of a CSV or TSV file.", ge=1)
+    unpacked_bytes: Int = key(
+        512 << 20, "Bytes that a workbook may unpack to, and a Parquet file beyond a hundred times its size.", ge=1
+    )
+    cells: Int = key(20_000_000, "Cells of a sheet, empty ones before its last cell among them.", ge=1)
+
+
 class Preprocessing(Section):
     """How rows are read, split and cut."""
 
@@ -70,6 +81,7 @@ class Preprocessing(Section):
     )
     encoding: str | None = key(None, "Text encoding of the data file, such as cp932; empty: detected.")
     sheet: str | Int | None = key(None, "Sheet of an Excel file, by name or number from 0; empty: the first.")
+    limits: ReadLimits = key(ReadLimits, "How large a dataset may be before it is refused.")
 
     @model_validator(mode="before")
     @classmethod

@@ -158,7 +158,8 @@ def _unbound(settings: Config) -> Config:
 def _guessed(settings: Config, base: Sketch, dataset: Any, encoding: str | None, sink: events.Sink) -> Need:
     """Lengths from the characters of the rows, where the tokenizer is not here."""
     given = settings.preprocessing
-    table = sources.read(dataset, encoding=encoding or given.encoding, sheet=given.sheet, sink=sink)
+    limits = sources.Limits(**given.limits.model_dump())
+    table = sources.read(dataset, encoding=encoding or given.encoding, sheet=given.sheet, limits=limits, sink=sink)
     target = settings.output_features[0].name if settings.output_features else None
     inputs = [feature.name for feature in settings.input_features] if settings.input_features else None
     layout = columns.detect(table, inputs=inputs, target=target)

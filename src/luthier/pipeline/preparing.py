@@ -145,7 +145,9 @@ def examine(
 def read_table(settings: Config, dataset: Any, *, encoding: str | None, sink: events.Sink) -> Table:
     """The dataset as the config wants it read, with what shall not be learned taken out of its rows."""
     given = settings.preprocessing
-    table = redact(sources.read(dataset, encoding=encoding, sheet=given.sheet, sink=sink), given.redact)
+    limits = sources.Limits(**given.limits.model_dump())
+    table = sources.read(dataset, encoding=encoding, sheet=given.sheet, limits=limits, sink=sink)
+    table = redact(table, given.redact)
     if given.redact:
         sink(events.Note(text=table.notes[-1]))
     return table

@@ -98,6 +98,8 @@ def _identity(config: Mapping[str, Any]) -> dict[str, Any]:
     kept = {key: value for key, value in config.items() if key not in NOT_IDENTITY}
     if isinstance(trainer := kept.get("trainer"), Mapping):
         kept["trainer"] = {key: value for key, value in trainer.items() if key not in NOT_IDENTITY_OF_TRAINER}
+    if isinstance(given := kept.get("preprocessing"), Mapping):  # what is refused is not learned
+        kept["preprocessing"] = {key: value for key, value in given.items() if key != "limits"}
     return kept
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import struct
 import threading
 import time
 from pathlib import Path
@@ -113,6 +114,30 @@ def test_an_adapter_is_not_a_base(tmp_path: Path) -> None:
 def test_not_gguf(tmp_path: Path) -> None:
     (tmp_path / "x.gguf").write_bytes(b"nothing")
     assert code(str(tmp_path / "x.gguf"), tmp_path)[0] == "asset-damaged"
+
+
+def test_a_gguf_that_declares_what_it_has_not_is_refused_before_it_is_built(tmp_path: Path) -> None:
+    def text(value: str) -> bytes:
+        return struct.pack("<Q", len(value)) + value.encode()
+
+    def file(blocks: int = 1, tensors: int = 1, dimension: int = 32, key: str = "llama.block_count") -> bytes:
+        keys = [text("general.architecture") + struct.pack("<I", 8) + text("llama"),
+                text(key) + struct.pack("<II", 4, blocks), text("llama.embedding_length") + struct.pack("<II", 4, 32)]
+        tensor = text("token_embd.weight") + struct.pack("<IQQIQ", 2, dimension, 2, 0, 0)
+        head = b"GGUF" + struct.pack("<IQQ", 3, tensors, len(keys)) + b"".join(keys) + tensor
+        return head + bytes(-len(head) % 32) + bytes(32 * 2 * 4)
+
+    for content, said in (
+        (file(blocks=10**6), "llama.block_count is 1,000,000"),
+        (file(tensors=10**9), "declares 1,000,000,000 entries"),
+        (file(dimension=2**40), "a tensor of"),
+        (file(key="other.block_count"), "lacks llama.block_count"),
+        (file()[:60], "declares"),
+    ):
+        (tmp_path / "x.gguf").write_bytes(content)
+        with pytest.raises(AssetError, match=said) as caught:
+            resolve(str(tmp_path / "x.gguf"), cache=tmp_path / "cache")
+        assert caught.value.code == "asset-damaged"
 
 
 class Harmful:

@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 import warnings
 
 import pandas as pd
@@ -202,6 +204,58 @@ def test_excel_title_rows_merged_cells_and_sheets(tmp_path):
     fails("data-unreadable", put(tmp_path / "y.xlsx", "not a workbook"))
     fails("data-limit", path, limits=Limits(unpacked_bytes=10))
     fails("data-unreadable", put(tmp_path / "y.xls", "old"))
+
+
+def test_a_workbook_with_a_value_in_a_far_corner_is_refused_by_its_cells(tmp_path):
+    openpyxl = pytest.importorskip("openpyxl")
+    book = openpyxl.Workbook()
+    for row in (["a", "b"], ["x", "y"]):
+        book.active.append(row)
+    book.active.cell(900_000, 1_000, "here")
+    book.save(tmp_path / "x.xlsx")
+    assert "preprocessing.limits.cells" in fails("data-limit", tmp_path / "x.xlsx").faults[0].fix
+
+
+BOMB = """
+import resource, sys
+from luthier.data import sources
+from luthier.errors import DataError
+resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
+try:
+    sources.read(sys.argv[1])
+except DataError as error:
+    print(error.code, error.faults[0].fix)
+print([int(line.split()[1]) // 1024 for line in open("/proc/self/status") if line.startswith("VmHWM")][0], "MiB")
+"""
+
+
+def test_a_gigabyte_out_of_463_bytes_is_refused_in_little_memory(tmp_path):
+    """The bomb's footer says 1 MB. Flat and nested, in a process that may not grow."""
+    path = tmp_path / "bomb.parquet"
+    pq.write_table(pa.table({"a": ["x" * 1_000_000] * 1000}), path, compression="zstd")
+    assert path.stat().st_size < 1000
+    nested = tmp_path / "nested.parquet"
+    pq.write_table(pa.table({"a": [[{"b": "x" * 1_000_000}]] * 1000}), nested, compression="zstd")
+    for one in (path, nested):
+        done = subprocess.run([sys.executable, "-c", BOMB, str(one)], capture_output=True, text=True)
+        said, used = done.stdout.splitlines()
+        assert said.startswith("data-limit") and "preprocessing.limits.unpacked_bytes" in said
+        assert int(used.split()[0]) < 800, used
+    honest = tmp_path / "honest.parquet"
+    rows = [{"a": f"text {i % 7}", "b": ["x", None][i % 2], "n": i} for i in range(9000)]
+    pq.write_table(pa.Table.from_pylist(rows), honest)
+    assert list(read(honest)) == rows
+
+
+def test_damage_in_arrow_files_is_told_before_it_is_looked_at(tmp_path):
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, (rows := pa.table({"a": ["yes é"] * 50})).schema) as writer:
+        writer.write_table(rows)
+    content = sink.getvalue().to_pybytes()
+    for wrong in (content.replace("é".encode(), b"\xc3("), content.replace(b"\x06\0\0\0\x0c\0\0\0", b"\xff" * 8)):
+        assert wrong != content
+        (tmp_path / "x.arrow").write_bytes(wrong)
+        fails("data-unreadable", tmp_path / "x.arrow")
 
 
 def test_excel_formula_without_a_result_is_refused(tmp_path):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.data.sources import splits
-from luthier.data.sources.formats import FORMATS, Options, check_size, clean_header, collect, unreadable
+from luthier.data.sources.formats import FORMATS, Options, check_size, clean_header, collect, raise_it, unreadable
 from luthier.data.table import Table
 from luthier.errors import DataError
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 BATCH = 4096  # rows read together
+FEW = 64  # the same of nested ones, whose size is not known before they are read
+EXPANSION = 100  # times the file's size, that real data does not exceed
 INDEX = "__index_level_"  # how pandas names an index that it stored beside the columns
 
 
@@ -27,10 +30,56 @@ def read_parquet(path: Path, name: str, options: Options) -> Table:
     check_size(path, name, options)
     try:
         with pq.ParquetFile(path, memory_map=True) as file:
-            rows = collect(file.iter_batches(batch_size=BATCH), file.schema_arrow, options)
-    except (pa.ArrowInvalid, pa.ArrowException, OSError) as error:
+            schema = file.schema_arrow
+        texts = [field.name for field in schema if _is_text(field.type)]
+        with pq.ParquetFile(path, memory_map=True, read_dictionary=texts) as file:
+            rows = collect(_spread(file, schema, path, name, options), schema, options)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise unreadable(name, str(error), fix="is it complete, and is it Parquet?") from error
     return from_arrow(rows, name)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    import pyarrow as pa
+
+    return any(is_kind(kind) for is_kind in (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary))
+
+
+def _spread(file: Any, schema: pa.Schema, path: Path, name: str, options: Options) -> Iterator[pa.RecordBatch]:
+    """The rows in batches. Raises DataError ``data-limit`` before a file makes far more of itself than data does.
+
+    One long text that every row names by a number is what makes a gigabyte out of 463 bytes; the footer's sizes are the
+    file's own word. So texts come as numbers and a dictionary, whose spread size is known before they are spread; what
+    is nested cannot, and comes in few rows at a time.
+    """
+    import pyarrow as pa
+
+    size = path.stat().st_size
+    most, taken = max(options.limits.unpacked_bytes, size * EXPANSION), 0
+    flat = not any(pa.types.is_nested(field.type) for field in schema)
+    for batch in file.iter_batches(batch_size=BATCH if flat else FEW):
+        taken += sum(_spread_bytes(column) for column in batch.columns)
+        if taken > most:
+            raise DataError(
+                "data-limit",
+                f"{name} unpacks to more than the limit",
+                where=name,
+                received=f"more than {taken:,} bytes out of {size:,}",
+                allowed=f"up to {most:,} bytes",
+                fix=raise_it("unpacked_bytes", "write it again without the long texts that repeat"),
+            )
+        columns = [column.cast(field.type) for column, field in zip(batch.columns, schema, strict=True)]
+        yield pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def _spread_bytes(column: pa.Array) -> int:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if not pa.types.is_dictionary(column.type):
+        return int(column.nbytes)
+    lengths = pc.cast(pc.binary_length(column.dictionary), pa.int64())
+    return int(pc.sum(lengths.take(column.indices)).as_py() or 0)
 
 
 @FORMATS.register(".arrow", ".feather")
@@ -44,6 +93,10 @@ def from_arrow(rows: pa.Table, name: str, notes: list[str] | None = None) -> Tab
     """Arrow rows as a Table: an index stored by pandas is dropped and noted, dictionaries become their values."""
     import pyarrow as pa
 
+    try:
+        rows.validate(full=True)  # that offsets stay inside and text is UTF-8: nothing after this looks again
+    except pa.ArrowInvalid as error:
+        raise unreadable(name, str(error), fix="is it whole? write it again") from error
     notes = list(notes or [])
     index = [c for c in rows.column_names if c.startswith(INDEX)]
     if index:

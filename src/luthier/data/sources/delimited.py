@@ -9,7 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from luthier.data.sources.encoding import codec_of, open_text
-from luthier.data.sources.formats import FORMATS, Options, check_size, clean_header, collect, empty, unreadable
+from luthier.data.sources.formats import (
+    FORMATS,
+    Options,
+    check_size,
+    clean_header,
+    collect,
+    empty,
+    raise_it,
+    unreadable,
+)
 from luthier.data.table import Table
 from luthier.errors import DataError, Fault
 
@@ -118,7 +127,7 @@ def _records(path: Path, name: str, codec: str, delimiter: str, field_chars: int
                 f"a field of {name} is longer than the limit",
                 where=f"{name} line {line}",
                 allowed=f"up to {field_chars:,} characters",
-                fix="look for a quote that is never closed, or shorten the field",
+                fix=raise_it("field_chars", "look for a quote that is never closed"),
             ) from error
         raise unreadable(
             name,

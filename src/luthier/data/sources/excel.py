@@ -8,7 +8,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from luthier.data.sources.formats import FORMATS, Options, check_size, clean_header, empty, unreadable
+from luthier.data.sources.formats import FORMATS, Options, check_size, clean_header, empty, raise_it, unreadable
 from luthier.data.table import Table
 from luthier.errors import DataError, missing_extra
 
@@ -23,6 +23,7 @@ def read_excel(path: Path, name: str, options: Options) -> Table:
     book = _open(path, name)
     try:
         sheet, notes = _choose(book, name, options.sheet)
+        _check_cells(sheet, name, options.limits.cells)
         grid, errors, merged = _grid(sheet)
     finally:
         book.close()
@@ -49,15 +50,31 @@ def _open(path: Path, name: str, *, formulas: bool = False) -> Any:
         with warnings.catch_warnings():  # openpyxl warns of styles and validations, which do not concern the data
             warnings.simplefilter("ignore")
             return openpyxl.load_workbook(path, data_only=not formulas)
-    except (zipfile.BadZipFile, KeyError, ValueError, TypeError, SyntaxError) as error:  # what damage looks like there
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # the library trusts the file, and damage shows as whatever it then meets
         raise unreadable(name, f"it is not a whole workbook ({error})") from error
+
+
+def _check_cells(sheet: Any, name: str, limit: int) -> None:
+    """One value in a far corner makes every cell before it."""
+    cells = sheet.max_row * sheet.max_column
+    if cells > limit:
+        raise DataError(
+            "data-limit",
+            f"{name} sheet {sheet.title!r} has more cells than the limit",
+            where=name,
+            received=f"{sheet.max_row:,} rows of {sheet.max_column:,} cells",
+            allowed=f"up to {limit:,} cells",
+            fix=raise_it("cells", "delete what stands far from the table, or export the sheet as CSV"),
+        )
 
 
 def _check_unpacked(path: Path, name: str, limit: int) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             size = sum(item.file_size for item in archive.infolist())
-    except zipfile.BadZipFile as error:
+    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
         raise unreadable(name, "it is not an .xlsx workbook") from error
     if size > limit:
         raise DataError(
@@ -66,7 +83,7 @@ def _check_unpacked(path: Path, name: str, limit: int) -> None:
             where=name,
             received=f"{size:,} bytes",
             allowed=f"up to {limit:,} bytes",
-            fix="export the sheet as CSV",
+            fix=raise_it("unpacked_bytes", "export the sheet as CSV"),
         )
 
 
@@ -116,7 +133,8 @@ def _grid(sheet: Any) -> tuple[list[list[Any]], int, int]:
         value = grid[area.min_row - top][area.min_col - left]
         for r in range(area.min_row - top, area.max_row - top + 1):
             for c in range(area.min_col - left, area.max_col - left + 1):
-                grid[r][c] = value
+                if 0 <= r < len(grid) and 0 <= c < len(grid[r]):  # a range may reach beyond the cells that there are
+                    grid[r][c] = value
     return grid, errors, len(sheet.merged_cells.ranges)
 
 

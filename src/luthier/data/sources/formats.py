@@ -21,7 +21,8 @@ class Limits:
 
     file_bytes: int = 8 << 30
     field_chars: int = 16 << 20  # one cell of a CSV or TSV file
-    unpacked_bytes: int = 2 << 30  # a workbook, unzipped
+    unpacked_bytes: int = 512 << 20  # a workbook, unzipped; a Parquet file, but a hundred times its size is no bomb
+    cells: int = 20_000_000  # of a sheet, empty ones before its last cell among them
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +82,13 @@ def check_size(path: Path, name: str, options: Options) -> None:
             where=name,
             received=f"{size:,} bytes",
             allowed=f"up to {options.limits.file_bytes:,} bytes",
-            fix="split the file, or pass the rows as Parquet or a DataFrame",
+            fix=raise_it("file_bytes", "split the file"),
         )
+
+
+def raise_it(limit: str, instead: str) -> str:
+    """How to go on where a limit is too low for a file that is trusted."""
+    return f"{instead}; or, if you trust the file, raise preprocessing.limits.{limit} (--set)"
 
 
 def unreadable(name: str, why: str, where: str | None = None, fix: str | None = None) -> DataError:
