@@ -64,7 +64,8 @@ def command(
         common.emit({"output": None, "rows": len(answered), "answers": answered.records()})
         return
     for record in answered.records():
-        for response in record.get("responses") or [record["response"]]:
+        error = f"error: {record['error']}" if "error" in record else ""
+        for response in record.get("responses") or [error or record["response"]]:
             typer.echo(f"[{record['row']}] {response}")
 
 

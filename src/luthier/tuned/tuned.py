@@ -273,6 +273,12 @@ class Tuned:
             )
         self._base = None
         contestants["tuned"] = self.answer(table, held, generation=ONE, sink=sink)
+        failed = {i: done for one in contestants.values() for i, done in zip(held, one.completions, strict=True)
+                  if done.error}  # fmt: skip
+        if failed:
+            row, done = next(iter(failed.items()))
+            sink(events.Warned(text=f"{len(failed)} of {len(held)} rows could not be asked and count as wrong; "
+                                    f"row {row}: {done.error}"))  # fmt: skip
         comparison = compare(
             held,
             [reference or "" for reference in contestants["tuned"].references],
