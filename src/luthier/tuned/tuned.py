@@ -20,7 +20,7 @@ from luthier.data.sources import read
 from luthier.data.split import split_column
 from luthier.data.table import Table, missing_column
 from luthier.errors import DataError, RunError
-from luthier.evaluate import Comparison, compare, few_shot
+from luthier.evaluate import Comparison
 from luthier.infer.grammar import KINDS
 from luthier.infer.sampling import resolve
 from luthier.metrics.calibration import Calibration, fit
@@ -37,10 +37,8 @@ if TYPE_CHECKING:
     from luthier.model.tunable import Tunable
 
 
-ONE = {"n": 1}  # what is compared or shown is the first answer, which is the same with and without others
 FITTED = 2000  # validation rows at most: more say no more of one number
 CALIBRATION = "calibration.json"  # in a run folder
-SEPARATOR = "\n\n"  # between the examples of a few-shot prompt
 
 
 @dataclass
@@ -255,41 +253,15 @@ class Tuned:
 
         The comparison is written to ``evaluation.json`` in the run folder.
         """
-        table, held = self._to_compare(dataset, rows, encoding, sink)
-        training = self.trained_on.required(self.folder, given=dataset is not None) if shots else None
-        contestants = {"base": self.answer(table, held, use_base=True, generation=ONE, sink=sink)}
-        if training is not None:
-            pairs = self._solved(*training)
-            texts = {i: few_shot(pairs, self._prompt_of(table, i), shots=shots, separator=SEPARATOR) for i in held}
-            prompts = {i: self.renderer.text_prompt(text).ids for i, text in texts.items()}
-            contestants[f"base, {shots}-shot"] = self.answer(
-                table,
-                held,
-                use_base=True,
-                prompts=prompts,
-                # A base shown examples goes on to write the next one; its answer ends where the examples' answers do.
-                generation=ONE | {"stop": [SEPARATOR if any("\n" in answer.strip() for _, answer in pairs) else "\n"]},
-                sink=sink,
-            )
-        self._base = None
-        contestants["tuned"] = self.answer(table, held, generation=ONE, sink=sink)
-        failed = {i: done for one in contestants.values() for i, done in zip(held, one.completions, strict=True)
-                  if done.error}  # fmt: skip
-        if failed:
-            row, done = next(iter(failed.items()))
-            sink(events.Warned(text=f"{len(failed)} of {len(held)} rows could not be asked and count as wrong; "
-                                    f"row {row}: {done.error}"))  # fmt: skip
-        comparison = compare(
-            held,
-            [reference or "" for reference in contestants["tuned"].references],
-            {name: answered.predictions for name, answered in contestants.items()},
-            calibrations={name: found for name, one in contestants.items() if (found := one.calibration())},
-            classes=self.layout.classes,
-            prompts=[self._prompt_of(table, i) for i in held],
-        )
-        if self.folder is not None:
-            atomic.write_json(self.folder / "evaluation.json", comparison.to_json())
-        return comparison
+        from luthier.tuned.comparing import evaluate
+
+        return evaluate(self, dataset, rows=rows, shots=shots, encoding=encoding, sink=sink)
+
+    def samples(self, count: int = 3) -> list[dict[str, str]]:
+        """A few held-out rows with the base's and the tuned answer, for the report; none without held-out rows."""
+        from luthier.tuned.comparing import samples
+
+        return samples(self, count)
 
     def calibrate(self, rows: Sequence[int], sink: events.Sink = events.silent) -> None:
         """Fit the temperature of a category's probabilities on these rows of the training table, which were held out.
@@ -306,53 +278,9 @@ class Tuned:
         if self.folder is not None:
             atomic.write_json(self.folder / CALIBRATION, self.calibration.to_json())
 
-    def _to_compare(
-        self, dataset: Any, most: int | None, encoding: str | None, sink: events.Sink
-    ) -> tuple[Table, list[int]]:
-        """The table and its rows with a known answer, at most ``most``. Raises DataError when there is none."""
-        if dataset is None:
-            table, splits = self.training_table()
-            rows = _held_out(splits)
-            advice = ("data-split", "there are no held-out rows to evaluate on",
-                      "give --dataset, or leave rows for validation or test in preprocessing.split")  # fmt: skip
-        else:
-            table = self.read(dataset, encoding, sink)
-            rows = list(range(len(table)))
-            if self.layout.target is not None and self.layout.target not in table.columns:
-                raise missing_column(self.layout.target, table.columns, table.name)
-            advice = ("data-no-target", f"no row of {table.name} holds an answer to compare with",
-                      f"fill the column {self.output!r}, or ask for answers alone: luthier predict")  # fmt: skip
-        rows = [i for i in rows if reference_of(table.row(i), self.layout) is not None][:most]
-        if not rows:
-            code, message, fix = advice
-            raise DataError(code, message, where=table.name, fix=fix)
-        return table, rows
-
-    def _prompt_of(self, table: Table, index: int) -> str:
+    def prompt_of(self, table: Table, index: int) -> str:
+        """The prompt of a row as text."""
         return self.renderer.prompt(table.row(index)).text
-
-    def _solved(self, training: Table, splits: Sequence[int]) -> list[tuple[str, str]]:
-        """Prompts and answers of training rows, for a few-shot prompt."""
-        rows = [i for i, number in enumerate(splits) if number == 0]
-        pairs = ((self._prompt_of(training, i), reference_of(training.row(i), self.layout)) for i in rows)
-        return [(prompt, answer) for prompt, answer in pairs if answer is not None]
-
-    def samples(self, count: int = 3) -> list[dict[str, str]]:
-        """A few held-out rows with the base's and the tuned answer, for the report; none without held-out rows."""
-        if self.table is None or self.splits is None:
-            return []
-        held = [i for i in _held_out(self.splits) if reference_of(self.table.row(i), self.layout) is not None][:count]
-        if not held:
-            return []
-        try:
-            before = self.answer(self.table, held, use_base=True, generation=ONE).texts
-        finally:
-            self._base = None  # it takes as much memory as what was tuned
-        after = self.answer(self.table, held, generation=ONE)
-        return [
-            {"prompt": self._prompt_of(self.table, i), "before": was, "answer": now, "reference": reference or ""}
-            for i, was, now, reference in zip(held, before, after.texts, after.references, strict=True)
-        ]
 
     def generate(self, prompts: Sequence[str], generation: Mapping[str, Any] | None = None) -> list[str]:
         """The answer to each text, which is the whole prompt; n answers to each, where so many are asked for."""
@@ -415,6 +343,10 @@ class Tuned:
             self._base = self.open_base()
         return self._base, False
 
+    def release_base(self) -> None:
+        """Let go of a base that was loaded to be compared with; it takes as much memory as what was tuned."""
+        self._base = None
+
     def _rows_of(self, table: Table, split: str) -> list[int]:
         """The rows of one split, in Ludwig's names or in ours."""
         name = {"training": "train"}.get(split, split)
@@ -439,12 +371,3 @@ class Tuned:
     def training_table(self) -> tuple[Table, Sequence[int]]:
         """The table it was trained on, and 0, 1 or 2 for each row. Raises RunError run-no-table."""
         return self.trained_on.required(self.folder, given=False)
-
-
-def _held_out(splits: Sequence[int]) -> list[int]:
-    """The test rows; where there are none, the validation rows."""
-    for wanted in (2, 1):
-        rows = [i for i, number in enumerate(splits) if number == wanted]
-        if rows:
-            return rows
-    return []

@@ -1,0 +1,126 @@
+"""Base against tuned on rows that were held out; what the report shows of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from luthier import events
+from luthier.data.columns import reference_of
+from luthier.data.table import Table, missing_column
+from luthier.errors import DataError
+from luthier.evaluate import Comparison, compare, few_shot
+from luthier.run import atomic
+
+if TYPE_CHECKING:
+    from luthier.tuned.tuned import Tuned
+
+ONE = {"n": 1}  # what is compared or shown is the first answer, which is the same with and without others
+SEPARATOR = "\n\n"  # between the examples of a few-shot prompt
+
+
+def evaluate(
+    tuned: Tuned,
+    dataset: Any = None,
+    *,
+    rows: int | None = None,
+    shots: int = 3,
+    encoding: str | None = None,
+    sink: events.Sink = events.silent,
+) -> Comparison:
+    """Base, base with a few-shot prompt, and tuned on ``dataset`` or else the held-out rows of the training table.
+
+    The comparison is written to ``evaluation.json`` in the run folder.
+    """
+    table, held = _to_compare(tuned, dataset, rows, encoding, sink)
+    training = tuned.trained_on.required(tuned.folder, given=dataset is not None) if shots else None
+    contestants = {"base": tuned.answer(table, held, use_base=True, generation=ONE, sink=sink)}
+    if training is not None:
+        pairs = _solved(tuned, *training)
+        texts = {i: few_shot(pairs, tuned.prompt_of(table, i), shots=shots, separator=SEPARATOR) for i in held}
+        prompts = {i: tuned.renderer.text_prompt(text).ids for i, text in texts.items()}
+        contestants[f"base, {shots}-shot"] = tuned.answer(
+            table,
+            held,
+            use_base=True,
+            prompts=prompts,
+            # A base shown examples goes on to write the next one; its answer ends where the examples' answers do.
+            generation=ONE | {"stop": [SEPARATOR if any("\n" in answer.strip() for _, answer in pairs) else "\n"]},
+            sink=sink,
+        )
+    tuned.release_base()
+    contestants["tuned"] = tuned.answer(table, held, generation=ONE, sink=sink)
+    failed = {i: done for one in contestants.values() for i, done in zip(held, one.completions, strict=True)
+              if done.error}  # fmt: skip
+    if failed:
+        row, done = next(iter(failed.items()))
+        sink(events.Warned(text=f"{len(failed)} of {len(held)} rows could not be asked and count as wrong; "
+                                f"row {row}: {done.error}"))  # fmt: skip
+    comparison = compare(
+        held,
+        [reference or "" for reference in contestants["tuned"].references],
+        {name: answered.predictions for name, answered in contestants.items()},
+        calibrations={name: found for name, one in contestants.items() if (found := one.calibration())},
+        classes=tuned.layout.classes,
+        prompts=[tuned.prompt_of(table, i) for i in held],
+    )
+    if tuned.folder is not None:
+        atomic.write_json(tuned.folder / "evaluation.json", comparison.to_json())
+    return comparison
+
+
+def samples(tuned: Tuned, count: int = 3) -> list[dict[str, str]]:
+    """A few held-out rows with the base's and the tuned answer, for the report; none without held-out rows."""
+    if tuned.table is None or tuned.splits is None:
+        return []
+    held = [i for i in _held_out(tuned.splits) if reference_of(tuned.table.row(i), tuned.layout) is not None][:count]
+    if not held:
+        return []
+    try:
+        before = tuned.answer(tuned.table, held, use_base=True, generation=ONE).texts
+    finally:
+        tuned.release_base()  # it takes as much memory as what was tuned
+    after = tuned.answer(tuned.table, held, generation=ONE)
+    return [
+        {"prompt": tuned.prompt_of(tuned.table, i), "before": was, "answer": now, "reference": reference or ""}
+        for i, was, now, reference in zip(held, before, after.texts, after.references, strict=True)
+    ]
+
+
+def _to_compare(
+    tuned: Tuned, dataset: Any, most: int | None, encoding: str | None, sink: events.Sink
+) -> tuple[Table, list[int]]:
+    """The table and its rows with a known answer, at most ``most``. Raises DataError when there is none."""
+    if dataset is None:
+        table, splits = tuned.training_table()
+        rows = _held_out(splits)
+        advice = ("data-split", "there are no held-out rows to evaluate on",
+                  "give --dataset, or leave rows for validation or test in preprocessing.split")  # fmt: skip
+    else:
+        table = tuned.read(dataset, encoding, sink)
+        rows = list(range(len(table)))
+        if tuned.layout.target is not None and tuned.layout.target not in table.columns:
+            raise missing_column(tuned.layout.target, table.columns, table.name)
+        advice = ("data-no-target", f"no row of {table.name} holds an answer to compare with",
+                  f"fill the column {tuned.output!r}, or ask for answers alone: luthier predict")  # fmt: skip
+    rows = [i for i in rows if reference_of(table.row(i), tuned.layout) is not None][:most]
+    if not rows:
+        code, message, fix = advice
+        raise DataError(code, message, where=table.name, fix=fix)
+    return table, rows
+
+
+def _solved(tuned: Tuned, training: Table, splits: Sequence[int]) -> list[tuple[str, str]]:
+    """Prompts and answers of training rows, for a few-shot prompt."""
+    rows = [i for i, number in enumerate(splits) if number == 0]
+    pairs = ((tuned.prompt_of(training, i), reference_of(training.row(i), tuned.layout)) for i in rows)
+    return [(prompt, answer) for prompt, answer in pairs if answer is not None]
+
+
+def _held_out(splits: Sequence[int]) -> list[int]:
+    """The test rows; where there are none, the validation rows."""
+    for wanted in (2, 1):
+        rows = [i for i, number in enumerate(splits) if number == wanted]
+        if rows:
+            return rows
+    return []
