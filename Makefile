@@ -14,7 +14,7 @@ export OMP_NUM_THREADS ?= 2
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-long test-faults test-gpu lint types docs clean
+.PHONY: help venv demo picture test test-long test-faults test-gpu lint types docs clean
 
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -33,6 +33,10 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP) ## fine-tune the built-in model on the shipped dataset and show what changed
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash scripts/demo.sh
+
+picture: $(STAMP) ## the README's picture, from a demo that is run for it
+	PATH="$(CURDIR)/$(BIN):$$PATH" bash -o pipefail -c 'bash scripts/demo.sh 2>&1 | tee demo.log'
+	$(BIN)/python scripts/picture.py demo.log --skip "filled in:" "sample ("
 
 test: lint types ## the whole test suite but the long and the GPU tests
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
@@ -58,4 +62,4 @@ docs: $(STAMP) ## regenerate the generated pages and build the site into site/
 	$(BIN)/mkdocs build --strict
 
 clean: ## remove what make made, .venv excepted
-	rm -rf demo site build dist .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis
+	rm -rf demo demo.log site build dist .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis

@@ -1,4 +1,4 @@
-"""Make the README's picture from a real demo: make demo 2>&1 | tee demo.log; python scripts/picture.py demo.log."""
+"""Make the README's picture from what a real demo printed: `make picture`, or `python scripts/picture.py demo.log`."""
 
 from __future__ import annotations
 

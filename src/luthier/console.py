@@ -54,6 +54,8 @@ def _duration(seconds: float) -> str:
         f"{seconds // 60}m{seconds % 60:02d}s" if seconds < 3600 else f"{seconds // 3600}h{seconds % 3600 // 60:02d}m"
     )
 
+TELLING = 0.05  # the share of a stage from which its pace is told
+
 
 class PlainLog:
     """One line an event, and one line every ``every`` seconds while something progresses."""
@@ -95,6 +97,8 @@ class PlainLog:
         if event.stage == "train" or not self._due():  # training tells of itself by its steps
             return None
         total = f"/{event.total:,.0f}" if event.total else ""
+        if event.total and event.completed < TELLING * event.total:  # answers of a batch end together: 1 says nothing
+            left = ""
         return f"{event.stage}: {event.completed:,.0f}{total} {event.unit}{left}"
 
     def _stepped(self, event: events.Stepped) -> str | None:

@@ -47,6 +47,16 @@ def test_progress_without_an_announcement_has_a_time_left_too(clock: Clock) -> N
     assert lines == ["evaluate: 1/4 passes, 30s left"]
 
 
+def test_the_first_of_many_says_nothing_of_the_pace(clock: Clock) -> None:
+    """Answers of one batch end together: after the first of eighty, twelve minutes would be told of half a minute."""
+    lines: list[str] = []
+    log = console.PlainLog(lines.append)
+    for completed in (0, 1, 30):
+        log(events.Progress(stage="generate", completed=completed, total=80, unit="rows"))
+        clock.now += 10
+    assert lines == ["generate: 1/80 rows", "generate: 30/80 rows, 33s left"]
+
+
 def test_training_tells_of_itself_by_its_steps(clock: Clock) -> None:
     lines: list[str] = []
     log = console.PlainLog(lines.append)
