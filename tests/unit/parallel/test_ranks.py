@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -146,3 +147,36 @@ def test_a_failure_of_all_ranks_is_told_by_the_first_and_one_of_another_alone_by
         assert failed.returncode != 0
         told = [line for line in failed.stderr.splitlines() if "error [" in line]
         assert told == [f"error [config-conflict] {wanted}"]
+
+
+def test_a_rank_that_is_gone_is_told_by_those_that_wait_for_it(tmp_path: Path) -> None:
+    program = tmp_path / "gone.py"
+    program.write_text(
+        "import os\n"
+        "import torch\n"
+        "from luthier.errors import TrainingError\n"
+        "from luthier.parallel import connect\n"
+        "with connect() as comm:\n"
+        "    comm.barrier()\n"
+        "    if comm.rank:\n"
+        "        os._exit(1)\n"
+        "    try:\n"
+        "        comm.sum(torch.ones(1))\n"
+        "    except TrainingError as error:\n"
+        "        print(error.code, flush=True)\n"
+        "        os._exit(0)\n",
+        encoding="utf-8",
+    )
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, str(program)], env=os.environ | where | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE, text=True,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    said = [rank.communicate(timeout=120)[0] for rank in ranks]
+    assert said[0].strip() == "training-rank-lost"

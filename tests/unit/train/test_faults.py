@@ -248,6 +248,21 @@ def test_a_spike_rewinds(make_setup) -> None:
     assert outcome.steps == 24
 
 
+def test_a_spike_that_comes_again_after_every_rewind_ends_the_training(make_setup) -> None:
+    options = {"epochs": 8, "steps_per_checkpoint": 2, "on_spike": "rewind", "spike_window": 8, "spike_threshold": 30}
+    setup = make_setup(trainer=options, evaluate=None, learning_rate=1e-4, tokens_per_pass=9999)  # one pass a step
+    logprobs, events, calls = setup.logprobs, [], []
+
+    def jump(batch):
+        calls.append(1)
+        return logprobs(batch) * (100.0 if len(calls) >= 13 else 1.0)
+
+    with pytest.raises(TrainingError) as caught:
+        fit(replace(setup, logprobs=jump, sink=events.append))
+    assert caught.value.code == "training-spike" and "learning_rate" in (caught.value.faults[0].fix or "")
+    assert [event.step for event in events if isinstance(event, Rewound)] == [12, 10]  # keep_last is 2
+
+
 def test_what_lies_after_a_damaged_checkpoint(make_setup) -> None:
     """Damaged ones are set aside, do not count among the last ones, and are replaced."""
     options = {"epochs": 4, "steps_per_checkpoint": 1, "keep_last": 2}
