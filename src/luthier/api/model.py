@@ -102,6 +102,10 @@ class Model:
         """The answer to one prompt in whole characters, as it grows."""
         return self._ready().stream(prompt, generation or None)
 
+    def stream_several(self, prompt: str, **generation: Any) -> Iterator[tuple[int, str]]:
+        """All ``n`` answers to one prompt as they grow: pieces, each with the number of its answer."""
+        return self._ready().stream_several(prompt, generation or None)
+
     def save(self, folder: str | Path) -> Path:
         """Copy what was tuned (adapter, config, lock) to ``folder``, which `Model.load` reads."""
         return self._ready().save(Path(folder))

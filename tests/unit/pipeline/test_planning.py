@@ -59,6 +59,11 @@ def test_a_model_that_is_not_here_is_planned_for_a_card_that_is_not_here(tmp_pat
     assert said["time"]["calibrated"] is False and said["time"]["total"]["low"] < said["time"]["total"]["high"]
     assert said["cost"]["high"] == pytest.approx(said["time"]["total"]["high"] / 3600 * 0.35)
     assert said["download"] == 2 * known_shape(LLAMA).parameters  # type: ignore[union-attr]
+    answers = said["generation"]["prediction"]
+    assert answers["fits"] and answers["longest"] == 256 + 256 and answers["cache_bytes_per_token"] > 0
+    assert 1 <= said["generation"]["evaluation"]["rows"] <= answers["rows"] <= 256
+    items = ("weights", "adapter", "cache", "scores", "reading")
+    assert answers["memory"]["total"] == sum(answers["memory"][name] for name in items) <= answers["memory"]["room"]
     assert said["affordable"]["rows"] > 0 and said["affordable"]["longest"] == 256
     assert any("no dataset" in note for note in said["notes"])
 
@@ -130,6 +135,7 @@ def test_people_see_the_verdict_first(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["plan", str(write(tmp_path)), "--gpu", "4090", "--sweep", "--price", "1"])
     assert done.exit_code == 0 and done.stdout.startswith("fits on RTX 4090")
     assert "not calibrated" in done.stdout and "recompute_layers" in done.stdout
+    assert "rows at once" in done.stdout and "cache of a token" in done.stdout and "tokens a second" in done.stdout
 
 
 @pytest.mark.parametrize(

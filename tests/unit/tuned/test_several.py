@@ -62,3 +62,18 @@ def test_words_that_are_not_one_token_are_refused_before_anything_runs(asked: An
     only = asked.generate(["a"], {"n": 1, "logit_bias": {"x": 100.0}, "temperature": 0})
     assert only == ["xxxxxx"]
     assert "x" not in asked.generate(["a"], {"n": 1, "logit_bias": {"x": 90.0, "y": 80.0}, "bad_words": ["x"]})[0]
+
+
+def test_the_python_interface(tiny_llama: Path) -> None:
+    from luthier import Model
+
+    made = {"base_model": str(tiny_llama), "generation": {"max_new_tokens": 5, "temperature": 1.0, "min_new_tokens": 5}}
+    model = Model(made, quiet=True)
+    flat = model.generate(["a", "b"], n=2)
+    assert len(flat) == 4 and model.generate("a", n=1) == flat[0]
+    pieces = ["", ""]
+    for number, piece in model.stream_several("a", n=2):
+        pieces[number] += piece
+    assert pieces == flat[:2]
+    with pytest.raises(ConfigError, match="in a list"):
+        model.generate("a", n=2)
