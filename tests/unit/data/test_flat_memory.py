@@ -59,6 +59,7 @@ def peak(tmp_path: Path, rows: int) -> int:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1800)  # a million rows, on one core
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
 def test_a_million_rows_in_flat_memory(tmp_path: Path) -> None:
     """Up to 160 bytes a row: its side, its place in the order, its length, hashes of its text."""
