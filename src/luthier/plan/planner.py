@@ -217,11 +217,14 @@ def _candidates(config: Any, job: Job, start: Plan, engine: Engine) -> Iterator[
     ):
         if graphs and (moved or share):
             continue  # graphs recompute nothing, so there is nothing to move; and their keys are the tokens in order
+        tokens = max(cut, job.longest)
+        if graphs:  # the largest is made first, so it should be one that comes
+            tokens = min(tokens, max(_rounded(job.most(start.model)), job.longest))
         yield replace(
             start,
             graphs=graphs,
             share_prefix=share,
-            tokens_per_pass=max(cut, job.longest),
+            tokens_per_pass=tokens,
             loss_chunk=chunk,
             optimizer=place,
             embeddings=table,
@@ -244,7 +247,11 @@ def _cuts(job: Job, model: str, share: bool) -> list[int]:
     """Tokens of a pass to try: the largest step in one pass, in two, …, down to the longest row."""
     whole = {job.most(model), job.most(model, share)}
     sizes = [max(-(-most // cut), job.longest) for cut in CUTS for most in whole]
-    return sorted({min(-(-size // ROUND) * ROUND, max(MAX_TOKENS, job.longest)) for size in sizes}, reverse=True)
+    return sorted({min(_rounded(size), max(MAX_TOKENS, job.longest)) for size in sizes}, reverse=True)
+
+
+def _rounded(tokens: int) -> int:
+    return -(-tokens // ROUND) * ROUND
 
 
 def _largest(job: Job, plan: Plan) -> int:

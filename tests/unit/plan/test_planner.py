@@ -243,3 +243,12 @@ def test_an_update_in_one_kernel_needs_no_buffers() -> None:
         for kind in ("adamw", "lion")
     }  # fmt: skip
     assert moments["lion"] == 2 * moments["adamw"]
+
+
+def test_graphs_are_no_larger_than_any_pass_that_comes() -> None:
+    pinned = {"graphs": True, "tokens_per_pass": 30_000}
+    found = best(declared(execution=pinned), SMALL, rows(2000), gpu(140), engine=WHOLE)
+    most = found.job.most("decoder")
+    assert most <= found.plan.tokens_per_pass < most + 64
+    eager = best(declared(execution=pinned | {"graphs": False}), SMALL, rows(2000), gpu(140), engine=WHOLE)
+    assert eager.plan.tokens_per_pass == 30_000
