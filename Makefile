@@ -44,8 +44,10 @@ test: lint types ## the whole test suite but the long and the GPU tests
 test-long: $(STAMP) ## the tests that take minutes; writes tests/results/long.json, which is committed
 	HF_HUB_OFFLINE=1 $(BIN)/python scripts/record_tests.py tests/results/long.json -m 'long and not gpu'
 
-test-faults: $(STAMP) ## kills, signals, corruption, full disks, … by the hundred; prints a table
-	$(BIN)/python tests/faults/drive.py --long
+test-faults: $(STAMP) ## kills, signals, corruption, full disks, … by the hundred; writes the table of docs/reliability.md
+	mkdir -p build
+	$(BIN)/python tests/faults/drive.py --long --json build/faults.json
+	$(BIN)/python tests/faults/page.py build/faults.json
 
 test-gpu: $(STAMP) ## the tests that need a CUDA device
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m gpu

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.errors import AssetError
+from luthier.run.atomic import is_inside
 from luthier.types import ModelSpec
 
 DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
@@ -27,7 +28,7 @@ def weight_files(folder: Path) -> list[Path]:
     if not index.is_file():
         single = folder / "model.safetensors"
         return [single] if single.is_file() else sorted(folder.glob("*.safetensors"))
-    names = sorted(set(read_json(index).get("weight_map", {}).values()))
+    names = _named(index)
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         raise AssetError(
@@ -38,6 +39,23 @@ def weight_files(folder: Path) -> list[Path]:
             fix="download the model again; an earlier download was not finished",
         )
     return [folder / name for name in names]
+
+
+def _named(index: Path) -> list[str]:
+    """The files that an index names, all of them below its folder. Raises AssetError asset-damaged."""
+    named = read_json(index).get("weight_map")
+    names = sorted(set(map(str, named.values()))) if isinstance(named, dict) else []
+    outside = [name for name in names if not is_inside(name)]
+    if outside or not names:
+        raise AssetError(
+            "asset-damaged",
+            "the index of the weights names no files of this folder",
+            where=str(index),
+            received=", ".join(outside[:3]) or None,
+            allowed="names of files in the same folder",
+            fix="download the model again from where you trust it",
+        )
+    return names
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -81,7 +81,7 @@ def is_conversation(value: Any, *, any_role: bool = False) -> bool:
         return False
     if any_role:
         return all(isinstance(turn, Mapping) and any(isinstance(turn.get(k), str) for k in ROLE_KEYS) for turn in value)
-    return all(isinstance(turn, Mapping) and any(turn.get(key) in ROLES for key in ROLE_KEYS) for turn in value)
+    return all(isinstance(turn, Mapping) and any(str(turn.get(key)) in ROLES for key in ROLE_KEYS) for turn in value)
 
 
 def _message(turn: Any, where: str) -> Message:

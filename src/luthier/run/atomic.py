@@ -7,7 +7,7 @@ import json
 import os
 import re
 import tempfile
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 
@@ -63,6 +63,15 @@ def sync_folder(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def is_inside(name: str) -> bool:
+    """Whether a name that a file gives leads to something below the file's own folder, on every system.
+
+    Lexically: caches of models hold links on purpose.
+    """
+    parts = PurePosixPath(name).parts
+    return bool(parts) and not name.startswith("/") and ".." not in parts and not set("\\:\0") & set(name)
 
 
 def _umask() -> int:

@@ -195,7 +195,7 @@ class Mirror:
         """Write a slot's files below ``path``, each compared with its hash, run.json last."""
         for name, known in sorted(done["files"].items(), key=lambda item: item[0] == "run.json"):
             inside = PurePosixPath(name)
-            if inside.is_absolute() or ".." in inside.parts or "\\" in name or ":" in name:
+            if not atomic.is_inside(name):
                 raise ValueError(f"{name!r} leads out of the run folder")
             with self._files.open(f"{self._root}/slot-{done['slot']}/{name}", "rb") as source:
                 content = source.read()

@@ -11,6 +11,7 @@ from luthier.data.sources import splits
 from luthier.data.sources.formats import FORMATS, Options, check_size, clean_header, collect, raise_it, unreadable
 from luthier.data.table import Table
 from luthier.errors import DataError
+from luthier.run.atomic import is_inside
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -126,7 +127,8 @@ def read_saved(path: Path, name: str) -> Table:
                 fix="name one file in it instead",
             )
         return from_arrow(_saved_part(path, name), name)
-    parts = {part: _saved_part(path / part, name) for part in _json(described, name).get("splits", [])}
+    listed = [_inside(part, described, name) for part in _json(described, name).get("splits", [])]
+    parts = {part: _saved_part(path / part, name) for part in listed}
     known = {part: rows for part, rows in parts.items() if splits.number(part) is not None}
     if len(parts) == 1 or not known:
         if len(parts) != 1:
@@ -152,13 +154,20 @@ def _saved_part(folder: Path, name: str) -> pa.Table:
     import pyarrow as pa
 
     state = _json(folder / "state.json", name)
-    files = [folder / item["filename"] for item in state.get("_data_files", [])]
+    files = [folder / _inside(item["filename"], folder / "state.json", name) for item in state.get("_data_files", [])]
     if not files:
         raise unreadable(name, "state.json names no data files", str(folder))
     if state.get("_indices_data_files") or any(folder.glob("indices*.arrow")):
         raise unreadable(name, "it holds a selection of rows that was not flattened", fix="save flatten_indices()")
     tables = [_ipc(file, name) for file in files]
     return pa.concat_tables(tables)
+
+
+def _inside(named: Any, where: Path, name: str) -> str:
+    """A name of a file that the folder gives, which must lie in it. Raises DataError data-unreadable."""
+    if not isinstance(named, str) or not is_inside(named):
+        raise unreadable(name, f"it names a file outside of itself: {named!r}", str(where))
+    return named
 
 
 def _ipc(path: Path, name: str) -> pa.Table:
