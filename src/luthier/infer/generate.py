@@ -24,7 +24,7 @@ from luthier.infer.drawing import WARPERS, Constrained, Counted, Draw, First, re
 from luthier.infer.grammar import KINDS
 from luthier.infer.listening import Cancelled, Record, StopText, TokenQueue
 from luthier.infer.rules import lists, sequence_bias
-from luthier.infer.several import expanded, folded
+from luthier.infer.several import completed, expanded
 from luthier.infer.words import banned_ids
 from luthier.model.tunable import Tokens
 from luthier.plan.slots import POSITIONS
@@ -90,17 +90,8 @@ class HfEngine:
         Several answers to a prompt come as one completion.
         """
         waiting = list(requests)
-        yield from progress(self.sink, self.stage, self._complete(waiting), total=len(waiting), unit="rows")
-
-    def _complete(self, requests: Sequence[Request]) -> Iterator[Completion]:
-        accepted: list[Request] = []
-        for request in requests:
-            fault = self.answers.refusal(request)
-            if fault:
-                yield Completion(request.key, (), "", "error", error=fault)
-            else:
-                accepted.append(request)
-        yield from folded(accepted, self._answers(expanded(accepted)))
+        done = completed(waiting, self.answers.refusal, self._answers)
+        yield from progress(self.sink, self.stage, done, total=len(waiting), unit="rows")
 
     def _answers(self, requests: Sequence[Request]) -> Iterator[Completion]:
         groups: dict[str, list[Request]] = {}

@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from luthier.types import Completion, Request
+
+Answers = Callable[[Sequence[Request]], Iterable[Completion]]
+
+
+def completed(
+    requests: Sequence[Request], refusal: Callable[[Request], str | None], answers: Answers
+) -> Iterator[Completion]:
+    """A completion for each request: refused ones at once, with the reason, the others as ``answers`` come."""
+    accepted = []
+    for request in requests:
+        fault = refusal(request)
+        if fault:
+            yield Completion(request.key, (), "", "error", error=fault)
+        else:
+            accepted.append(request)
+    yield from folded(accepted, answers(expanded(accepted)))
 
 
 def expanded(requests: Sequence[Request]) -> list[Request]:

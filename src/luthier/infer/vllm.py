@@ -17,7 +17,7 @@ from luthier.errors import ConfigError, DependencyError, Fault
 from luthier.events import Sink, progress, silent
 from luthier.infer.answer import Answers
 from luthier.infer.drawing import request_seed
-from luthier.infer.several import expanded, folded
+from luthier.infer.several import completed
 from luthier.infer.words import texts_of
 from luthier.model.tunable import Tokens
 from luthier.types import Completion, Request, Sampling
@@ -96,7 +96,8 @@ class VllmEngine:
         waiting = list(requests)
         for sampling in {id(request.sampling): request.sampling for request in waiting}.values():
             check(sampling)
-        yield from progress(self.sink, self.stage, self._complete(waiting), total=len(waiting), unit="rows")
+        done = completed(waiting, self.answers.refusal, self._answers)
+        yield from progress(self.sink, self.stage, done, total=len(waiting), unit="rows")
 
     def stream(self, request: Request) -> Iterator[str]:
         """The first answer, in one piece: the offline interface knows an answer only at its end.
@@ -113,16 +114,6 @@ class VllmEngine:
         if done.error:
             raise ValueError(done.error)
         yield from ((one.number, one.text) for one in (done, *done.others))
-
-    def _complete(self, requests: Sequence[Request]) -> Iterator[Completion]:
-        accepted = []
-        for request in requests:
-            fault = self.answers.refusal(request)
-            if fault:
-                yield Completion(request.key, (), "", "error", error=fault)
-            else:
-                accepted.append(request)
-        yield from folded(accepted, self._answers(expanded(accepted)))
 
     def _answers(self, requests: Sequence[Request]) -> Iterator[Completion]:
         for start in range(0, len(requests), BLOCK):

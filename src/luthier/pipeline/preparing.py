@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from luthier import assets, config, events
@@ -44,17 +44,9 @@ class Examined:
 
 
 @dataclass(frozen=True)
-class Work:
+class Work(Examined):
     """Everything that is known before a weight is loaded."""
 
-    config: Config
-    base: Base
-    tokenizer: Tokenizer
-    table: Table
-    layout: Layout
-    splits: Sequence[int]
-    renderer: Renderer
-    prepared: Prepared
     machine: Machine
     plan: Plan
 
@@ -93,10 +85,8 @@ def prepare(
     machine = place().share_of(machines.probe(settings.execution.device))
     engine = replace(BUILT, refusal=refusal_of(read_json(seen.base.path / "config.json")))
     plan = planner.make_plan(seen.config, seen.base.spec, seen.prepared.stats, machine, engine=engine)
-    return Work(
-        seen.config, seen.base, seen.tokenizer, seen.table, seen.layout, seen.splits, seen.renderer, seen.prepared,
-        machine, plan,
-    )  # fmt: skip
+    known = {field.name: getattr(seen, field.name) for field in fields(seen)}
+    return Work(**known, machine=machine, plan=plan)
 
 
 def examine(
