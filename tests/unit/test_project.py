@@ -230,3 +230,18 @@ def test_notebooks_are_valid_clean_and_compile(path: Path) -> None:
 def test_style_and_layers_hold(command: tuple[str, ...]) -> None:
     done = tool(*command)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+
+
+def test_a_python_is_claimed_only_where_its_run_is_kept() -> None:
+    """3.11 is what CI runs; the run of any other is in tests/results, and passed."""
+    classifiers = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["classifiers"]
+    claimed = {one.rpartition(" ")[2] for one in classifiers if re.search(r":: 3\.\d+$", one)}
+    for path in (ROOT / "tests" / "results").glob("*.json"):
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        assert kept["exit_code"] == 0 and set(kept["outcomes"]) <= {"passed", "skipped"}, path.name
+        assert re.fullmatch("[0-9a-f]{40}", kept["commit"]), f"{path.name}: of a tree that is no commit"
+        if path.name.startswith("python-"):
+            version = path.stem.removeprefix("python-")
+            assert kept["python"].startswith(version + ".")
+            claimed.discard(version)
+    assert claimed == {"3.11"}
