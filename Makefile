@@ -36,7 +36,7 @@ demo: $(STAMP) ## fine-tune the built-in model on the shipped dataset and show w
 
 picture: $(STAMP) ## the README's picture, from a demo that is run for it
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash -o pipefail -c 'bash scripts/demo.sh 2>&1 | tee demo.log'
-	$(BIN)/python scripts/picture.py demo.log --skip "filled in:" "sample ("
+	$(BIN)/python scripts/picture.py demo.log --skip "filled in:"
 
 test: lint types ## the whole test suite but the long and the GPU tests
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest

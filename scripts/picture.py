@@ -18,10 +18,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("log", type=Path)
     parser.add_argument("--skip", nargs="*", default=[], help="leave out lines that contain one of these")
+    parser.add_argument("--tables", type=int, default=2, help="what follows so many tables is left out")
     arguments = parser.parse_args()
     raw = arguments.log.read_bytes().decode("utf-8", errors="replace").replace("\r\n", "\n")
     lines = [line.rsplit("\r", 1)[-1] for line in raw.split("\n")]
-    kept = [line for line in lines if not any(word in line for word in arguments.skip)]
+    start = next((place for place, line in enumerate(lines) if "$ luthier" in line), 0)
+    ends = [place for place, line in enumerate(lines) if line.startswith("└")][: arguments.tables]
+    shown = lines[start : ends[-1] + 1] if ends else lines[start:]
+    kept = [line for line in shown if not any(word in line for word in arguments.skip)]
     console = Console(record=True, width=120, file=io.StringIO(), force_terminal=True)
     console.print(Text.from_ansi("\n".join(kept).strip("\n")))
     OUTPUT.parent.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,13 @@ if TYPE_CHECKING:
     from luthier.train.precision import Precision
 
 
+# oneDNN keeps what it compiled for every shape it has met, a thousand of them, and each length of a pass is a few dozen
+# new ones: 1.3 GiB after 75 steps of the demo. So many hold those of the last lengths, and the run is no slower. The
+# variables are read when the first product is made.
+KEPT = 100
+CACHES = ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")  # torch's own, and the library's
+
+
 def open_for_tuning(
     settings: Config,
     base: Base,
@@ -42,6 +50,7 @@ def open_for_tuning(
     ``steps``: optimizer steps of the whole run, which adapters with a schedule of their own need to know.
     ``layers``: as if the base had its first ones alone, of the decoder's.
     """
+    _bound_caches(plan.device)
     adapter = settings.adapter
     if plan.model == "decoder":
         from luthier.pipeline.decoded import Decoded
@@ -84,6 +93,7 @@ def open_tuned(
 
     if settings.generation.engine == "vllm":
         return _handed_over(settings, base, precision, run)
+    _bound_caches(device)
     whole = run.weights.is_dir()
     files = replace(base, path=run.weights) if whole else base
     if _by_decoder(settings, base):
@@ -107,6 +117,7 @@ def open_tuned(
 
 def open_base(settings: Config, base: Base, precision: Precision, device: str, sink: events.Sink) -> Tunable:
     """The base as it is."""
+    _bound_caches(device)
     if settings.generation.engine == "vllm":
         return _handed_over(settings, base, precision, None)
     if _by_decoder(settings, base):
@@ -119,6 +130,13 @@ def open_base(settings: Config, base: Base, precision: Precision, device: str, s
 
     model = _transformers(settings, base, precision, device, sink)
     return Generic(model.eval(), base, "nothing", precision=precision, device=device)
+
+
+def _bound_caches(device: str) -> None:
+    """Let a CPU's libraries keep fewer compiled shapes, unless the environment says how many."""
+    if device == "cpu":
+        for name in CACHES:
+            os.environ.setdefault(name, str(KEPT))
 
 
 def _by_decoder(settings: Config, base: Base) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -38,3 +39,15 @@ def test_a_run_is_opened_by_the_path_that_its_config_names(
     for model, name in (("auto", "Decoded"), ("generic", "Generic")):
         settings = config.load({"base_model": str(tiny_llama), "execution": {"model": model}})
         assert type(opening.open_base(settings, base, "fp32", "cpu", silent)).__name__ == name
+
+
+def test_a_cpus_libraries_keep_few_shapes_unless_told_otherwise(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told, ours = opening.CACHES
+    monkeypatch.setenv(told, "7")
+    monkeypatch.setenv(ours, "to be taken back")
+    monkeypatch.delenv(ours)
+    base = assets.resolve(str(tiny_llama), cache=tmp_path)
+    opening.open_base(config.load({"base_model": str(tiny_llama)}), base, "fp32", "cpu", silent)
+    assert (os.environ[told], os.environ[ours]) == ("7", str(opening.KEPT))
