@@ -14,6 +14,7 @@ from luthier.assets.sketch import Sketch, sketch
 from luthier.assets.spec import read_json
 from luthier.config import Config
 from luthier.data import columns, sources
+from luthier.errors import LuthierError
 from luthier.pipeline.preparing import examine
 from luthier.plan import answering, estimate, planner
 from luthier.plan import machine as machines
@@ -126,7 +127,11 @@ def refined(found: Estimate, sink: events.Sink = events.silent) -> Estimate:
     base = Base(sketched.name, sketched.folder, sketched.source, "", sketched.spec)
     if not probing.can_probe(found.planned, base):
         return found
-    planned = probing.probed(found.need.config, base, found.planned, sink)
+    try:
+        planned = probing.probed(found.need.config, base, found.planned, sink)
+    except (LuthierError, MemoryError, RuntimeError) as error:  # recomputed layers may not fit as plain ones
+        sink(events.Warned(text=f"no probe, so times are a range: {str(error).splitlines()[0]}"))
+        return found
     return replace(found, planned=planned, times=estimate.times(planned, found.need.validation_tokens))
 
 

@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from luthier import pipeline
+from luthier import events, pipeline
 from luthier.assets import sketch as sketches
 from luthier.assets.shapes import known_shape
 from luthier.cli import app
 from luthier.config import load
-from luthier.errors import AssetError, ConfigError
+from luthier.errors import AssetError, ConfigError, TrainingError
 from luthier.pipeline import planning, probing
 from luthier.plan import planner
 from luthier.plan.cards import card_named, imagined
@@ -193,3 +193,18 @@ def test_planning_loads_no_torch(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and done.stderr.strip().endswith("[]"), done.stderr
+
+
+def test_a_probe_that_does_not_fit_leaves_the_range(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*given: object) -> None:
+        raise TrainingError("training-no-memory", "out of memory in step 1 with one sample a pass")
+
+    monkeypatch.setattr(probing, "probed", full)
+    settings = load(write(tmp_path, base_model=str(tiny_llama), quantization=None))
+    machine, measured = planning.here(settings)
+    found = planning.estimate_of(planning.need_of(settings, str(table(tmp_path))), machine, measured=measured)
+    heard: list[events.Event] = []
+    assert planning.refined(found, heard.append) is found
+    assert any(isinstance(event, events.Warned) and "out of memory" in event.text for event in heard)
