@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
 
+import numpy as np
 import torch
 
 from luthier.data.share import Piece, cut
@@ -25,7 +24,7 @@ def collate(examples: Sequence[Example], step: int | None = None, *, share: bool
     lengths = tuple(one.stop - one.start for one in pieces)
     sizes, parents = torch.tensor(lengths, dtype=torch.int64), torch.tensor([one.parent for one in pieces]).long()
     starts = torch.cumsum(sizes, 0) - sizes
-    segment = torch.repeat_interleave(torch.arange(len(pieces)), sizes)
+    segment = torch.from_numpy(np.repeat(np.arange(len(pieces)), lengths))  # torch's starts threads for it
     weight = torch.tensor([w for e, one in own for w in e.weights[one.start : one.stop]], dtype=torch.float32)
     heads = parents < 0
     weight[starts[heads & (sizes > 0)]] = 0.0  # nothing precedes them
@@ -51,19 +50,3 @@ def collate(examples: Sequence[Example], step: int | None = None, *, share: bool
 def _draw(step: int, example: Example) -> int:
     digest = hashlib.blake2b(f"{step}:{example.row}:{example.turn}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 2  # room for the positions
-
-
-def to_device(batch: Batch, device: torch.device | str) -> Batch:
-    """The batch with its tensors on ``device``."""
-
-    def move(value: torch.Tensor | None) -> torch.Tensor | None:
-        return None if value is None else value.to(device, non_blocking=True)
-
-    tensors = ("ids", "positions", "segment", "target_weight", "supervised", "source", "key")
-    names = (*tensors, "parent_segment", "adapter_index")
-    moved: dict[str, Any] = {name: move(getattr(batch, name)) for name in names}
-    fields: dict[str, Any] = {
-        name: {key: move(value) for key, value in getattr(batch, name).items()}
-        for name in ("token_fields", "segment_fields")
-    }
-    return replace(batch, **moved, **fields)

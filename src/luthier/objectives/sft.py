@@ -28,11 +28,12 @@ class Sft:
     def loss(self, logprobs: torch.Tensor, batch: Batch, constants: Mapping[str, float]) -> Loss:
         """One term, ``nll``; statistics ``tokens`` and ``nll``, the plain sums over supervised tokens."""
         trained = batch.supervised if batch.supervised is not None else batch.target_weight.nonzero().squeeze(-1)
-        weights = batch.target_weight[trained].float()
+        weights = batch.target_weight[trained].float()  # on the host, as the batch is
         if self.normalization == "sample":
             segment = batch.segment[trained]
             totals = weights.new_zeros(len(batch.lengths)).index_add_(0, segment, weights)
             weights = weights / totals[segment]
-        negative = -logprobs.float()
-        statistics = {"tokens": logprobs.new_tensor(float(len(trained))), "nll": negative.detach().sum()}
-        return Loss({"nll": Term((negative * weights).sum(), weights.sum())}, statistics)
+        negative, total = -logprobs.float(), float(weights.sum())
+        nll = (negative * weights.to(logprobs.device, non_blocking=True)).sum()
+        statistics = {"tokens": logprobs.new_full((), len(trained)), "nll": negative.detach().sum()}
+        return Loss({"nll": Term(nll, logprobs.new_full((), total))}, statistics)

@@ -33,12 +33,15 @@ class Loss:
 
 
 class Objective(Protocol):
-    """What is learned. Pure: never logs, never talks to other ranks, never moves tensors."""
+    """What is learned. Pure: never logs, never talks to other ranks, never makes the host wait for the device."""
 
     def prepare(self, step: Sequence[Example]) -> Mapping[str, float]:
         """The global weight of each term over the effective batch, known before any backward pass."""
         ...
 
     def loss(self, logprobs: torch.Tensor, batch: Batch, constants: Mapping[str, float]) -> Loss:
-        """The terms of one pass. ``logprobs`` [n]: one for each nonzero of ``batch.target_weight``, in order."""
+        """The terms of one pass. ``logprobs`` [n]: one for each nonzero of ``batch.target_weight``, in order.
+
+        They are on the device; the batch is on the host, and the terms take of it to the device what they need.
+        """
         ...

@@ -8,11 +8,18 @@ from luthier.data.pack import schedule
 from luthier.types import Plan
 
 GRAPH_TOKENS = 128  # a pass that runs as a graph is padded to a multiple: what a matrix product rounds it up to itself
+COARSE = 32  # or to this share of its length, down to a power of two, so that long passes need no more graphs
+
+
+def graph_step(tokens: int) -> int:
+    """What the length of a pass of ``tokens`` is rounded up to a multiple of, for its graph."""
+    return max(GRAPH_TOKENS, 1 << (tokens // COARSE).bit_length() >> 1)
 
 
 def graph_tokens(tokens: int) -> int:
     """The length of the graph for a pass of ``tokens``: there is at least one token of padding, a sample of its own."""
-    return (tokens // GRAPH_TOKENS + 1) * GRAPH_TOKENS
+    step = graph_step(tokens)
+    return (tokens // step + 1) * step
 
 
 @lru_cache(maxsize=4096)

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from luthier.data.collate import collate, to_device
+from luthier.data.collate import collate
 from luthier.data.pack import schedule
 from luthier.data.share import shared_by_all
 from luthier.errors import TrainingError
@@ -145,7 +145,7 @@ def _run_passes(
         torch.manual_seed((setup.seed * 1_000_003 + now.step) * 1_009 + place)
         batch = collate(examples, now.step, share=now.plan.share_prefix)
         logprobs = setup.logprobs(batch)  # it moves what it needs itself: shapes are known on the host alone
-        made = setup.objective.loss(logprobs, to_device(batch, device), constants)
+        made = setup.objective.loss(logprobs, batch, constants)
         loss = torch.stack(
             [term.coefficient * term.sum / constants[name] for name, term in made.terms.items()]  # divided here, once
         ).sum()

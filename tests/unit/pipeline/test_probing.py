@@ -27,7 +27,7 @@ def test_a_probe_leaves_the_plan_and_writes_nothing(planned: tuple[config.Config
     settings, base, given = planned
     before = {path: path.stat().st_mtime_ns for path in base.path.rglob("*")}
     found = probing.probed(settings, base, given)
-    assert found.speed.seconds > 0 and set(found.speed.parts) <= {"layers", "recompute", "head, loss and update"}
+    assert found.speed.seconds > 0 and set(found.speed.parts) == {"step"}  # two layers: the whole model
     assert (found.plan, found.memory, found.fits) == (given.plan, given.memory, given.fits)
     assert found.rates.calibrated and found.rates.source == probing.SOURCE
     assert {path: path.stat().st_mtime_ns for path in base.path.rglob("*")} == before
@@ -44,7 +44,7 @@ def test_heights_are_put_together(
     asked: list[tuple[int, int]] = []
 
     def seconds(*given: object) -> float:
-        tried, layers = given[3], given[5]
+        tried, layers = given[3], given[4]
         assert isinstance(tried, Plan) and isinstance(layers, int)
         asked.append((layers, tried.recompute_layers))
         return 0.010 + 0.003 * layers + 0.001 * tried.recompute_layers
@@ -56,6 +56,44 @@ def test_heights_are_put_together(
     found = probing.probed(settings, base, start)
     assert asked == [(1, 0), (3, 0), (3, 2)]
     assert found.speed.parts == pytest.approx({"layers": 0.036, "recompute": 0.005, "head, loss and update": 0.010})
+
+
+def test_a_small_model_is_probed_whole(
+    planned: tuple[config.Config, Base, Planned], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, base, given = planned
+    shape = replace(given.job.shape, spec=replace(given.job.shape.spec, layers=12))
+    start = replace(given, job=replace(given.job, shape=shape), plan=replace(given.plan, recompute_layers=5))
+    asked: list[tuple[int, int]] = []
+
+    def seconds(*given: object) -> float:
+        tried, layers = given[3], given[4]
+        assert isinstance(tried, Plan) and isinstance(layers, int)
+        asked.append((layers, tried.recompute_layers))
+        return 0.5
+
+    monkeypatch.setattr(probing, "_seconds", seconds)
+    monkeypatch.setitem(probing.WHOLE, "cpu", shape.linear * given.job.compute)
+    assert probing.probed(settings, base, start).speed.parts == {"step": 0.5}
+    assert asked == [(12, 5)]
+    monkeypatch.setitem(probing.WHOLE, "cpu", shape.linear * given.job.compute - 1)
+    probing.probed(settings, base, start)
+    assert len(asked) == 4
+
+
+def test_steps_of_all_sizes_are_tried(planned: tuple[config.Config, Base, Planned]) -> None:
+    """Other ones are timed than those that warm up; with graphs the same, whose lengths are then known."""
+    job, plan = planned[2].job, planned[2].plan
+    job = replace(job, steps=tuple((length, 10) for length in range(100, 200)))
+    eager = replace(plan, device="cuda:0")
+    warm, timed = probing._steps_to_try(job, eager)
+    assert [rows[0] for rows in timed] == [110, 130, 150, 170, 190] and not set(warm) & set(timed)
+    warm, timed = probing._steps_to_try(job, replace(eager, graphs=True))
+    assert warm == timed
+    first, again = (probing._examples(job, timed[0], step) for step in (0, 5))
+    assert [one.length for one in first] == [one.length for one in again]
+    assert sum(one.supervised for one in first) != sum(one.supervised for one in again)
+    assert first[0].ids[job.shared :] != again[0].ids[job.shared :]
 
 
 def test_nothing_is_probed_without_weights_or_on_the_generic_path(

@@ -93,8 +93,10 @@ class Decoder(nn.Module):
         self.refresh()
         device = self.device
         assert batch.supervised is not None and batch.source is not None, "collate fills them in"
-        keep, back = torch.unique(batch.source, return_inverse=True)  # on the host: several may start from one prefix
-        parents = None if batch.parent_segment is None else batch.parent_segment.tolist()
+        keep, back, parents = batch.source, None, None
+        if batch.parent_segment is not None:  # several may start from one prefix
+            keep, back = torch.unique(batch.source, return_inverse=True)
+            parents = batch.parent_segment.tolist()
         now = Pass(
             spans=attention.spans(batch.lengths, device, parents),
             turns=self.turns(batch.positions.to(device, non_blocking=True)),
@@ -103,7 +105,7 @@ class Decoder(nn.Module):
             key_t=self._keys(batch),
         )
         hidden_nh = normed(self.run(self.embed(batch.ids), now), self.norm)
-        if not torch.equal(back, torch.arange(len(keep))):
+        if back is not None:
             hidden_nh = hidden_nh[back.to(device, non_blocking=True)]
         targets = batch.ids[batch.supervised].to(device, non_blocking=True)
         return hidden_nh, targets

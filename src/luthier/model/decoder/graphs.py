@@ -18,7 +18,7 @@ import torch
 
 from luthier.kernels.attention import Spans
 from luthier.model.decoder.layer import Layer, Pass
-from luthier.plan.passes import GRAPH_TOKENS, graph_tokens
+from luthier.plan.passes import graph_step, graph_tokens
 
 if TYPE_CHECKING:
     from luthier.model.decoder.shape import Rotary
@@ -53,7 +53,7 @@ class Graphs:
         self.layers, self.device, self.largest = list(layers), device, largest
         self.parameters = [parameter for layer in self.layers for parameter in layer.parameters()]
         self._found: dict[Key, _Captured] = {}
-        self._samples, self._longest = 1, GRAPH_TOKENS  # the room of the next graph
+        self._samples, self._longest = 1, graph_step(largest)  # the room of the next graph, for its padding too
         self._pool: Any = None
         total = sum(parameter.numel() for parameter in self.parameters)
         self._flat = torch.zeros(total, dtype=self.parameters[0].dtype, device=device)
@@ -74,7 +74,8 @@ class Graphs:
         for kind, (cos, sin) in now.turns.items():
             own.turns[kind][0][:tokens].copy_(cos)
             own.turns[kind][1][:tokens].copy_(sin)
-        own.spans.starts_q.copy_(_starts(now.spans, len(own.spans.starts_q), len(captured.entered)))
+        starts = _starts(now.spans, len(own.spans.starts_q), len(captured.entered))
+        own.spans.starts_q.copy_(starts, non_blocking=True)  # staged at once: the host does not wait for the device
         if own.key_t is not None and now.key_t is not None:
             own.key_t[:tokens].copy_(now.key_t)
 
@@ -94,7 +95,8 @@ class Graphs:
         found = self._found.get(key)
         if found is None or not found.holds(now.spans):
             self._samples = max(self._samples, 1 << len(now.spans.queries).bit_length())
-            self._longest = max(self._longest, 1 << (now.spans.longest - 1).bit_length())
+            longest = max(now.spans.longest, graph_step(len(x_th)))  # the padding is a sample too
+            self._longest = max(self._longest, 1 << (longest - 1).bit_length())
             most = graph_tokens(self.largest)
             if not self._found and most > padded:  # its blocks of memory are large enough for those of all others
                 self._found[most, key[1]] = self._capture(most, x_th, now)
@@ -154,7 +156,7 @@ def _starts(spans: Spans, entries: int, padded: int) -> torch.Tensor:
     sums = [0]
     for length in spans.queries:
         sums.append(sums[-1] + length)
-    assert padded - sums[-1] <= GRAPH_TOKENS and len(sums) < entries
+    assert padded - sums[-1] <= graph_step(sums[-1]) and len(sums) < entries
     sums += [padded] * (entries - len(sums))
     return torch.tensor(sums, dtype=torch.int32)
 
