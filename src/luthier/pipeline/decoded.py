@@ -16,6 +16,7 @@ from luthier.model.decoder.adapter import Adapter
 from luthier.model.decoder.decoder import Decoder, Execution
 from luthier.model.decoder.save import save_adapter, save_weights
 from luthier.model.tunable import Tokens, no_base
+from luthier.plan.passes import ROUND
 from luthier.run import atomic
 from luthier.run.folder import ADAPTER, WEIGHTS
 from luthier.types import Base, Batch, Engine, Plan
@@ -121,4 +122,5 @@ def execution_of(plan: Plan) -> Execution:
         loss_chunk=plan.loss_chunk,
         graphs=plan.graphs,
         tokens=plan.tokens_per_pass,
+        multiple=ROUND if plan.device.startswith("cuda") else 1,
     )

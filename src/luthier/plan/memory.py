@@ -21,6 +21,7 @@ CONTEXT = GIB // 2  # a CUDA context with its libraries, outside torch's allocat
 PROCESS = {"cpu": 700 * MIB, "cuda": 1800 * MIB, "mps": 700 * MIB}  # Python with torch and transformers loaded
 PER_TOKEN = 16  # bytes of a tokenised token with its weight on the host
 
+CUBLAS = 64 * MIB  # what cuBLAS works in, for the thread that runs forwards and the one that runs backwards
 POOL = 0.15  # of a graph's activations, lost between the blocks of its pool; 12 and 24 % measured with one length
 
 SHORT = 256  # keys up to which a CPU's attention in 16 bit is made of plain products (kernels/attention.py)
@@ -176,13 +177,14 @@ def _weights(job: Job, plan: Plan) -> int:
 
 
 def _buffers(job: Job, plan: Plan) -> int:
-    """What de-quantising and streaming write into, reused by every layer."""
+    """What products, de-quantising and streaming work in, reused by every layer."""
+    libraries = CUBLAS if plan.device.startswith("cuda") else 0
     if plan.weights == "quantised":
-        return job.compute * job.shape.largest
+        return libraries + job.compute * job.shape.largest
     if plan.weights == "streamed":  # one group in use, the next on its way, and where they are de-quantised to
         stored = quantised_bytes(job.bits, job.double, job.compute)
-        return round((2 * stored + job.compute) * job.shape.largest)
-    return 0
+        return libraries + round((2 * stored + job.compute) * job.shape.largest)
+    return libraries
 
 
 def _graphs(job: Job, plan: Plan, parts: Parts) -> int:
@@ -190,7 +192,7 @@ def _graphs(job: Job, plan: Plan, parts: Parts) -> int:
     if not plan.graphs:
         return 0
     own = 3 * graph_tokens(plan.tokens_per_pass) * job.shape.spec.hidden * job.compute  # input, output, its gradient
-    return round(POOL * parts.saved + own * graphs_of(job.steps, plan.tokens_per_pass))
+    return CUBLAS + round(POOL * parts.saved + own * graphs_of(job.steps, plan.tokens_per_pass))
 
 
 def layer_bytes(job: Job, plan: Plan) -> float:

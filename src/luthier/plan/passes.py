@@ -7,19 +7,21 @@ from functools import lru_cache
 from luthier.data.pack import schedule
 from luthier.types import Plan
 
+# On a GPU the tokens of a pass, and those that predict supervised ones, are padded to a multiple: for a shape that is
+# new to them its libraries look for a way to multiply, 0.2 to 0.8 ms a product beside an H200, 0.03 when it is known.
+ROUND = 64
 GRAPH_TOKENS = 128  # a pass that runs as a graph is padded to a multiple: what a matrix product rounds it up to itself
 COARSE = 32  # or to this share of its length, down to a power of two, so that long passes need no more graphs
 
 
-def graph_step(tokens: int) -> int:
-    """What the length of a pass of ``tokens`` is rounded up to a multiple of, for its graph."""
-    return max(GRAPH_TOKENS, 1 << (tokens // COARSE).bit_length() >> 1)
+def rounded(tokens: int, multiple: int = ROUND) -> int:
+    """``tokens`` up to a multiple."""
+    return -(-tokens // multiple) * multiple
 
 
 def graph_tokens(tokens: int) -> int:
-    """The length of the graph for a pass of ``tokens``: there is at least one token of padding, a sample of its own."""
-    step = graph_step(tokens)
-    return (tokens // step + 1) * step
+    """The length of the graph for a pass of ``tokens``."""
+    return rounded(tokens, max(GRAPH_TOKENS, 1 << (tokens // COARSE).bit_length() >> 1))
 
 
 @lru_cache(maxsize=4096)

@@ -19,13 +19,12 @@ from luthier.errors import TrainingError
 from luthier.plan import pins, reasons
 from luthier.plan.job import Job
 from luthier.plan.memory import GIB, MIB, Memory, memory
-from luthier.plan.passes import graphs_of
+from luthier.plan.passes import ROUND, graphs_of, rounded
 from luthier.plan.speed import Rates, Speed, rates_of, speed
 from luthier.plan.support import BUILT, Engine, flash, no_graphs, not_decoder
 from luthier.types import DataStats, Machine, ModelSpec, Plan
 
 MAX_TOKENS = 32768  # more in one pass gains nothing on any card
-ROUND = 64  # tokens of a pass are a multiple of this
 CUTS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 96, 128)  # passes of a step that are tried
 LOSS = {"cuda": (256 * MIB, 32 * MIB), "mps": (128 * MIB,), "cpu": (48 * MIB,)}  # bytes of a chunk of logits
 GRAPH_SECONDS = 0.2  # making the graphs of one rounded length for 32 layers, measured
@@ -219,7 +218,7 @@ def _candidates(config: Any, job: Job, start: Plan, engine: Engine) -> Iterator[
             continue  # graphs recompute nothing, so there is nothing to move; and their keys are the tokens in order
         tokens = max(cut, job.longest)
         if graphs:  # the largest is made first, so it should be one that comes
-            tokens = min(tokens, max(_rounded(job.most(start.model)), job.longest))
+            tokens = min(tokens, max(rounded(job.most(start.model)), job.longest))
         yield replace(
             start,
             graphs=graphs,
@@ -247,11 +246,7 @@ def _cuts(job: Job, model: str, share: bool) -> list[int]:
     """Tokens of a pass to try: the largest step in one pass, in two, …, down to the longest row."""
     whole = {job.most(model), job.most(model, share)}
     sizes = [max(-(-most // cut), job.longest) for cut in CUTS for most in whole]
-    return sorted({min(_rounded(size), max(MAX_TOKENS, job.longest)) for size in sizes}, reverse=True)
-
-
-def _rounded(tokens: int) -> int:
-    return -(-tokens // ROUND) * ROUND
+    return sorted({min(rounded(size), max(MAX_TOKENS, job.longest)) for size in sizes}, reverse=True)
 
 
 def _largest(job: Job, plan: Plan) -> int:

@@ -23,6 +23,7 @@ TYPICAL = 8  # steps that stand for all of them while plans are compared
 # all linear layers: 159 ms), of the rest assumed.
 KERNELS, PAIR_KERNELS = {"decoder": 50, "generic": 300}, {"decoder": 10, "generic": 0}
 HOST_SECONDS = {"decoder": 41e-6, "generic": 22e-6}
+GAP = 1.2e-6  # between two kernels on the device: 4.7 ms a pass of 32 layers with r 16 on all linear ones, measured
 SHARING = 12  # more of them where keys of a shared beginning are gathered, and their gradients summed
 CPU_SECONDS = 12e-6
 GRAPHED = 2  # with graphs the host starts the last layer and the loss alone, about as much as this many layers
@@ -176,9 +177,10 @@ def _with_launches(out: dict[str, float], job: Job, plan: Plan, rates: Rates, ag
     kernels = each * layers * (1 + again / 3)
     if plan.device == "cpu":  # one worker: what it takes to start the work comes on top
         return out | {"launches": kernels * rates.launch}
-    busy = sum(out.values())
+    gaps = GAP * kernels / layers * job.shape.spec.layers
+    busy = sum(out.values()) + gaps
     host = kernels * max(HOST_SECONDS[plan.model], rates.launch)
-    return out | {"launches": max(0.0, host - busy)}
+    return out | {"launches": gaps + max(0.0, host - busy)}
 
 
 def _squares(rows: Sequence[int], shared: int) -> float:

@@ -18,6 +18,7 @@ from luthier.model.decoder.graphs import Graphs
 from luthier.model.decoder.layer import Layer, Pass
 from luthier.model.decoder.nodes import normed, recomputed
 from luthier.model.decoder.shape import Rotary, Shape
+from luthier.plan.passes import graph_tokens, rounded
 from luthier.types import Batch
 
 
@@ -31,6 +32,7 @@ class Execution:
     loss_chunk: int = 1024  # supervised tokens whose logits exist at a time
     graphs: bool = False  # replay all layers but the last as CUDA graphs (no recomputation, Flash, frozen embedding)
     tokens: int = 0  # of the largest pass that graphs may have to hold
+    multiple: int = 1  # what tokens of a pass, and those that are kept for the loss, are padded to a multiple of
 
 
 class Decoder(nn.Module):
@@ -67,19 +69,21 @@ class Decoder(nn.Module):
 
     def logprobs(self, batch: Batch) -> torch.Tensor:
         """[n] log p of each supervised token given what precedes it in its sample, fp32; on the device."""
-        hidden_nh, targets_n = self._predicted(batch)
-        return selected_logprob(
+        hidden_nh, targets_n, count = self._predicted(batch)
+        found = selected_logprob(
             hidden_nh, self.head_weight(), targets_n,
             chunk=self.execution.loss_chunk, softcap=self.shape.final_softcap,
         )  # fmt: skip
+        return found[:count]
 
     def score(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """[n] log-probabilities and [n] whether each supervised token was the likeliest; without gradient."""
-        hidden_nh, targets_n = self._predicted(batch)
-        return score(
+        hidden_nh, targets_n, count = self._predicted(batch)
+        logprobs, hits = score(
             hidden_nh, self.head_weight(), targets_n,
             chunk=self.execution.loss_chunk, softcap=self.shape.final_softcap,
         )  # fmt: skip
+        return logprobs[:count], hits[:count]
 
     def head_weight(self) -> torch.Tensor:
         """[v, h] in the compute type."""
@@ -88,33 +92,47 @@ class Decoder(nn.Module):
 
     # --------------------------------------------------------------------------------------------- how it does so
 
-    def _predicted(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """[n, h] normed hidden states that predict the supervised tokens, and [n] those tokens."""
+    def _predicted(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, int]:
+        """[n, h] normed hidden states that predict supervised tokens, [n] those tokens, and how many are no padding.
+
+        What a pass is padded with is a sample of its own: zeros, of which nothing is wanted.
+        """
         self.refresh()
         device = self.device
         assert batch.supervised is not None and batch.source is not None, "collate fills them in"
-        keep, back, parents = batch.source, None, None
+        keep, targets, back, parents = batch.source, batch.ids[batch.supervised], None, None
+        tokens, count = len(batch.ids), len(keep)
         if batch.parent_segment is not None:  # several may start from one prefix
             keep, back = torch.unique(batch.source, return_inverse=True)
             parents = batch.parent_segment.tolist()
+        else:
+            tokens = self._padded(tokens)
+            keep = _filled(keep, rounded(count, self.execution.multiple), tokens)
+            targets = _to_length(targets, len(keep))
+        more = tokens - len(batch.ids)
         now = Pass(
-            spans=attention.spans(batch.lengths, device, parents),
-            turns=self.turns(batch.positions.to(device, non_blocking=True)),
+            spans=attention.spans((*batch.lengths, more) if more else batch.lengths, device, parents),
+            turns=self.turns(_to_length(batch.positions, tokens).to(device, non_blocking=True)),
             attention=self.execution.attention,
             keep=keep.to(device, non_blocking=True),
-            key_t=self._keys(batch),
+            key_t=self._keys(batch, tokens),
         )
-        hidden_nh = normed(self.run(self.embed(batch.ids), now), self.norm)
+        x_th = nn.functional.pad(self.embed(batch.ids), (0, 0, 0, more)) if more else self.embed(batch.ids)
+        hidden_nh = normed(self.run(x_th, now), self.norm)
         if back is not None:
             hidden_nh = hidden_nh[back.to(device, non_blocking=True)]
-        targets = batch.ids[batch.supervised].to(device, non_blocking=True)
-        return hidden_nh, targets
+        return hidden_nh, targets.to(device, non_blocking=True), count
 
-    def _keys(self, batch: Batch) -> torch.Tensor | None:
-        """The tokens' keys for dropout, in 32 bits and with the seed in them; None where nothing is drawn."""
+    def _padded(self, tokens: int) -> int:
+        """The length that a pass of so many tokens is brought to."""
+        return graph_tokens(tokens) if self.execution.graphs else rounded(tokens, self.execution.multiple)
+
+    def _keys(self, batch: Batch, tokens: int) -> torch.Tensor | None:
+        """[tokens] their keys for dropout, in 32 bits and with the seed in them; None where nothing is drawn."""
         if batch.key is None or not self.training or not any(pair.rank.p for pair in self.pairs):
             return None
-        high, low = batch.key >> 32, batch.key & keyed.MASK
+        key = _to_length(batch.key, tokens)
+        high, low = key >> 32, key & keyed.MASK
         return keyed.mix(low ^ keyed.mix(high ^ keyed.hash_of(self._seed))).to(self.device, non_blocking=True)
 
     def refresh(self) -> None:
@@ -250,6 +268,20 @@ def modules(shape: Shape) -> dict[str, dict[str, slice]]:
         "gate_up": gate_up,
         "down": {"mlp.down_proj": slice(0, h)},
     }
+
+
+def _to_length(values_n: torch.Tensor, length: int) -> torch.Tensor:
+    """``values`` with zeros after them."""
+    return nn.functional.pad(values_n, (0, length - len(values_n)))
+
+
+def _filled(keep_n: torch.Tensor, count: int, tokens: int) -> torch.Tensor:
+    """``keep`` and, after it, as many other tokens of the pass as make it ``count``."""
+    if len(keep_n) == count:
+        return keep_n
+    others = torch.ones(tokens, dtype=torch.bool)
+    others[keep_n] = False
+    return torch.cat([keep_n, others.nonzero().squeeze(-1)[: count - len(keep_n)]])
 
 
 def _names(number: int, rows: dict[str, dict[str, slice]]) -> list[str]:

@@ -1,10 +1,9 @@
-"""All layers but the last as CUDA graphs, one for each rounded length: a pass then costs the host almost nothing.
+"""All layers but the last as CUDA graphs, one for each length of a pass: it then costs the host almost nothing.
 
-The kernels of a pass depend on its shapes alone, so a pass of 1,990 tokens runs the graph of 2,048 with 58 tokens of
-padding, which are a sample of their own that nobody looks at. The last layer and the loss depend on which tokens are
-supervised; they stay outside. All graphs share one memory pool: a pass runs forwards and backwards before the next.
-A graph also has room for a number of samples and for a longest one; that of a later graph is never less, so that few
-graphs are made twice.
+The kernels of a pass depend on its shapes alone, and passes come padded to few lengths (`plan.passes.graph_tokens`).
+The last layer and the loss depend on which tokens are supervised; they stay outside. All graphs share one memory pool:
+a pass runs forwards and backwards before the next. A graph also has room for a number of samples and for a longest
+one; that of a later graph is never less, so that few graphs are made twice.
 """
 
 from __future__ import annotations
@@ -12,18 +11,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
 from luthier.kernels.attention import Spans
 from luthier.model.decoder.layer import Layer, Pass
-from luthier.plan.passes import graph_step, graph_tokens
+from luthier.plan.passes import GRAPH_TOKENS, graph_tokens
 
 if TYPE_CHECKING:
     from luthier.model.decoder.shape import Rotary
 
-Key = tuple[int, bool]  # tokens with their padding; whether keys are gathered
+Key = tuple[int, bool]  # tokens; whether there are keys for dropout
 
 
 @dataclass
@@ -38,8 +38,8 @@ class _Captured:
     backward: torch.cuda.CUDAGraph
 
     def holds(self, spans: Spans) -> bool:
-        """Whether it has room for these samples, one of padding among them."""
-        return len(spans.queries) < len(self.now.spans.queries) and spans.longest <= self.now.spans.longest
+        """Whether it has room for these samples."""
+        return len(spans.queries) <= len(self.now.spans.queries) and spans.longest <= self.now.spans.longest
 
 
 class Graphs:
@@ -53,7 +53,7 @@ class Graphs:
         self.layers, self.device, self.largest = list(layers), device, largest
         self.parameters = [parameter for layer in self.layers for parameter in layer.parameters()]
         self._found: dict[Key, _Captured] = {}
-        self._samples, self._longest = 1, graph_step(largest)  # the room of the next graph, for its padding too
+        self._samples, self._longest = 1, GRAPH_TOKENS  # the room of the next graph
         self._pool: Any = None
         total = sum(parameter.numel() for parameter in self.parameters)
         self._flat = torch.zeros(total, dtype=self.parameters[0].dtype, device=device)
@@ -63,21 +63,19 @@ class Graphs:
     def __call__(self, x_th: torch.Tensor, now: Pass) -> torch.Tensor:
         """run(x, now), by the graph of its length. The gradients of the parameters are added in the backward pass."""
         captured = self._for(x_th, now)
-        out = cast(torch.Tensor, _Replayed.apply(self, captured, x_th, now, self.parameters[0]))  # type: ignore[no-untyped-call]
-        return out[: len(x_th)]
+        return cast(torch.Tensor, _Replayed.apply(self, captured, x_th, now, self.parameters[0]))  # type: ignore[no-untyped-call]
 
     def put(self, captured: _Captured, x_th: torch.Tensor, now: Pass) -> None:
         """Lay a pass into the tensors that its graph reads."""
-        tokens, own = len(x_th), captured.now
-        captured.entered[:tokens].copy_(x_th)
-        captured.entered[tokens:].zero_()
+        own = captured.now
+        captured.entered.copy_(x_th)
         for kind, (cos, sin) in now.turns.items():
-            own.turns[kind][0][:tokens].copy_(cos)
-            own.turns[kind][1][:tokens].copy_(sin)
-        starts = _starts(now.spans, len(own.spans.starts_q), len(captured.entered))
+            own.turns[kind][0].copy_(cos)
+            own.turns[kind][1].copy_(sin)
+        starts = _starts(now.spans, len(own.spans.starts_q))
         own.spans.starts_q.copy_(starts, non_blocking=True)  # staged at once: the host does not wait for the device
         if own.key_t is not None and now.key_t is not None:
-            own.key_t[:tokens].copy_(now.key_t)
+            own.key_t.copy_(now.key_t)
 
     def collect(self) -> None:
         """Make the gradients that graphs add to those of the parameters, keeping what the step has gathered so far."""
@@ -90,23 +88,22 @@ class Graphs:
             parameter.grad = grad
 
     def _for(self, x_th: torch.Tensor, now: Pass) -> _Captured:
-        padded = graph_tokens(len(x_th))
-        key = (padded, now.key_t is not None)
+        tokens = len(x_th)
+        key = (tokens, now.key_t is not None)
         found = self._found.get(key)
         if found is None or not found.holds(now.spans):
-            self._samples = max(self._samples, 1 << len(now.spans.queries).bit_length())
-            longest = max(now.spans.longest, graph_step(len(x_th)))  # the padding is a sample too
-            self._longest = max(self._longest, 1 << (longest - 1).bit_length())
+            self._samples = max(self._samples, 1 << (len(now.spans.queries) - 1).bit_length())
+            self._longest = max(self._longest, 1 << (now.spans.longest - 1).bit_length())
             most = graph_tokens(self.largest)
-            if not self._found and most > padded:  # its blocks of memory are large enough for those of all others
+            if not self._found and most > tokens:  # its blocks of memory are large enough for those of all others
                 self._found[most, key[1]] = self._capture(most, x_th, now)
-            found = self._found[key] = self._capture(padded, x_th, now)
+            found = self._found[key] = self._capture(tokens, x_th, now)
         return found
 
-    def _capture(self, padded: int, x_th: torch.Tensor, now: Pass) -> _Captured:
+    def _capture(self, tokens: int, x_th: torch.Tensor, now: Pass) -> _Captured:
         with torch.no_grad():
-            own = self._room(padded, now)
-            entered = x_th.new_zeros(padded, x_th.shape[1])
+            own = self._room(tokens, now)
+            entered = x_th.new_zeros(tokens, x_th.shape[1])
         entered.requires_grad_(x_th.requires_grad)
         torch.cuda.synchronize(self.device)
         forward, backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
@@ -138,27 +135,23 @@ class Graphs:
             for layer, products in zip(self.layers, before, strict=True):
                 layer.products = products
 
-    def _room(self, padded: int, now: Pass) -> Pass:
-        """A pass of the rounded size, whose tensors the graph reads."""
+    def _room(self, tokens: int, now: Pass) -> Pass:
+        """A pass of that size, whose tensors the graph reads."""
         samples, longest = self._samples, self._longest
         turns: dict[Rotary, tuple[torch.Tensor, torch.Tensor]] = {
-            kind: (cos.new_ones(padded, cos.shape[1]), sin.new_zeros(padded, sin.shape[1]))
+            kind: (cos.new_ones(tokens, cos.shape[1]), sin.new_zeros(tokens, sin.shape[1]))
             for kind, (cos, sin) in now.turns.items()
         }
         starts = torch.zeros(samples + 1, dtype=torch.int32, device=self.device)
         spans = Spans((longest,) * samples, (longest,) * samples, starts, starts)
-        key_t = None if now.key_t is None else now.key_t.new_zeros(padded)
+        key_t = None if now.key_t is None else now.key_t.new_zeros(tokens)
         return replace(now, spans=spans, turns=turns, keep=None, key_t=key_t)
 
 
-def _starts(spans: Spans, entries: int, padded: int) -> torch.Tensor:
-    """Running sums with the padding cut into samples no longer than the longest, and empty ones at the end."""
-    sums = [0]
-    for length in spans.queries:
-        sums.append(sums[-1] + length)
-    assert padded - sums[-1] <= graph_step(sums[-1]) and len(sums) < entries
-    sums += [padded] * (entries - len(sums))
-    return torch.tensor(sums, dtype=torch.int32)
+def _starts(spans: Spans, entries: int) -> torch.Tensor:
+    """Running sums of the samples' lengths, with empty samples after them."""
+    sums = [0, *accumulate(spans.queries)]
+    return torch.tensor(sums + sums[-1:] * (entries - len(sums)), dtype=torch.int32)
 
 
 class _Replayed(torch.autograd.Function):

@@ -87,7 +87,34 @@ def small_chunks(decoder: Decoder) -> list[list[Example]]:
     return [examples()]
 
 
-WAYS: list[Way] = [packed, in_pairs, backwards, recomputed, offloaded, small_chunks]
+def rounded_up(decoder: Decoder) -> list[list[Example]]:
+    decoder.execution = replace(decoder.execution, multiple=16)
+    return in_pairs(decoder)
+
+
+WAYS: list[Way] = [packed, in_pairs, backwards, recomputed, offloaded, small_chunks, rounded_up]
+
+
+def test_passes_are_rounded_up(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every length that products see is a multiple; what is added is one sample, and its rows come last."""
+    decoder = adapted(folder)
+    decoder.execution = replace(decoder.execution, multiple=16)
+    seen: list[tuple[int, tuple[int, ...], list[int]]] = []
+    run = decoder.run
+
+    def watched(x_th: torch.Tensor, now: Any) -> torch.Tensor:
+        assert now.keep is not None
+        seen.append((len(x_th), now.spans.queries, now.keep.tolist()))
+        return run(x_th, now)
+
+    monkeypatch.setattr(decoder, "run", watched)
+    batch = collate(examples(), 5)
+    assert batch.supervised is not None and batch.source is not None
+    assert len(decoder.logprobs(batch)) == len(batch.supervised)
+    ((tokens, lengths, keep),) = seen
+    assert tokens % 16 == 0 and tokens - len(batch.ids) < 16 and sum(lengths) == tokens
+    assert lengths[:-1] == batch.lengths and len(keep) % 16 == 0 and len(set(keep)) == len(keep)
+    assert keep[: len(batch.source)] == batch.source.tolist()
 
 
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
