@@ -31,6 +31,7 @@ from luthier.model.decoder.decoder import Decoder, Execution
 from luthier.model.decoder.load import Placing, load_decoder
 from luthier.model.decoder.save import named_weights
 from luthier.model.decoder.shape import read_shape
+from luthier.plan.passes import ROUND
 from luthier.types import Example
 
 BOUND = 1.1
@@ -143,7 +144,7 @@ def masters(decoder: Decoder) -> list[torch.Tensor]:
 
 def ways(packed: list[list[Example]], graphs: bool) -> dict[str, tuple[Execution, list[list[Example]]]]:
     """Name -> how a step is executed."""
-    flash = Execution("flash", loss_chunk=64)
+    flash = Execution("flash", loss_chunk=64, multiple=ROUND)
     found = {
         "packed": (flash, packed),
         "two passes": (flash, [packed[0][:3], packed[0][3:]]),

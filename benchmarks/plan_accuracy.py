@@ -9,8 +9,8 @@ A case trains a Llama of the named shape with random weights for a few steps, th
 planner's plan, `pipeline.opening`, `train.loop.fit`. Nothing but Luthier is needed, no tokenizer and no network. A case
 with `cap_gib` runs in a process that may take no more of the card. The prediction is that of `luthier plan` on
 this machine, its probe included; `assumed_step_s` is the one before the probe. Peak memory on CUDA is
-torch.cuda.max_memory_allocated from the first step on (with graphs, of the second half of the steps, and all of the
-pool that they keep for themselves); on a CPU the process's peak resident set. The time of a step is the median of the
+torch.cuda.max_memory_allocated from the first step on (with graphs, of steps that made no graph, outside the pool that
+they keep for themselves, and all of that pool); on a CPU the process's peak resident set. The time of a step is the median of the
 second half of the steps: a length that comes for the first time makes libraries load kernels. ``--together`` runs all
 cases in one process, which is shorter. No constant is fitted to a case of CASES; those of CALIBRATION are there to fit
 them to, and marked so in the table.
@@ -107,6 +107,8 @@ class Steps:
     graphs: bool
     seconds: list[float] = field(default_factory=list)
     tokens: list[float] = field(default_factory=list)
+    outside: list[int] = field(default_factory=list)  # peak bytes of a step outside the graphs' pool
+    pool: tuple[int, int] = (0, 0)  # bytes that graphs keep, and those of them that are alive between passes
 
     def __call__(self, event: Any) -> None:
         """Take what an event says of a training step."""
@@ -115,7 +117,10 @@ class Steps:
         if isinstance(event, Progress) and event.stage == "train" and not self.seconds:
             _forget_peak(self.device)
         if isinstance(event, Stepped) and event.split == "train":
-            if len(self.seconds) == self.steps // 2 and self.graphs:
+            if self.graphs:
+                before, self.pool = self.pool, _pool()
+                if before == self.pool:  # while a graph is made, what its pool holds is counted too
+                    self.outside.append(_peak(self.device) - self.pool[1])
                 _forget_peak(self.device)
             self.tokens.append(event.values["tokens"])
             self.seconds.append(event.values["tokens"] / event.values["tokens_per_s"])
@@ -156,6 +161,11 @@ def run_case(case: dict[str, Any], folder: Path, steps: int) -> dict[str, Any]:
     started = time.perf_counter()
     told = probed(settings, base, planned) if can_probe(planned, base) else planned
     probe = time.perf_counter() - started
+    if plan.device.startswith("cuda"):
+        import torch
+
+        torch._C._cuda_clearCublasWorkspaces()  # those of the probe's streams
+        torch.cuda.empty_cache()
     model = open_for_tuning(settings, base, precision, plan, kept, steps=steps)
     with tempfile.TemporaryDirectory() as scratch:
         fit(
@@ -177,7 +187,7 @@ def run_case(case: dict[str, Any], folder: Path, steps: int) -> dict[str, Any]:
 def _row(case: dict[str, Any], planned: Any, told: Any, kept: Steps) -> dict[str, Any]:
     plan, cuda = planned.plan, planned.plan.device.startswith("cuda")
     wanted = planned.memory.peak if cuda else planned.memory.host_total
-    peak = _peak(plan.device, plan.graphs)
+    peak = max(kept.outside) + kept.pool[0] if plan.graphs else _peak(plan.device)
     took = statistics.median(kept.seconds[len(kept.seconds) // 2 :])
     said = f"{plan.model} {plan.attention} {plan.weights} {plan.tokens_per_pass} recompute {plan.recompute_layers}"
     said += (
@@ -239,14 +249,20 @@ def _cap(gib: float) -> None:
     torch.cuda.set_per_process_memory_fraction(gib * GIB / torch.cuda.get_device_properties(0).total_memory)
 
 
-def _peak(device: str, graphs: bool) -> int:
-    """Bytes. Graphs keep a pool of memory of their own, of which only what is in use while they are made is counted."""
+def _pool() -> tuple[int, int]:
+    """Bytes of the memory that graphs keep for themselves, and those in use."""
+    import torch
+
+    kept = [one for one in torch.cuda.memory_snapshot() if one.get("segment_pool_id", (0, 0)) != (0, 0)]
+    return sum(one["total_size"] for one in kept), sum(one["allocated_size"] for one in kept)
+
+
+def _peak(device: str) -> int:
+    """Bytes."""
     if device.startswith("cuda"):
         import torch
 
-        pools = [one for one in torch.cuda.memory_snapshot() if graphs and one.get("segment_pool_id") != (0, 0)]
-        idle = sum(one["total_size"] - one["allocated_size"] for one in pools)
-        return int(torch.cuda.max_memory_allocated(device)) + idle
+        return int(torch.cuda.max_memory_allocated(device))
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 

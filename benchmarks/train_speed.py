@@ -15,6 +15,7 @@ import itertools
 import statistics
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -26,6 +27,7 @@ from luthier.data.pack import schedule
 from luthier.model.decoder.decoder import Decoder, Execution
 from luthier.model.decoder.load import Placing, load_decoder
 from luthier.model.decoder.shape import read_shape
+from luthier.plan.passes import ROUND
 from luthier.types import Example, Plan
 
 BATCH = 16
@@ -107,8 +109,9 @@ def main() -> None:
     given = parser.parse_args()
     make_model(given.folder, given.model)
     nf4 = {"dtype": torch.bfloat16, "device": "cuda", "quantised": "nf4"}
-    flash, graphs = Execution("flash", loss_chunk=2048), Execution("flash", loss_chunk=2048, graphs=True)
-    lean = {"recompute_layers": 32, "offload": True, "loss_chunk": 128}
+    flash = Execution("flash", loss_chunk=2048, multiple=ROUND)
+    graphs = replace(flash, graphs=True)
+    lean = {"multiple": ROUND, "recompute_layers": 32, "offload": True, "loss_chunk": 128}
     settings = [
         ("seed resident graphs", SEED, Placing(**nf4), graphs, 32768),
         ("seed resident", SEED, Placing(**nf4), flash, 32768),

@@ -44,3 +44,4 @@ def test_the_tuned_model_beats_its_base_as_the_demo_promises(tmp_path: Path) -> 
     assert seconds, done.stdout[-1000:]
     stages = re.findall(r"^train: done in ([0-9.]+)s", done.stderr, re.MULTILINE)
     print(f"{seconds[0]}, of which training {stages[0]} s; exact match {scores}")
+    assert 60 * int(seconds[1]) + int(seconds[2]) <= 8 * 60 and float(stages[0]) <= 3 * 60, "on an idle machine"
