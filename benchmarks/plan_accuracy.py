@@ -10,10 +10,10 @@ planner's plan, `pipeline.opening`, `train.loop.fit`. Nothing but Luthier is nee
 with `cap_gib` runs in a process that may take no more of the card. The prediction is that of `luthier plan` on
 this machine, its probe included; `assumed_step_s` is the one before the probe. Peak memory on CUDA is
 torch.cuda.max_memory_allocated from the first step on (with graphs, of steps that made no graph, outside the pool that
-they keep for themselves, and all of that pool); on a CPU the process's peak resident set. The time of a step is the median of the
-second half of the steps: a length that comes for the first time makes libraries load kernels. ``--together`` runs all
-cases in one process, which is shorter. No constant is fitted to a case of CASES; those of CALIBRATION are there to fit
-them to, and marked so in the table.
+they keep for themselves, and all of that pool); on a CPU the process's peak resident set. The time of a step is the
+median of the second half of the steps: a length that comes for the first time makes libraries load kernels.
+``--together`` runs all cases in one process, which is shorter. No constant is fitted to a case of CASES; those of
+CALIBRATION are there to fit them to, and marked so in the table.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class Steps:
     graphs: bool
     seconds: list[float] = field(default_factory=list)
     tokens: list[float] = field(default_factory=list)
-    outside: list[int] = field(default_factory=list)  # peak bytes of a step outside the graphs' pool
+    peaks: list[int] = field(default_factory=list)  # with graphs: bytes of each step that made none
     pool: tuple[int, int] = (0, 0)  # bytes that graphs keep, and those of them that are alive between passes
 
     def __call__(self, event: Any) -> None:
@@ -120,7 +120,7 @@ class Steps:
             if self.graphs:
                 before, self.pool = self.pool, _pool()
                 if before == self.pool:  # while a graph is made, what its pool holds is counted too
-                    self.outside.append(_peak(self.device) - self.pool[1])
+                    self.peaks.append(_peak(self.device) - self.pool[1] + self.pool[0])
                 _forget_peak(self.device)
             self.tokens.append(event.values["tokens"])
             self.seconds.append(event.values["tokens"] / event.values["tokens_per_s"])
@@ -187,7 +187,7 @@ def run_case(case: dict[str, Any], folder: Path, steps: int) -> dict[str, Any]:
 def _row(case: dict[str, Any], planned: Any, told: Any, kept: Steps) -> dict[str, Any]:
     plan, cuda = planned.plan, planned.plan.device.startswith("cuda")
     wanted = planned.memory.peak if cuda else planned.memory.host_total
-    peak = max(kept.outside) + kept.pool[0] if plan.graphs else _peak(plan.device)
+    peak = max(kept.peaks) if plan.graphs else _peak(plan.device)
     took = statistics.median(kept.seconds[len(kept.seconds) // 2 :])
     said = f"{plan.model} {plan.attention} {plan.weights} {plan.tokens_per_pass} recompute {plan.recompute_layers}"
     said += (

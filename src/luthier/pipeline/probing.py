@@ -25,14 +25,22 @@ LAYERS = {"cpu": (1, 3), "cuda": (2, 6)}  # the two heights; graphs leave the la
 # Bytes of weights that a GPU's probe loads: of the whole model where that is no more. Small models need it most, as
 # their steps are bound by the host at one height and by the device at another.
 WHOLE = {"cpu": 0, "cuda": 3 * 2**30}
-STEPS = {"cpu": (1, 2), "cuda": (5, 5)}  # steps that warm up, and that are timed
+STEPS = {"cpu": 2, "cuda": 5}  # of different sizes, once to warm up, then timed until that took so many seconds
+SECONDS = 1.5
+ROUNDS = 6  # or so often
 SOURCE = "a probe: the first layers of this base on this machine"
 
 
 def can_probe(planned: Planned, base: Base) -> bool:
-    """Whether there is something to time: a plan of the decoder that fits here, and the base's weights."""
+    """Whether there is something to time: a plan that fits here, and weights; of the generic path, few of them."""
     kind = planned.plan.device.split(":")[0]
-    return planned.fits and planned.plan.model == "decoder" and kind in STEPS and any(base.path.glob("*.safetensors"))
+    known = planned.plan.model == "decoder" or _whole(planned)
+    return planned.fits and known and kind in STEPS and any(base.path.glob("*.safetensors"))
+
+
+def _whole(planned: Planned) -> bool:
+    kind, job = planned.plan.device.split(":")[0], planned.job
+    return job.compute * job.shape.linear <= WHOLE.get(kind, 0)
 
 
 def probed(settings: Config, base: Base, planned: Planned, sink: events.Sink = events.silent) -> Planned:
@@ -40,15 +48,15 @@ def probed(settings: Config, base: Base, planned: Planned, sink: events.Sink = e
     job, plan = planned.job, planned.plan
     kind, most = plan.device.split(":")[0], job.shape.spec.layers
     low, high = (min(layers, most) for layers in LAYERS[kind])
-    whole = job.compute * job.shape.linear <= WHOLE[kind] or high == most
+    whole = _whole(planned) or high == most
     again = min(plan.recompute_layers, most)
 
-    def measured(layers: int, recomputed: int) -> float:
+    def measured(layers: int | None, recomputed: int) -> float:
         return _seconds(settings, base, planned, replace(plan, recompute_layers=recomputed), layers)
 
     with events.stage(sink, "probe", base.name if whole else f"the first {high} layers of {base.name}"):
         if whole:
-            parts = {"step": measured(most, again)}
+            parts = {"step": measured(None, again)}
         else:
             few, many = measured(low, 0), measured(high, 0)
             layer = max(0.0, many - few) / (high - low)
@@ -62,22 +70,13 @@ def probed(settings: Config, base: Base, planned: Planned, sink: events.Sink = e
     return replace(planned, speed=found, rates=replace(planned.rates, calibrated=True, source=SOURCE))
 
 
-def _steps_to_try(job: Job, plan: Plan) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
-    """The lengths of rows of steps that warm up and of those that are timed, from the smallest to the largest.
-
-    They are different ones, as libraries have to look for a way whenever a length is new to them; but a graph is made
-    for a length once, and then used again and again.
-    """
-    warm, timed = STEPS[plan.device.split(":")[0]]
-    steps = sorted(job.steps, key=sum)
-
-    def picked(count: int, offset: float) -> list[tuple[int, ...]]:
-        return [steps[int(len(steps) * (place + offset) / count)] for place in range(count)]
-
-    return (picked(timed, 0.5),) * 2 if plan.graphs else (picked(warm, 0.25), picked(timed, 0.5))
+def _steps_to_try(job: Job, plan: Plan) -> list[tuple[int, ...]]:
+    """The lengths of the rows of a few steps, from the smallest to the largest."""
+    steps, count = sorted(job.steps, key=sum), STEPS[plan.device.split(":")[0]]
+    return [steps[int(len(steps) * (place + 0.5) / count)] for place in range(count)]
 
 
-def _seconds(settings: Config, base: Base, planned: Planned, plan: Plan, layers: int) -> float:
+def _seconds(settings: Config, base: Base, planned: Planned, plan: Plan, layers: int | None) -> float:
     """The average step of the base cut to ``layers``: the median of the timed ones, each over what its rows are of it.
 
     By how much the times of steps of different lengths differ, the roofline says.
@@ -89,14 +88,14 @@ def _seconds(settings: Config, base: Base, planned: Planned, plan: Plan, layers:
     from luthier.train.step import new_training, train_step
 
     job = planned.job
-    warm, timed = _steps_to_try(job, plan)
-    steps = [*warm, *timed]
-    model = open_for_tuning(settings, base, job.precision, plan, events.silent, steps=len(steps), layers=layers)
+    steps = _steps_to_try(job, plan)
+    script = [(rows, _examples(job, rows, number)) for number, rows in enumerate(steps * (1 + ROUNDS))]
+    model = open_for_tuning(settings, base, job.precision, plan, events.silent, steps=len(script), layers=layers)
     setup = Setup(
         model=model.module,
         logprobs=model.logprobs,
         objective=Sft(settings.trainer.loss_normalization),
-        source=_Scripted([_examples(job, rows, number) for number, rows in enumerate(steps)]),
+        source=_Scripted([examples for _, examples in script]),
         plan=plan,
         trainer=settings.trainer,
         checkpoints=base.path,  # none is written
@@ -104,16 +103,21 @@ def _seconds(settings: Config, base: Base, planned: Planned, plan: Plan, layers:
         leaner=lambda plan, longest: None,  # another plan's time would be no answer
     )
     model.module.train()
-    training, seconds = new_training(setup, optimizer_of(setup)), []
-    for rows in steps:
+    training, seconds, total = new_training(setup, optimizer_of(setup)), [], 0.0
+    for number, (rows, _) in enumerate(script):
         started = time.perf_counter()
         train_step(setup, training, 1.0)
         took = time.perf_counter() - started
+        if number < len(steps):
+            continue
         expected = speed(replace(job, steps=(rows,)), planned.plan, planned.rates).seconds
         seconds.append(took * planned.speed.seconds / expected)
+        total += took
+        if len(seconds) % len(steps) == 0 and total > SECONDS:
+            break
     del model, setup, training
     give_back()
-    return statistics.median(seconds[len(warm) :])
+    return statistics.median(seconds)
 
 
 def _examples(job: Job, rows: Sequence[int], step: int) -> list[Example]:
@@ -122,7 +126,7 @@ def _examples(job: Job, rows: Sequence[int], step: int) -> list[Example]:
     start = random.Random(5).choices(range(vocab), k=job.shared)
     out = []
     for place, length in enumerate(rows):
-        ids = [*start, *(draw.randrange(vocab) for _ in range(length - len(start)))][:length]
+        ids = [*start, *draw.choices(range(vocab), k=max(0, length - len(start)))][:length]
         prompt = round(length * (1 - job.share)) + (step % 3 - 1 if length > 8 else 0)
         prompt = min(length - 1, max(len(start), prompt))
         out.append(Example(ids, [0.0] * prompt + [1.0] * (length - prompt), step * len(rows) + place))

@@ -22,7 +22,7 @@ TYPICAL = 8  # steps that stand for all of them while plans are compared
 # work that each costs: of the decoder measured beside an H200 (r 8 on q, v: at most 96 ms a pass of 32 layers; r 16 on
 # all linear layers: 159 ms), of the rest assumed.
 KERNELS, PAIR_KERNELS = {"decoder": 50, "generic": 300}, {"decoder": 10, "generic": 0}
-HOST_SECONDS = {"decoder": 41e-6, "generic": 22e-6}
+HOST_SECONDS = 41e-6
 GAP = 1.2e-6  # between two kernels on the device: 4.7 ms a pass of 32 layers with r 16 on all linear ones, measured
 SHARING = 12  # more of them where keys of a shared beginning are gathered, and their gradients summed
 CPU_SECONDS = 12e-6
@@ -179,7 +179,7 @@ def _with_launches(out: dict[str, float], job: Job, plan: Plan, rates: Rates, ag
         return out | {"launches": kernels * rates.launch}
     gaps = GAP * kernels / layers * job.shape.spec.layers
     busy = sum(out.values()) + gaps
-    host = kernels * max(HOST_SECONDS[plan.model], rates.launch)
+    host = kernels * max(HOST_SECONDS, rates.launch)
     return out | {"launches": gaps + max(0.0, host - busy)}
 
 
