@@ -11,21 +11,52 @@ import torch
 
 from luthier.model.decoder.shape import Shape
 
+ROUNDED = 32  # tokens by which stores grow
+SPARE = 2  # so many times what is needed is worth laying out anew
+
 
 class Cache:
-    """[s, n, c, d] keys and values of each layer: those of a head lie together. Lengths are the caller's business."""
+    """[s, n, c, d] keys and values of each layer: those of a head lie together. Lengths are the caller's business.
+
+    On a CPU, c follows what the rows hold (`reach`, `fit`), in rounds: products of a whole store read it as it lies,
+    those of its beginning would copy that first, and the library compiles a product anew for every other c.
+    """
 
     def __init__(self, shape: Shape, slots: int, capacity: int, device: torch.device, dtype: torch.dtype) -> None:
+        """``capacity``: tokens that a slot holds at most."""
         self.slots, self.heads, self.capacity = slots, shape.kv_heads, capacity
+        self._follows = device.type == "cpu"
+        self.held = min(capacity, ROUNDED) if self._follows else capacity  # c
         self._head_n = torch.arange(shape.kv_heads, device=device)
         # Zeros, not whatever was there: a masked place weighs 0, and 0 times a stray NaN would be NaN.
-        sizes = (slots, shape.kv_heads, capacity, shape.head_dim)
+        sizes = (slots, shape.kv_heads, self.held, shape.head_dim)
         self.keys = [torch.zeros(sizes, device=device, dtype=dtype) for _ in range(shape.layers)]
         self.values = [torch.zeros(sizes, device=device, dtype=dtype) for _ in range(shape.layers)]
 
+    def reach(self, tokens: int) -> None:
+        """Make room for rows of so many tokens, which are no more than the capacity."""
+        if tokens > self.held:
+            self._lay_out(min(self.capacity, -(-tokens // ROUNDED) * ROUNDED))
+
+    def fit(self, tokens: int) -> None:
+        """`reach`, and let go of most of what no row needs when the longest has so many tokens."""
+        self.reach(tokens)
+        wanted = -(-tokens // ROUNDED) * ROUNDED
+        if self._follows and SPARE * wanted <= self.held:
+            self._lay_out(wanted)
+
+    def _lay_out(self, held: int) -> None:
+        kept = min(held, self.held)
+        for stores in (self.keys, self.values):
+            for layer, old in enumerate(stores):
+                stores[layer] = old.new_empty(self.slots, self.heads, held, old.shape[-1])
+                stores[layer][:, :, :kept] = old[:, :, :kept]
+                stores[layer][:, :, kept:] = 0
+        self.held = held
+
     def places(self, slot_t: torch.Tensor, position_t: torch.Tensor) -> torch.Tensor:
         """[t * n] where tokens of these slots and positions lie in a layer's store, head by head."""
-        return ((slot_t[:, None] * self.heads + self._head_n) * self.capacity + position_t[:, None]).flatten()
+        return ((slot_t[:, None] * self.heads + self._head_n) * self.held + position_t[:, None]).flatten()
 
     def put(self, layer: int, places: torch.Tensor, k_tnd: torch.Tensor, v_tnd: torch.Tensor) -> None:
         """Keep the keys and values of tokens at `places`."""

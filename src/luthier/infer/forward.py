@@ -15,11 +15,10 @@ import torch
 from luthier.infer.cache import Cache
 from luthier.infer.memory import free_bytes
 from luthier.infer.mixing import Chosen, Mixing
+from luthier.kernels import host
 from luthier.kernels.attention import Kind, Spans, attend, attend_cached
 from luthier.kernels.glu import gated
-from luthier.kernels.host import attend_rows, doubled, seen_mask, turned
 from luthier.kernels.linear import Linear, Matrix, Part, Update
-from luthier.kernels.norm import rms_norm
 from luthier.kernels.prepacked import Prepacked, inferred, prepacked
 from luthier.model.decoder.adapter import Adapter
 from luthier.model.decoder.decoder import Decoder, modules
@@ -29,7 +28,7 @@ from luthier.model.decoder.weights import Quantised, Resident, Streamed, Trained
 from luthier.plan.slots import LAID_OUT, fits_spread
 
 Turns = Mapping[Rotary, tuple[torch.Tensor, torch.Tensor]]  # cosines and sines
-Masks = dict[int | None, torch.Tensor]  # a window each
+Masks = dict[int | None, torch.Tensor]  # of `host.seen_mask`, a window each
 
 
 @dataclass(frozen=True)
@@ -110,6 +109,7 @@ class Forward:
         place = [torch.arange(start, start + length) for length in lengths]
         positions_t = torch.cat(place).to(self.device)
         slot_t = torch.tensor(list(slots)).repeat_interleave(torch.tensor(lengths)).to(self.device)
+        cache.reach(start + max(lengths))
         places = cache.places(slot_t, positions_t)
         last_r = torch.tensor(lengths).cumsum(0).sub(1).to(self.device)
         turns = self._turns(positions_t)
@@ -131,18 +131,25 @@ class Forward:
             if number == len(self.layers) - 1:
                 out, x_th, mix = out[last_r], x_th[last_r], None if mix is None else mix.first(last_r)
             x_th = self._rest(layer, out, x_th, mix)
-        return self._scores(x_th)
+        return self._scores(x_th).float()
 
     def step(
-        self, ids_r: torch.Tensor, lengths_r: torch.Tensor, cache: Cache, longest: int, adapter_r: torch.Tensor
+        self,
+        ids_r: torch.Tensor,
+        lengths_r: torch.Tensor,
+        cache: Cache,
+        longest: int,
+        adapter_r: torch.Tensor,
+        out_rv: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """[r, v] fp32 scores of what follows one more token of each of the first r slots.
+        """[r, v] fp32 scores of what follows one more token of each of the first r slots; ``out_rv`` where given.
 
         ``lengths_r`` [r] int64: tokens that the slots hold, which is where the new one goes. ``longest``: no slot holds
         more than this with the new one. ``adapter_r`` [r]: the number of each row's adapter.
         """
         rows = len(ids_r)
         turns = self._turns(lengths_r)
+        cache.fit(longest)
         places = cache.places(torch.arange(rows, device=self.device), lengths_r)
         held_r = lengths_r + 1
         x_rh = self.decoder.embed(ids_r)
@@ -151,24 +158,33 @@ class Forward:
         for number, layer in enumerate(self.layers):
             q, k, v = self._heads(layer, x_rh, turns, mix)
             cache.put(number, places, k, v)
-            held = cache.keys[number][:rows, :, :longest], cache.values[number][:rows, :, :longest]
-            x_rh = self._rest(layer, self._attend(number, q, *held, held_r, masks).flatten(1), x_rh, mix)
-        return self._scores(x_rh)
+            held = cache.keys[number][:rows], cache.values[number][:rows]
+            x_rh = self._rest(layer, self._attend(number, q, *held, held_r, longest, masks).flatten(1), x_rh, mix)
+        scores_rv = self._scores(x_rh)
+        return scores_rv.float() if out_rv is None else out_rv.copy_(scores_rv)
 
     def _attend(
-        self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, held_r: torch.Tensor, masks: Masks
+        self,
+        layer: int,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        held_r: torch.Tensor,
+        longest: int,
+        masks: Masks,
     ) -> torch.Tensor:
         """One query a row; on a CPU with a mask that layers of one window share."""
         window, softcap, scale = self.shape.window[layer], self.shape.attention_softcap, self.shape.attention_scale
         if not self._host or softcap is not None:
+            k, v = k[:, :, :longest], v[:, :, :longest]
             return attend_cached(q, k, v, held_r, scale=scale, window=window, softcap=softcap)
         if window not in masks:
-            masks[window] = seen_mask(held_r, k.shape[2], window)
-        return attend_rows(q, k, v, masks[window], scale)
+            masks[window] = host.seen_mask(held_r, k.shape[2], window)
+        return host.attend_rows(q, k, v, masks[window], scale, longest)
 
     def _turns(self, positions_t: torch.Tensor) -> Turns:
         turns = self.decoder.turns(positions_t)
-        return {kind: doubled(*turn) for kind, turn in turns.items()} if self._host else turns
+        return {kind: host.doubled(*turn) for kind, turn in turns.items()} if self._host else turns
 
     def _choose(self, number_t: torch.Tensor) -> Chosen | None:
         return None if self.mixing is None else self.mixing.choose(number_t.to(self.device))
@@ -186,7 +202,7 @@ class Forward:
             return layer.split(qkv_to, turn)
         if self.shape.head_norms:
             qkv_to = layer.norm_heads(qkv_to)
-        return turned(qkv_to, *turn, self.shape.heads, self.shape.kv_heads)
+        return host.turned(qkv_to, *turn, self.shape.heads, self.shape.kv_heads)
 
     def _rest(self, layer: Layer, out: torch.Tensor, x_th: torch.Tensor, mix: Chosen | None) -> torch.Tensor:
         x_th = self._joined(layer, "o", out, x_th, mix)
@@ -198,7 +214,7 @@ class Forward:
         norm = layer.norms.get(product)
         if norm is None:
             return self._product(layer, product, value, mix, x_th)
-        return x_th + rms_norm(self._product(layer, product, value, mix), norm.weight, norm.eps, norm.offset)[0]
+        return x_th + host.normed(self._product(layer, product, value, mix), norm)
 
     def _product(
         self, layer: Layer, product: str, x: torch.Tensor, mix: Chosen | None, residual: torch.Tensor | None = None
@@ -218,11 +234,11 @@ class Forward:
 
     def _scores(self, x_rh: torch.Tensor) -> torch.Tensor:
         norm = self.decoder.norm
-        hidden_rh, _ = rms_norm(x_rh, norm.weight, norm.eps, norm.offset)
+        hidden_rh = host.normed(x_rh, norm)
         scores_rv = hidden_rh @ self._head_vh.t() if self._head is None else self._head.times(hidden_rh)
         if self.shape.final_softcap is not None:
             scores_rv = self.shape.final_softcap * torch.tanh(scores_rv / self.shape.final_softcap)
-        return scores_rv.float()
+        return scores_rv
 
 
 Products = Mapping[str, Linear]
@@ -268,7 +284,7 @@ def joined(op: Linear) -> Linear:
 def entered(op: Linear, x: torch.Tensor) -> tuple[torch.Tensor, Linear]:
     """What enters the matrix, after norm or gate, and the product without them."""
     if op.norm is not None:
-        x = rms_norm(x, op.norm.weight, op.norm.eps, op.norm.offset)[0]
+        x = host.normed(x, op.norm)
     elif op.gate is not None:
         x = gated(x, op.gate)
     return x, replace(op, norm=None, gate=None)

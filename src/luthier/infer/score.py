@@ -10,6 +10,7 @@ from luthier.data.collate import collate
 from luthier.data.pack import schedule
 from luthier.data.share import cut
 from luthier.events import Sink, progress, silent
+from luthier.infer.answer import is_out_of_memory
 from luthier.model.tunable import Tunable
 from luthier.types import Example, Plan
 
@@ -19,7 +20,10 @@ TOKENS_PER_PASS = 4096
 def logprobs_of(
     model: Tunable, examples: Sequence[Example], *, tokens_per_pass: int = TOKENS_PER_PASS, sink: Sink = silent
 ) -> list[list[float]]:
-    """For each example, the log-probability of every supervised token, in order. The training mode is put back."""
+    """For each example, the log-probability of every supervised token, in order. The training mode is put back.
+
+    Out of memory, a pass is made again in halves; an example that does not fit by itself has none.
+    """
     found: list[list[float]] = [[] for _ in examples]
     module = model.module
     training = [one for one in module.modules() if one.training]
@@ -28,12 +32,8 @@ def logprobs_of(
     try:
         with torch.no_grad():
             for indices in progress(sink, "score", passes, unit="passes"):
-                own = [examples[i] for i in indices]
-                batch = collate(own, share=model.shares)  # the model moves what it needs
-                segments = batch.segment[batch.target_weight != 0].tolist()
-                pieces = cut(own) if model.shares else None
-                for segment, value in zip(segments, model.logprobs(batch).tolist(), strict=True):
-                    found[indices[segment if pieces is None else pieces[segment].example]].append(value)
+                for index, value in _read(model, examples, indices):
+                    found[index].append(value)
     finally:
         for one in training:
             one.training = True
@@ -49,7 +49,8 @@ def choice_scores(
 ) -> Iterator[tuple[int, tuple[float, ...]]]:
     """(index of a prompt, the log-probability of each ending after it), as passes are done, longest prompts first.
 
-    A model that shares beginnings reads a prompt once, whatever the number of endings.
+    A model that shares beginnings reads a prompt once, whatever the number of endings. A prompt that does not fit into
+    memory by itself has no log-probabilities.
     """
     added = sum(map(len, endings))
     block: list[int] = []
@@ -77,9 +78,36 @@ def _scored(
         for row in rows
         for ids in endings
     ]
-    totals = [sum(values) for values in logprobs_of(model, examples, tokens_per_pass=tokens_per_pass)]
+    found = logprobs_of(model, examples, tokens_per_pass=tokens_per_pass)
     for at, row in enumerate(rows):
-        yield row, tuple(totals[at * len(endings) : (at + 1) * len(endings)])
+        own = found[at * len(endings) : (at + 1) * len(endings)]
+        yield row, tuple(map(sum, own)) if all(own) else ()
+
+
+def _read(model: Tunable, examples: Sequence[Example], indices: Sequence[int]) -> list[tuple[int, float]]:
+    """(example, log-probability) of the supervised tokens of one pass; out of memory, of its halves, one by one."""
+    try:
+        return _pass(model, examples, indices)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    if len(indices) == 1:
+        return []
+    middle = len(indices) // 2
+    return _read(model, examples, indices[:middle]) + _read(model, examples, indices[middle:])
+
+
+def _pass(model: Tunable, examples: Sequence[Example], indices: Sequence[int]) -> list[tuple[int, float]]:
+    own = [examples[i] for i in indices]
+    batch = collate(own, share=model.shares)  # the model moves what it needs
+    segments = batch.segment[batch.target_weight != 0].tolist()
+    pieces = cut(own) if model.shares else None
+    return [
+        (indices[segment if pieces is None else pieces[segment].example], value)
+        for segment, value in zip(segments, model.logprobs(batch).tolist(), strict=True)
+    ]
 
 
 def _passes(model: Tunable, examples: Sequence[Example], room: int) -> list[list[int]]:

@@ -19,6 +19,7 @@ from luthier.infer.drawing import logprob_of
 from luthier.infer.forward import Forward, Prefix
 from luthier.infer.rules import Rules, choose
 from luthier.infer.stepping import Stepper
+from luthier.kernels.host import likeliest
 from luthier.types import Request
 
 TOGETHER = 16  # a sixteenth of the slots is read together: a prompt by itself costs nearly as much as several
@@ -118,7 +119,7 @@ class Session:
         floor = torch.tensor([row.rules.floor for row in chosen], device=scores_rv.device)
         blocked = any(row.rules.floor for row in chosen) and len(self.answers.ends) > 0
         own_rv = self.stepper.block(scores_rv, floor) if blocked else scores_rv
-        self._take(chosen, scores_rv, own_rv, own_rv.argmax(-1))
+        self._take(chosen, scores_rv, own_rv, likeliest(own_rv))
 
     # -------------------------------------------------------------------------------------------------- answering
 

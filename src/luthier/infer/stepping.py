@@ -13,6 +13,7 @@ import torch
 
 from luthier.infer.cache import Cache
 from luthier.infer.forward import Forward
+from luthier.kernels.host import likeliest
 
 BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256)
 
@@ -45,6 +46,9 @@ class Stepper:
         self.ids, self.lengths, self.blocked, self.adapters = (
             torch.zeros(cache.slots, dtype=torch.long, device=device) for _ in range(4)
         )
+        # Scores of a step on a CPU: memory that is asked for and let go of at each step costs more than filling it.
+        own = device.type == "cpu"
+        self._kept = [torch.empty(cache.slots, forward.shape.vocab) for _ in range(2)] if own else None
         self.graphs = forward.graphable
         self._met: set[int] = set()
         self._captured: dict[int, tuple[torch.cuda.CUDAGraph, Step]] = {}
@@ -76,17 +80,22 @@ class Stepper:
         graph.replay()
         return left.first(rows)
 
-    def block(self, raw_rv: torch.Tensor, blocked_r: torch.Tensor) -> torch.Tensor:
-        """Scores with those of the ends at -inf in rows that must go on."""
+    def block(
+        self, raw_rv: torch.Tensor, blocked_r: torch.Tensor, out_rv: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Scores with those of the ends at -inf in rows that must go on; ``out_rv`` where given."""
         closed_re = raw_rv.index_select(1, self.ends).masked_fill(blocked_r[:, None] > 0, float("-inf"))
-        return raw_rv.index_copy(1, self.ends, closed_re)
+        if out_rv is None:
+            return raw_rv.index_copy(1, self.ends, closed_re)
+        return out_rv.copy_(raw_rv).index_copy_(1, self.ends, closed_re)
 
     def _once(self, rows: int, longest: int, floor: bool) -> Step:
+        out, blocked = (None, None) if self._kept is None else (kept[:rows] for kept in self._kept)
         raw_rv = self.forward.step(
-            self.ids[:rows], self.lengths[:rows], self.cache, longest, self.adapters[:rows]
+            self.ids[:rows], self.lengths[:rows], self.cache, longest, self.adapters[:rows], out
         )
-        scores_rv = self.block(raw_rv, self.blocked[:rows]) if floor else raw_rv
-        likeliest_r = scores_rv.argmax(-1)
+        scores_rv = self.block(raw_rv, self.blocked[:rows], blocked) if floor else raw_rv
+        likeliest_r = likeliest(scores_rv)
         self.ids[:rows].copy_(likeliest_r)
         self.lengths[:rows].add_(1).clamp_(max=self.cache.capacity - 1)  # idle rows stay within their slot
         self.blocked[:rows].sub_(1)

@@ -12,8 +12,8 @@ from typing import cast
 import torch
 
 from luthier.kernels.glu import gated
+from luthier.kernels.host import normed
 from luthier.kernels.linear import Linear
-from luthier.kernels.norm import rms_norm
 
 ROWS = 16  # the number of rows that the layout is chosen for; it serves any
 
@@ -53,7 +53,7 @@ def prepacked(weight: torch.Tensor) -> Prepacked | None:
 def inferred(op: Linear, matrix: Prepacked, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
     """What `Linear.inferred` computes, with its matrix prepacked."""
     if op.norm is not None:
-        x = rms_norm(x, op.norm.weight, op.norm.eps, op.norm.offset)[0]
+        x = normed(x, op.norm)
     elif op.gate is not None:
         x = gated(x, op.gate)
     out = matrix.times(x, op.bias)

@@ -77,7 +77,11 @@ def chosen(model: Tunable, choices: Choices, requests: Sequence[Request]) -> Ite
         else:
             yield Completion(request.key, (), "", "error", error=fault), ()
     for at, scores in choice_scores(model, [one.prompt_ids for one in able], choices.endings):
-        yield choices.completion(able[at], scores), scores
+        yield choices.completion(able[at], scores) if scores else _too_large(able[at]), scores
+
+
+def _too_large(request: Request) -> Completion:
+    return Completion(request.key, (), "", "error", error="out of memory for this row alone; shorten it")
 
 
 def scored(
@@ -85,7 +89,7 @@ def scored(
 ) -> Iterator[Scored]:
     """Generated answers, each with the log-probability of every class or, without ``choices``, of its own tokens.
 
-    Both are the model's own, before temperature and filters.
+    Both are the model's own, before temperature and filters; () of an answer that memory does not hold with its prompt.
     """
     from luthier.infer.score import choice_scores, logprobs_of
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from luthier.events import Progress
 from luthier.infer.generate import HfEngine
-from luthier.infer.score import logprobs_of
-from luthier.types import Request, Sampling
+from luthier.infer.score import choice_scores, logprobs_of
+from luthier.model.generic import GenericModel
+from luthier.tuned.choosing import Choices, chosen
+from luthier.types import Example, Request, Sampling
 
 PROMPTS = [[5, 9, 17], [3], [40, 41, 42, 43, 44, 45, 46], [7, 7], [11, 12, 13, 14]]
 
@@ -229,17 +233,10 @@ def test_peft_model_and_disabled_adapter(model):
 
 
 def test_logprobs_of_equals_each_row_alone_and_keeps_the_mode(model):
-    from luthier.model.generic import GenericModel
-    from luthier.types import Example
-
-    class Asked(GenericModel):
-        module = property(lambda self: self.model)
-        shares = False
-
     model.train()
     rows = [[5, 9, 5, 1], [5, 9, 9, 3, 1], [7, 2, 1]]
     examples = [Example(ids, [0.0, 0.0] + [1.0] * (len(ids) - 2), at) for at, ids in enumerate(rows)]
-    got = logprobs_of(Asked(model), examples, tokens_per_pass=8)
+    got = logprobs_of(Small(model, 10**6), examples, tokens_per_pass=8)
     assert model.training
     model.eval()
     for ids, values in zip(rows, got, strict=True):
@@ -247,6 +244,50 @@ def test_logprobs_of_equals_each_row_alone_and_keeps_the_mode(model):
             logp = model(torch.tensor([ids])).logits[0].log_softmax(-1)
         want = [float(logp[at - 1, ids[at]]) for at in range(2, len(ids))]
         assert values == pytest.approx(want, abs=1e-5)
+
+
+class Small(GenericModel):
+    """A model whose memory holds ``room`` tokens of a pass; ``asked`` of each pass."""
+
+    module = property(lambda self: self.model)
+    shares = False
+
+    def __init__(self, model, room):
+        super().__init__(model)
+        self.room, self.asked = room, []
+
+    def logprobs(self, batch):
+        self.asked.append(len(batch.ids))
+        if len(batch.ids) > self.room:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+        return super().logprobs(batch)
+
+
+def test_scoring_without_room_goes_on_in_halves_and_gives_up_on_a_row_alone(model):
+    prompts, endings = [[5, 9, 5], [7, 2], [3] * 20, [8, 8]], [[1, 4], [6]]
+    want = dict(choice_scores(Small(model, 10**6), prompts, endings))
+    small = Small(model, 12)
+    got = dict(choice_scores(small, prompts, endings))
+    assert got.pop(2) == () and want.pop(2) != ()
+    assert {row: pytest.approx(values, abs=1e-5) for row, values in got.items()} == want
+    assert max(small.asked) > 12 and min(small.asked) < 12
+
+    class Broken(Small):
+        def logprobs(self, batch):
+            raise RuntimeError("something else")
+
+    with pytest.raises(RuntimeError, match="something else"):
+        list(choice_scores(Broken(model, 1), prompts, endings))
+
+
+def test_a_class_that_memory_cannot_score_is_an_error_of_its_row(model):
+    small = Small(model, 12)
+    small.base = SimpleNamespace(spec=SimpleNamespace(context=None))
+    choices = Choices(("a", "b"), ((1, 4), (6,)))
+    requests = [Request(0, [5, 9, 5], Sampling()), Request(1, [3] * 20, Sampling())]
+    done = {completion.key: (completion, scores) for completion, scores in chosen(small, choices, requests)}
+    assert done[0][0].text in ("a", "b") and len(done[0][1]) == 2
+    assert done[1][0].finish_reason == "error" and "out of memory" in done[1][0].error and done[1][1] == ()
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from luthier.kernels.attention import attend_cached
-from luthier.kernels.host import attend_rows, doubled, seen_mask, turned
+from luthier.kernels.host import COLUMNS, attend_rows, doubled, likeliest, normed, seen_mask, turned
+from luthier.kernels.linear import Norm
+from luthier.kernels.norm import rms_norm
 from luthier.kernels.rotary import rotate
 
 LIMIT = {torch.float32: 2e-6, torch.bfloat16: 4e-2}
@@ -24,10 +26,12 @@ def test_attention_of_a_step(dtype: torch.dtype, window: int | None, sizes: tupl
     q = torch.randn(rows, heads, 16).to(dtype)
     k, v = (torch.randn(rows, kv_heads, keys + 7, 16).to(dtype)[:, :, :keys] for _ in range(2))
     held_r = torch.randint(1, keys + 1, (rows,))
-    got = attend_rows(q, k, v, seen_mask(held_r, keys, window), 0.25)
     want = attend_cached(q.double(), k.double(), v.double(), held_r, scale=0.25, window=window)
-    assert got.dtype == dtype and got.shape == (rows, heads, 16)
-    assert (got.double() - want).abs().max() < LIMIT[dtype]
+    whole = k.contiguous(), v.contiguous()
+    for store, longest in (((k, v), None), (whole, None), (whole, int(held_r.max()))):
+        got = attend_rows(q, *store, seen_mask(held_r, keys, window), 0.25, longest)
+        assert got.dtype == dtype and got.shape == (rows, heads, 16)
+        assert (got.double() - want).abs().max() < LIMIT[dtype]
 
 
 def test_what_a_row_does_not_hold_is_not_seen() -> None:
@@ -36,6 +40,27 @@ def test_what_a_row_does_not_hold_is_not_seen() -> None:
     want = attend_rows(q, k, v, mask, 1.0)
     k[:, :, 5:], v[:, :, 5:] = 99.0, 99.0
     assert torch.equal(attend_rows(q, k, v, mask, 1.0), want)
+
+
+@pytest.mark.parametrize("size", [7, COLUMNS, 3 * COLUMNS, 3 * COLUMNS + 5])
+def test_the_likeliest_is_what_argmax_finds(size: int) -> None:
+    """Among few values, so that equals are many; and in rows of -inf, of one value, and with something not a number."""
+    torch.manual_seed(size)
+    scores = torch.randint(0, 9, (40, size)).float()
+    scores[0], scores[1], scores[2, size // 2], scores[3, -1] = float("-inf"), 1.0, float("nan"), 99.0
+    scores[4], scores[4, -1] = float("-inf"), -5.0
+    assert torch.equal(likeliest(scores), scores.argmax(-1))
+
+
+@pytest.mark.parametrize("dtype", LIMIT)
+@pytest.mark.parametrize("offset", [0.0, 1.0])
+def test_norm(dtype: torch.dtype, offset: float) -> None:
+    torch.manual_seed(0)
+    x, weight = (torch.randn(9, 40) * 30).to(dtype), torch.randn(40)
+    x[1] = 0.0  # eps alone keeps it from 0 / 0
+    got = normed(x, Norm(weight, 1e-5, offset))
+    want, _ = rms_norm(x, weight, 1e-5, offset)
+    assert got.dtype == dtype and torch.allclose(got, want, rtol=1e-6 if dtype == torch.float32 else 8e-3, atol=1e-7)
 
 
 @pytest.mark.parametrize("dtype", LIMIT)
