@@ -25,6 +25,9 @@ STEPS = 24
 TIMED = ("time", "tokens_per_s", "memory_gib")
 
 
+BEGUN: list[Row] = []  # every line of this process, so that a case that fails on the way has told of what it did
+
+
 @dataclass
 class Row:
     """A line of the table."""
@@ -35,6 +38,9 @@ class Row:
     held: int = 0
     notes: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        BEGUN.append(self)
 
     def count(self, ok: bool, said: str = "") -> None:
         """One more attempt."""
@@ -47,13 +53,14 @@ class Row:
 class Bench:
     """A place with a base, a table and a config, and one run that nothing happened to."""
 
-    def __init__(self, root: Path, engine: str, seed: int) -> None:
-        self.root, self.engine, self.draw = root / engine, engine, random.Random(f"{engine} {seed}")
+    def __init__(self, root: Path, engine: str, seed: int, name: str) -> None:
+        self.root, self.engine, self.draw = root / engine / name, engine, random.Random(f"{engine} {name} {seed}")
         self.root.mkdir(parents=True)
+        self.base = shutil.copytree(root / "base", self.root / "base")
         lines = ["question,answer", *(f"what is {i} and {i * 7}?,{'yes ' * (1 + i % 5)}{i}" for i in range(60))]
         (self.root / "rows.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
         config = {
-            "base_model": str(root / "base"),
+            "base_model": str(self.base),
             "dataset": "rows.csv",
             "prompt": {"template": "{question}\n"},
             "adapter": {"type": "lora", "r": 4, "dropout": 0.1},
@@ -125,7 +132,7 @@ class Bench:
             out += [] if same or path.name == "README.md" else [f"adapter/{path.name}"]
         out += [] if self.rows_taken() == self.samples else ["samples"]
         left, right = self.metrics(run), self.metrics("straight")
-        return out + ([] if left == right else ["metrics"])
+        return out + ([] if left == right else ["metrics"]) + self.litter(run)
 
     def metrics(self, run: str) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl without what depends on the clock."""

@@ -46,7 +46,7 @@ def ends(bench: Bench, rounds: int) -> list[Row]:
     place = bench.root / "ends"
     for _ in range(rounds):
         shutil.rmtree(place, ignore_errors=True)
-        shutil.copytree(bench.root.parent / "base", place / "base")
+        shutil.copytree(bench.base, place / "base")
         settings = place / "base" / "tokenizer_config.json"
         named = json.loads(settings.read_text())
         settings.write_text(json.dumps({**named, "pad_token": named["eos_token"]}), encoding="utf-8")

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 PAGE = Path(__file__).parents[2] / "docs" / "reliability.md"
 BEGIN, END = "<!-- figures: begin -->\n", "<!-- figures: end -->\n"
 COMMANDS = {True: "make test-faults", False: "python tests/faults/drive.py"}
+TOLD = 300  # characters of what was found instead
+Line = Mapping[str, Any]
 
 
 def main(files: list[str]) -> int:
@@ -24,22 +28,44 @@ def main(files: list[str]) -> int:
     return 0
 
 
-def table(parts: list[dict[str, object]]) -> list[str]:
-    """One row a requirement and engine, by the requirement's number."""
-    rows = [(row, part) for part in parts for row in part["rows"]]  # type: ignore[attr-defined]
-    rows.sort(key=lambda pair: (_number(pair[0]["number"]), pair[0]["what"], pair[0]["engine"]))
-    seconds = sum(int(part["seconds"]) for part in parts)  # type: ignore[call-overload]
-    out = [f"Of commit `{parts[0]['commit']}`, all of it in {seconds / 60:.0f} minutes.", ""]
-    out += ["| # | what | run by | held | notes | command |", "|---|---|---|---|---|---|"]
-    for row, part in rows:
-        held = f"{row['held']:,} of {row['asked']:,}" if row["asked"] else "not run"
-        cells = (row["number"], row["what"], row["engine"] or "-", held, "; ".join(row["notes"]), f"`{_command(part)}`")
-        out.append(f"| {' | '.join(cells)} |")
-    return [*out, ""]
+def table(parts: list[dict[str, Any]]) -> list[str]:
+    """One row a requirement, over both ways to run a model, by the requirement's number; then what did not hold."""
+    found: dict[tuple[int, str, str], list[Line]] = {}
+    for row in (row for part in parts for row in part["rows"]):
+        found.setdefault((_number(row["number"]), row["number"], row["what"]), []).append(row)
+    seconds = sum(int(part["seconds"]) for part in parts)
+    out = [f"Of commit `{parts[0]['commit']}`, in {seconds / 60:.0f} minutes, by `{_command(parts)}`.", ""]
+    out += ["| # | what | held | notes |", "|---|---|---|---|"]
+    out += [f"| {key[1]} | {key[2]} | {_held(found[key])} | {_notes(found[key])} |" for key in sorted(found)]
+    wrong = [f"- {row['what']}: {_short(line)}" for key in sorted(found) for row in found[key] for line in row["wrong"]]
+    return [*out, "", *(["Did not hold:", "", *wrong, ""] if wrong else [])]
 
 
-def _command(part: dict[str, object]) -> str:
-    return COMMANDS[bool(part["long"])] if part["long"] else f"{COMMANDS[False]} --seed {part['seed']}"
+def _held(rows: list[Line]) -> str:
+    """So many of so many; in bold where some are missing, and by engine where there are two."""
+    held, asked = (sum(int(row[name]) for row in rows) for name in ("held", "asked"))
+    if not asked:
+        return "not run"
+    total = f"{held:,} of {asked:,}"
+    each = ", ".join(f"{row['engine']} {row['held']:,}" for row in rows) if len(rows) > 1 else rows[0]["engine"]
+    return (total if held == asked else f"**{total}**") + (f" ({each})" if each else "")
+
+
+def _notes(rows: list[Line]) -> str:
+    """What the rows say beside their figures; which engine says it where they differ."""
+    said = {row["engine"]: "; ".join(row["notes"]) for row in rows}
+    if len(set(said.values())) == 1:
+        return next(iter(said.values()))
+    return "; ".join(f"{engine}: {text}" for engine, text in said.items())
+
+
+def _short(line: str) -> str:
+    text = " ".join(line.replace("|", "/").replace("`", "'").replace("<", "‹").split())
+    return text if len(text) <= TOLD else "… " + text[-TOLD:]
+
+
+def _command(parts: list[dict[str, Any]]) -> str:
+    return COMMANDS[True] if parts[0]["long"] else f"{COMMANDS[False]} --seed {parts[0]['seed']}"
 
 
 def _number(text: str) -> int:

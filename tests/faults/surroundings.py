@@ -143,7 +143,7 @@ def vanished(bench: Bench, rounds: int) -> list[Row]:
     """The dataset or the base is gone when a run goes on; put back, it ends equal."""
     row = Row("-", "the dataset or the base has vanished: exit 3 or 4 and its path; back again, it goes on equal")
     for _ in range(rounds):
-        for what, code_wanted in ((bench.root / "rows.csv", 3), (bench.root.parent / "base", 4)):
+        for what, code_wanted in ((bench.root / "rows.csv", 3), (bench.base, 4)):
             run = bench.fresh()
             assert bench.train(run, fault=children.exit_in_step(bench.draw.randrange(4, STEPS)))[0] == 77
             away = what.rename(what.with_name("away"))

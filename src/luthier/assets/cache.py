@@ -10,10 +10,12 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from luthier.errors import RunError
 from luthier.run.atomic import write_json
+from luthier.run.oslock import hold
 
 PIECE = 16 * 2**20  # bytes hashed at a time
 WAIT = 900.0  # seconds to wait for another process that is making the same thing
@@ -80,9 +82,9 @@ def build_once(folder: Path, make: Callable[[Path], None], wait: float = WAIT) -
     if folder.is_dir():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder.with_name(f"{folder.name}.lock"), os.O_RDWR | os.O_CREAT, 0o644)
+    lock = folder.with_name(f"{folder.name}.lock")
+    handle = _held(lock, folder, wait)
     try:
-        _hold(handle, folder, wait)
         if folder.is_dir():  # another process was faster
             return folder
         staging = folder.with_name(f"{folder.name}.partial")
@@ -98,6 +100,8 @@ def build_once(folder: Path, make: Callable[[Path], None], wait: float = WAIT) -
         staging.rename(folder)
         return folder
     finally:
+        with suppress(OSError):  # where files that are open cannot go, it stays
+            lock.unlink()
         os.close(handle)  # the operating system lets the lock go with the handle, also when a process dies
 
 
@@ -128,24 +132,17 @@ def _full(folder: Path) -> RunError:
     )
 
 
-def _hold(handle: int, folder: Path, wait: float) -> None:
+def _held(lock: Path, folder: Path, wait: float) -> int:
+    """The handle of the lock file, locked. Raises TimeoutError as `build_once` does."""
     deadline = time.monotonic() + wait
-    while not _try_lock(handle):
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"another process has been making {folder} for more than {wait:.0f} s")
-        time.sleep(0.2)
-
-
-def _try_lock(handle: int) -> bool:
-    try:
-        if sys.platform == "win32":
-            import msvcrt
-
-            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
+    while True:
+        handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+        while not hold(handle):
+            if time.monotonic() > deadline:
+                os.close(handle)
+                raise TimeoutError(f"another process has been making {folder} for more than {wait:.0f} s")
+            time.sleep(0.2)
+        with suppress(FileNotFoundError):
+            if os.path.samestat(lock.stat(), os.fstat(handle)):
+                return handle
+        os.close(handle)  # the process before us has removed it; a newer one may be there

@@ -12,12 +12,15 @@ from pathlib import Path
 from luthier import events
 from luthier.assets.bars import BarStream
 from luthier.assets.cache import build_once
+from luthier.assets.resolve import refuse_links_out
 from luthier.errors import AssetError
 
 LIMIT = 3600  # seconds
 
+# It ends with its parent, however that ends: a second try must not find it still writing.
 CHILD = """
-import json, sys
+import json, os, sys, threading
+threading.Thread(target=lambda: (sys.stdin.read(), os._exit(1)), daemon=True).start()
 from pathlib import Path
 import torch
 from safetensors.torch import save_file
@@ -52,6 +55,7 @@ def convert_pickled(folder: Path, sink: events.Sink = events.silent) -> Path:
         raise AssetError(
             "asset-not-found", "there are no .bin weights to convert", where=str(folder), allowed="a folder with *.bin"
         )
+    refuse_links_out(folder)
 
     def make(target: Path) -> None:
         for path in folder.iterdir():
@@ -75,7 +79,7 @@ def _run(source: Path, target: Path, bar: BarStream) -> tuple[int, str]:
     command = [sys.executable, "-I", "-c", CHILD, str(source), str(target)]
     with (
         tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as errors,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as child,
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True) as child,
     ):
         overdue = threading.Timer(LIMIT, child.kill)
         overdue.start()

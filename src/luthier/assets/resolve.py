@@ -19,6 +19,7 @@ from luthier.assets.network import trust_own_bundle
 from luthier.assets.spec import read_json, read_spec, weight_files
 from luthier.errors import AssetError
 from luthier.registry import nearest
+from luthier.run.atomic import leads_out
 from luthier.types import Base
 
 SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
@@ -121,6 +122,7 @@ def _folder_base(name: str, folder: Path, source: str, trust_remote_code: bool, 
         raise AssetError(
             "asset-not-found", "this folder has no config.json, so it is not a model", where=str(folder), received=name
         )
+    refuse_links_out(folder)
     remote = _check_remote_code(name, folder, trust_remote_code)
     if not weight_files(folder):
         _refuse_without_safetensors(name, folder)
@@ -133,6 +135,31 @@ def _folder_base(name: str, folder: Path, source: str, trust_remote_code: bool, 
             fix="copy the tokenizer's files of the original model into the folder",
         )
     return Base(name, folder, source, content_hash(folder, cache), read_spec(folder), remote)
+
+
+def refuse_links_out(folder: Path) -> None:
+    """Raise AssetError asset-damaged when a file of a model's folder is a link that leads out of it.
+
+    What a folder holds beside its weights is read and copied along with what is made of it, so such a link could carry
+    a file of this machine away. A cache of the hub links to its own files; weights are only ever read as weights.
+    """
+    files = [one for one in folder.iterdir() if one.is_symlink() and one.suffix not in (".safetensors", ".gguf")]
+    if not files:
+        return
+    from huggingface_hub import constants
+
+    real = folder.resolve()
+    cached = real.parent.parent if real.parent.name == "snapshots" else real
+    roots = (real, cached, Path(constants.HF_HUB_CACHE).resolve())
+    if outside := sorted(one.name for one in files if leads_out(one, roots)):
+        raise AssetError(
+            "asset-damaged",
+            "files of this model's folder are links to files outside of it",
+            where=str(folder),
+            received=", ".join(f"{name} -> {(folder / name).resolve()}" for name in outside[:3]),
+            allowed="files in the folder; links to weights, and those of the hub's cache",
+            fix="replace each link by a copy of the file, if you know why it is there",
+        )
 
 
 def content_hash(folder: Path, cache: Path | None = None) -> str:

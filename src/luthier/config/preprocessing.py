@@ -51,9 +51,12 @@ class ReadLimits(Section):
     file_bytes: Int = key(8 << 30, "Bytes of a file.", ge=1)
     field_chars: Int = key(16 << 20, "Characters of one field of a CSV or TSV file.", ge=1)
     unpacked_bytes: Int = key(
-        512 << 20, "Bytes that a workbook may unpack to, and a Parquet file beyond a hundred times its size.", ge=1
+        512 << 20, "Bytes that a workbook may unpack to, and another file beyond a hundred times its size.", ge=1
     )
-    cells: Int = key(20_000_000, "Cells of a sheet, empty ones before its last cell among them.", ge=1)
+    cells: Int = key(
+        2_000_000, "Cells of a workbook, merged ones and empty ones before a sheet's last cell among them.", ge=1
+    )
+    columns: Int = key(10_000, "Columns of a table.", ge=1)
 
 
 class Preprocessing(Section):

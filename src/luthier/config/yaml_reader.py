@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from luthier.errors import ConfigError, Fault
 
-MAX_BYTES = 10_000_000
+MAX_BYTES = 500_000  # which take half a second, whatever stands in them
 MAX_DEPTH = 40
 MAX_NODES = 50_000
 MAX_DIGITS = 400

@@ -7,6 +7,7 @@ from pathlib import Path
 from luthier.assets.network import trust_own_bundle
 from luthier.errors import AssetError, RunError
 from luthier.events import Sink, silent, stage
+from luthier.run.atomic import leads_out
 
 # Training state and logs stay at home; so does anything pickled.
 LEFT_OUT = ("checkpoints/**", "metrics.jsonl", "*.lock", ".*", "**/.*", "*.bin", "*.pt", "*.pth", "*.pkl", "optimizer*")
@@ -39,7 +40,7 @@ def upload(
         sink: told when the upload begins and ends.
 
     Raises:
-        RunError: run-not-a-run, a folder without weights in safetensors.
+        RunError: run-not-a-run, a folder without weights in safetensors; run-damaged, one with links out of it.
         AssetError: asset-upload, a name the hub does not take, no right to write, or no way to the hub.
     """
     from huggingface_hub import HfApi
@@ -55,6 +56,14 @@ def upload(
             where=str(folder),
             allowed=WEIGHTS,
             fix="name the run's adapter folder or a merged model",
+        )
+    if outside := sorted(one.name for one in folder.rglob("*") if leads_out(one, [folder.resolve()])):
+        raise RunError(
+            "run-damaged",
+            "files of this folder are links to files outside of it, which an upload would publish",
+            where=str(folder),
+            received=", ".join(outside[:3]),
+            fix="replace each link by a copy of the file, or remove it",
         )
     trust_own_bundle()
     api = HfApi(token=token)

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import copy
-import os
 import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +11,7 @@ import torch
 
 from luthier.errors import AssetError, RunError
 from luthier.events import Saved, Sink, silent, stage
+from luthier.run.staging import staged
 from luthier.run.watch import growing
 
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -38,6 +35,7 @@ def merged(
     *,
     tokenizer_from: Path | str,
     dtype: str | None = None,
+    replace: bool = False,
     sink: Sink = silent,
 ) -> Path:
     """Write the model with its adapter merged in; the model given stays as it was.
@@ -47,19 +45,20 @@ def merged(
 
     Args:
         model: a PEFT model, or a plain transformers model (after full fine-tuning).
-        folder: where to write; absent or empty.
+        folder: where to write; absent or empty, unless ``replace``.
         tokenizer_from: the base model's folder, whose tokenizer and generation files are copied.
         dtype: of the written weights (fp32, bf16 or fp16); None keeps the model's own.
+        replace: take the place of what the folder holds, once the new one is whole.
         sink: told when the work begins and ends.
 
     Raises:
         AssetError: asset-unsupported, a base in 4 or 8 bit, or an adapter that cannot be merged.
-        RunError: run-foreign-files, a folder that already holds something.
+        RunError: run-foreign-files, a folder that already holds something; run-in-use, it is being made already.
     """
     folder = Path(folder)
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     _refuse_quantised(base)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if not replace and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RunError(
             "run-foreign-files",
             "the folder for the merged model is not empty",
@@ -68,15 +67,15 @@ def merged(
             fix="name another folder",
         )
     wanted = DTYPES[dtype] if dtype else next(p.dtype for p in base.parameters())
-    with stage(sink, "merge", str(folder)), _staging(folder) as staged:
+    with stage(sink, "merge", str(folder)), staged(folder) as made:
         plain = _merge(copy.deepcopy(model).to("cpu", torch.float32)).to(wanted)
         plain.config.dtype = wanted
-        with growing(sink, "merge", staged, sum(p.numel() * p.element_size() for p in plain.parameters())):
-            plain.save_pretrained(staged, safe_serialization=True)
+        with growing(sink, "merge", made, sum(p.numel() * p.element_size() for p in plain.parameters())):
+            plain.save_pretrained(made, safe_serialization=True)
         for name in TOKENIZER_FILES:
             source = Path(tokenizer_from) / name
             if source.is_file():
-                shutil.copyfile(source, staged / name)
+                shutil.copyfile(source, made / name)
     sink(Saved(path=str(folder), step=0, what="merged model"))
     return folder
 
@@ -107,18 +106,3 @@ def _refuse_quantised(model: Any) -> None:
         allowed="a base loaded in fp32, bf16 or fp16",
         fix="load the base without `quantization`, put the adapter on it, and merge that",
     )
-
-
-@contextmanager
-def _staging(folder: Path) -> Iterator[Path]:
-    """A folder beside the target that takes its name at the end, or goes away."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    staged = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        yield staged
-        os.chmod(staged, 0o755)  # mkdtemp makes it private
-        if folder.exists():
-            folder.rmdir()
-        staged.rename(folder)
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)

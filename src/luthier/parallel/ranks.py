@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import torch
@@ -13,6 +16,8 @@ from torch import distributed
 
 from luthier.errors import TrainingError
 
+NUMBERS = count()  # of the notes that this process has taken part in: the same on all ranks, none used twice
+POLL = 0.1  # seconds between two looks at the notes of other ranks
 BUCKET = 2**24  # numbers that are summed in one message: a copy of so many is made, not of all gradients
 
 
@@ -69,6 +74,29 @@ class Ranks:
             distributed.broadcast(buffer, 0)
         return json.loads(buffer.numpy().tobytes())
 
+    def made_by_first(
+        self, make: Callable[[], Any], received: Sequence[int], pass_on: Callable[[int], None]
+    ) -> Any:
+        """What ``make()`` gives on rank 0 (JSON types), on all ranks.
+
+        The others wait awake, since who waits in a collective hears no signal. What one of them has ``received``
+        meanwhile is told rank 0 by ``pass_on``, in another thread.
+        """
+        number = next(NUMBERS)
+        made, called = f"luthier/{number}/made", f"luthier/{number}/called"
+        store = _store()
+        if self.rank:
+            with _others():
+                while not store.check([made]):
+                    if received:
+                        store.set(called, str(received[0]))
+                    time.sleep(POLL)
+            return self.share(None)
+        with _listening(store, called, pass_on):
+            value = make()
+        store.set(made, "")
+        return self.share(value)
+
     def any(self, flag: bool) -> bool:
         """Whether ``flag`` holds on any rank."""
         count = torch.tensor(int(flag))
@@ -98,6 +126,38 @@ def _gradient(weight: torch.nn.Parameter) -> torch.Tensor:
     if weight.grad is None:
         return torch.zeros(weight.numel(), dtype=dtype, device=weight.device)
     return weight.grad.detach().flatten().to(dtype)
+
+
+@contextmanager
+def _listening(store: Any, called: str, pass_on: Callable[[int], None]) -> Iterator[None]:
+    """Pass on, once, what another rank writes under the name ``called`` while the body runs."""
+    over = threading.Event()
+
+    def listen() -> None:
+        while not over.wait(POLL):
+            try:
+                if store.check([called]):
+                    number = int(store.get(called))
+                    if not over.wait(3 * POLL):  # a signal to all ranks has reached this one by now
+                        pass_on(number)
+                    return
+            except RuntimeError:  # the store has gone: the next collective says so
+                return
+
+    listener = threading.Thread(target=listen, daemon=True)
+    listener.start()
+    try:
+        yield
+    finally:
+        over.set()
+        listener.join()
+
+
+def _store() -> Any:
+    """Where the ranks can leave each other notes beside their collectives."""
+    from torch.distributed import distributed_c10d
+
+    return distributed_c10d._get_default_store()
 
 
 @contextmanager

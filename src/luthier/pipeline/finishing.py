@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from importlib import metadata
 
@@ -27,13 +26,12 @@ def merge(work: Work, folder: RunFolder, sink: events.Sink) -> None:
     from luthier.model import adapters
     from luthier.model.load import load_base
 
-    path = folder.path / MERGED
-    if path.exists():  # of an attempt that ended before the run was finished
-        shutil.rmtree(path)
+    path = folder.path / MERGED  # it may be there, of an attempt that ended before the run was finished
     model = load_base(work.base, model_parameters=work.config.model_parameters, sink=sink)
     adapted = adapters.load_adapter(model, folder.adapter, expect_base_hash=work.base.content_hash)
     names = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
-    merged(adapted, path, tokenizer_from=work.base.path, dtype=names.get(work.base.spec.dtype, "fp32"), sink=sink)
+    dtype = names.get(work.base.spec.dtype, "fp32")
+    merged(adapted, path, tokenizer_from=work.base.path, dtype=dtype, replace=True, sink=sink)
 
 
 def report(folder: RunFolder, tuned: Tuned, work: Work) -> None:

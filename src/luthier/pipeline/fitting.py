@@ -126,7 +126,7 @@ def _save(model: Tunable, folder: RunFolder, size: int, sink: events.Sink) -> Pa
         atomic.sync_folder(made)
         final = folder.path / made.name
         if final.exists():  # of an attempt that ended before the run was finished
-            shutil.rmtree(final)
+            final.rename(staging / "before")
         made.rename(final)
         atomic.sync_folder(folder.path)
     except Exception as error:

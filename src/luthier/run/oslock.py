@@ -17,17 +17,14 @@ class FolderLock:
     def __init__(self, folder: Path) -> None:
         """Take the lock. Raises RunError run-in-use when another process, or another run here, has it."""
         self._handle: int | None = os.open(folder / NAME, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            _lock(self._handle)
-        except OSError as error:
-            os.close(self._handle)
-            self._handle = None
+        if not hold(self._handle):
+            self.release()
             raise RunError(
                 "run-in-use",
                 "another process is writing to this run",
                 where=str(folder),
                 fix="wait for it to end, or choose another --output folder",
-            ) from error
+            )
 
     def release(self) -> None:
         """Give the lock up; a second call does nothing."""
@@ -36,12 +33,17 @@ class FolderLock:
             self._handle = None
 
 
-def _lock(handle: int) -> None:
-    if sys.platform == "win32":
-        import msvcrt
+def hold(handle: int, *, wait: bool = False) -> bool:
+    """Take the lock of an open file until it is closed; False when another has it, or when there are no locks here."""
+    try:
+        if sys.platform == "win32":
+            import msvcrt
 
-        msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
-    else:
-        import fcntl
+            msvcrt.locking(handle, msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
 
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:
+        return False
+    return True

@@ -123,7 +123,12 @@ def save(folder: Path, step: int, taken: Snapshot) -> Path:
 
 
 def recover(folder: Path) -> None:
-    """Put back a checkpoint that a process moved away and died before another one was in its place."""
+    """Put back a checkpoint that a process moved away and died before another one was in its place.
+
+    What it had begun to write or to delete goes away.
+    """
+    for left in folder.glob(f"{_STAGING}*"):
+        shutil.rmtree(left)
     for path in folder.glob(f"{_REPLACED}step-*"):
         final = path.with_name(path.name.removeprefix(_REPLACED))
         if final.exists():

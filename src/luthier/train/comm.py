@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -39,6 +39,15 @@ class Comm(Protocol):
         """Rank 0's ``value`` (JSON types), on all ranks."""
         ...
 
+    def made_by_first(
+        self, make: Callable[[], Any], received: Sequence[int], pass_on: Callable[[int], None]
+    ) -> Any:
+        """What ``make()`` gives on rank 0 (JSON types), on all ranks.
+
+        A signal that another rank has ``received`` meanwhile is told rank 0 by ``pass_on``, in another thread.
+        """
+        ...
+
     def any(self, flag: bool) -> bool:
         """Whether ``flag`` holds on any rank."""
         ...
@@ -68,6 +77,12 @@ class OneRank:
     def share(self, value: Any) -> Any:
         """The value itself."""
         return value
+
+    def made_by_first(
+        self, make: Callable[[], Any], received: Sequence[int], pass_on: Callable[[int], None]
+    ) -> Any:
+        """What is made."""
+        return make()
 
     def any(self, flag: bool) -> bool:
         """The flag itself."""

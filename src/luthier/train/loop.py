@@ -217,19 +217,20 @@ def _evaluate(run: Run, loss: float, learning_rate: float) -> Decision | None:
 def _valued(run: Run, evaluate: Callable[[], Mapping[str, float]]) -> dict[str, float] | None:
     """What an evaluation gives, made by rank 0 alone: the hooks of all ranks have to see the same values.
 
-    None when a signal to that rank ended it.
+    None when a signal to any rank ended it.
     """
-    comm, device = run.setup.comm, run.setup.plan.device
-    found: dict[str, float] | None = None
-    if comm.rank == 0:
+    device = run.setup.plan.device
+
+    def make() -> dict[str, float] | None:
         random = checkpoint.random_state(device)
         try:
             with run.signals.at_once():
-                found = dict(evaluate())
+                return dict(evaluate())
         except GivenUp:
-            found = None
             checkpoint.set_random_state(random, device)  # wherever it was given up
-    found = comm.share(found)
+            return None
+
+    found: dict[str, float] | None = run.setup.comm.made_by_first(make, run.signals.received, run.signals.pass_on)
     return found
 
 

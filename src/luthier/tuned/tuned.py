@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 from luthier import events
 from luthier.config import Config
 from luthier.data.columns import Layout, reference_of
+from luthier.data.redact import redact
 from luthier.data.render import Renderer
 from luthier.data.render.template import RESERVED, fields_of
-from luthier.data.sources import read
+from luthier.data.sources import Limits, read
 from luthier.data.split import split_column
 from luthier.data.table import Table, missing_column
 from luthier.errors import DataError, RunError
@@ -25,6 +26,7 @@ from luthier.infer.grammar import KINDS
 from luthier.infer.sampling import resolve
 from luthier.metrics.calibration import Calibration, fit
 from luthier.run import atomic
+from luthier.run.staging import staged
 from luthier.tuned.answered import Answered
 from luthier.tuned.choosing import Choices, Scored, chosen, is_choice, scored
 from luthier.tuned.conversation import Conversation
@@ -73,8 +75,13 @@ class Tuned:
         return self.trained_on.splits
 
     def read(self, dataset: Any, encoding: str | None = None, sink: events.Sink = events.silent) -> Table:
-        """Rows to answer or to compare with, read as the config says."""
-        return read(dataset, encoding=encoding, sheet=self.config.preprocessing.sheet, sink=sink)
+        """Rows to answer or to compare with, read as the config says: its sheet, its limits, what it redacts."""
+        given = self.config.preprocessing
+        limits = Limits(**given.limits.model_dump())
+        table = redact(read(dataset, encoding=encoding, sheet=given.sheet, limits=limits, sink=sink), given.redact)
+        if given.redact:
+            sink(events.Note(text=table.notes[-1]))
+        return table
 
     @property
     def output(self) -> str:
@@ -308,19 +315,19 @@ class Tuned:
         return Conversation(self, system)
 
     def save(self, folder: Path) -> Path:
-        """Copy what loading needs into ``folder``. Raises RunError when it holds other files."""
+        """Copy what loading needs into ``folder``, whole or not at all. Raises RunError when it holds other files."""
         if self.folder is None:
             raise RunError("run-not-a-run", "nothing has been trained yet", fix="train before saving")
         if folder.exists() and any(folder.iterdir()):
             raise RunError("run-foreign-files", "the folder to save to is not empty", where=str(folder))
         keep = ("run.json", "config.yaml", "plan.json", "audit.json", "data.json", "README.md", "adapter", "weights")
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in (*keep, CALIBRATION):
-            part = self.folder / name
-            if part.is_dir():
-                shutil.copytree(part, folder / name)
-            elif part.exists():
-                shutil.copy2(part, folder / name)
+        with staged(folder) as made:
+            for name in (*keep, CALIBRATION):
+                part = self.folder / name
+                if part.is_dir():
+                    shutil.copytree(part, made / name)
+                elif part.exists():
+                    shutil.copy2(part, made / name)
         return folder
 
     def ask(

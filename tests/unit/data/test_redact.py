@@ -109,6 +109,9 @@ def test_planted_strings_reach_nothing_of_a_run(
     seen = json.dumps([trained.tuned.table.row(i) for i in range(50)], ensure_ascii=False) + repr(events)
     out, err = capfd.readouterr()
     seen += out + err
+    tuned = pipeline.load(tmp_path / "run")
+    pipeline.evaluate(tuned, path, rows=20, shots=1, sink=events.append)  # rows given anew are shown in the report
+    assert "[email]" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     files = {one: one.read_bytes() for one in (tmp_path / "run").rglob("*") if one.is_file()}
     for text in (*texts, *secrets.values()):
         assert text not in seen, text

@@ -102,6 +102,21 @@ def test_a_signal_to_one_rank_ends_all_and_another_number_of_ranks_goes_on(ran: 
     assert before + found[2] == alone[2]
 
 
+@pytest.mark.parametrize("told", [1, 2])
+def test_a_signal_while_rank_0_evaluates_ends_all_soon(ran: Callable[..., Ran], alone: Ran, told: int) -> None:
+    """Whether the other rank gets it alone, which waits for rank 0, or both at once."""
+    name = f"asleep-{told}"
+    folder, _, before = ran(name, 2, "asleep", str(told))
+    sent = max(float(one.read_text()) for one in folder.parent.glob(f"{name}-told-*"))
+    ended = [float((folder.parent / f"{name}-ended-{rank}").read_text()) for rank in range(2)]
+    assert max(ended) - sent < 5.0  # of an evaluation of 100 s; half a second where nothing else runs
+    record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    assert record["state"] == "interrupted" and list((folder / "checkpoints").glob("step-*"))
+    found = ran(name, 1)
+    same(found, alone)
+    assert before == alone[2] and found[2] == []  # all steps were taken; the evaluation was made again
+
+
 def test_all_ranks_take_a_leaner_plan_when_one_has_no_memory(ran: Callable[..., Ran], alone: Ran) -> None:
     found = ran("tight", 2, "full", "3")
     same(found, alone)

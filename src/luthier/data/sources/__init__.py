@@ -59,7 +59,7 @@ def _read_object(dataset: Any) -> Table:
 def _read_path(dataset: str | Path, options: Options, sink: events.Sink) -> Table:
     name, path = str(dataset), Path(dataset).expanduser()
     if path.is_dir():
-        return arrow.read_saved(path, name)
+        return arrow.read_saved(path, name, options)
     if path.exists():
         return _read_file(path, name, options)
     if isinstance(dataset, str) and hub.is_id(dataset):

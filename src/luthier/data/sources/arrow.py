@@ -8,17 +8,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.data.sources import splits
-from luthier.data.sources.formats import FORMATS, Options, check_size, clean_header, collect, raise_it, unreadable
+from luthier.data.sources.formats import (
+    CELL,
+    EXPANSION,
+    FORMATS,
+    Options,
+    check_columns,
+    check_size,
+    clean_header,
+    collect,
+    raise_it,
+    unreadable,
+)
+from luthier.data.sources.messages import declared
 from luthier.data.table import Table
 from luthier.errors import DataError
-from luthier.run.atomic import is_inside
+from luthier.run.atomic import is_inside, leads_out
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 BATCH = 4096  # rows read together
 FEW = 64  # the same of nested ones, whose size is not known before they are read
-EXPANSION = 100  # times the file's size, that real data does not exceed
+MAGIC = b"ARROW1\0\0"  # before the stream in the file format
 INDEX = "__index_level_"  # how pandas names an index that it stored beside the columns
 
 
@@ -32,6 +44,7 @@ def read_parquet(path: Path, name: str, options: Options) -> Table:
     try:
         with pq.ParquetFile(path, memory_map=True) as file:
             schema = file.schema_arrow
+        check_columns(len(schema), name, options)
         texts = [field.name for field in schema if _is_text(field.type)]
         with pq.ParquetFile(path, memory_map=True, read_dictionary=texts) as file:
             rows = collect(_spread(file, schema, path, name, options), schema, options)
@@ -59,35 +72,62 @@ def _spread(file: Any, schema: pa.Schema, path: Path, name: str, options: Option
     most, taken = max(options.limits.unpacked_bytes, size * EXPANSION), 0
     flat = not any(pa.types.is_nested(field.type) for field in schema)
     for batch in file.iter_batches(batch_size=BATCH if flat else FEW):
-        taken += sum(_spread_bytes(column) for column in batch.columns)
-        if taken > most:
-            raise DataError(
-                "data-limit",
-                f"{name} unpacks to more than the limit",
-                where=name,
-                received=f"more than {taken:,} bytes out of {size:,}",
-                allowed=f"up to {most:,} bytes",
-                fix=raise_it("unpacked_bytes", "write it again without the long texts that repeat"),
-            )
+        taken += max(sum(_spread_bytes(column) for column in batch.columns), CELL * batch.num_rows)
+        _require_most(taken, most, size, name)
         columns = [column.cast(field.type) for column, field in zip(batch.columns, schema, strict=True)]
         yield pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
+def _require_most(taken: int, most: int, size: int, name: str) -> None:
+    if taken > most:
+        raise DataError(
+            "data-limit",
+            f"{name} unpacks to more than the limit",
+            where=name,
+            received=f"more than {taken:,} bytes out of {size:,}",
+            allowed=f"up to {most:,} bytes",
+            fix=raise_it("unpacked_bytes", "write it again without the long texts that repeat"),
+        )
+
+
 def _spread_bytes(column: pa.Array) -> int:
+    """Bytes of the values where each row has its own."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
     if not pa.types.is_dictionary(column.type):
-        return int(column.nbytes)
-    lengths = pc.cast(pc.binary_length(column.dictionary), pa.int64())
-    return int(pc.sum(lengths.take(column.indices)).as_py() or 0)
+        return int(_lengths(column).sum()) if _is_view(column.type) else int(column.nbytes)
+    values = column.dictionary
+    if pa.types.is_nested(values.type):
+        return len(column) * int(values.nbytes)
+    if not _is_text(values.type) and not _is_view(values.type):
+        return len(column) * CELL
+    return int(pc.sum(pa.array(_lengths(values)).take(column.indices)).as_py() or 0)
+
+
+def _lengths(texts: pa.Array) -> Any:
+    """Bytes of each text, [n] int64; 0 of a missing one."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if not _is_view(texts.type):
+        return pc.fill_null(pc.cast(pc.binary_length(texts), pa.int64()), 0).to_numpy()
+    views = np.frombuffer(texts.buffers()[1], np.int32).reshape(-1, 4)  # a view begins with its length
+    return views[texts.offset : texts.offset + len(texts), 0].astype(np.int64)
+
+
+def _is_view(kind: pa.DataType) -> bool:
+    import pyarrow as pa
+
+    return bool(pa.types.is_string_view(kind) or pa.types.is_binary_view(kind))
 
 
 @FORMATS.register(".arrow", ".feather")
 def read_arrow(path: Path, name: str, options: Options) -> Table:
     """One Arrow file, in the stream or the file format."""
     check_size(path, name, options)
-    return from_arrow(_ipc(path, name), name)
+    return from_arrow(_ipc(path, name, options), name)
 
 
 def from_arrow(rows: pa.Table, name: str, notes: list[str] | None = None) -> Table:
@@ -111,7 +151,7 @@ def from_arrow(rows: pa.Table, name: str, notes: list[str] | None = None) -> Tab
     return Table(rows, name, [*notes, *more])
 
 
-def read_saved(path: Path, name: str) -> Table:
+def read_saved(path: Path, name: str, options: Options) -> Table:
     """A folder that ``Dataset.save_to_disk`` or ``DatasetDict.save_to_disk`` wrote."""
     import pyarrow as pa
 
@@ -126,9 +166,9 @@ def read_saved(path: Path, name: str) -> Table:
                 allowed="a folder with state.json or dataset_dict.json",
                 fix="name one file in it instead",
             )
-        return from_arrow(_saved_part(path, name), name)
+        return from_arrow(_saved_part(path, name, options), name)
     listed = [_inside(part, described, name) for part in _json(described, name).get("splits", [])]
-    parts = {part: _saved_part(path / part, name) for part in listed}
+    parts = {part: _saved_part(path / part, name, options) for part in listed}
     known = {part: rows for part, rows in parts.items() if splits.number(part) is not None}
     if len(parts) == 1 or not known:
         if len(parts) != 1:
@@ -150,38 +190,74 @@ def read_saved(path: Path, name: str) -> Table:
         raise unreadable(name, f"its parts do not have the same columns: {error}") from error
 
 
-def _saved_part(folder: Path, name: str) -> pa.Table:
+def _saved_part(folder: Path, name: str, options: Options) -> pa.Table:
     import pyarrow as pa
 
     state = _json(folder / "state.json", name)
     files = [folder / _inside(item["filename"], folder / "state.json", name) for item in state.get("_data_files", [])]
     if not files:
         raise unreadable(name, "state.json names no data files", str(folder))
+    if len(set(files)) < len(files):
+        raise unreadable(name, "state.json names a file twice", str(folder))
     if state.get("_indices_data_files") or any(folder.glob("indices*.arrow")):
         raise unreadable(name, "it holds a selection of rows that was not flattened", fix="save flatten_indices()")
-    tables = [_ipc(file, name) for file in files]
+    tables = [_ipc(file, name, options) for file in files]
     return pa.concat_tables(tables)
 
 
 def _inside(named: Any, where: Path, name: str) -> str:
     """A name of a file that the folder gives, which must lie in it. Raises DataError data-unreadable."""
-    if not isinstance(named, str) or not is_inside(named):
-        raise unreadable(name, f"it names a file outside of itself: {named!r}", str(where))
-    return named
+    if isinstance(named, str) and is_inside(named) and not leads_out(where.parent / named, [where.parent.resolve()]):
+        return named
+    raise unreadable(name, f"it names a file outside of itself: {named!r}", str(where))
 
 
-def _ipc(path: Path, name: str) -> pa.Table:
+def _ipc(path: Path, name: str, options: Options) -> pa.Table:
+    """The rows of one file. Raises DataError ``data-limit`` before it makes far more of itself than data does.
+
+    The file format is the stream with a list of its parts after it, so both are read as streams: what was measured is
+    what is read.
+    """
     import pyarrow as pa
 
+    size = path.stat().st_size
+    most = max(options.limits.unpacked_bytes, size * EXPANSION)
     try:
         with pa.memory_map(str(path)) as source:
-            try:
-                return pa.ipc.open_stream(source).read_all()
-            except pa.ArrowInvalid:
-                source.seek(0)
-                return pa.ipc.open_file(source).read_all()
-    except (pa.ArrowException, OSError) as error:
+            begin = len(MAGIC) if source.read(len(MAGIC)) == MAGIC else 0
+            source.seek(begin)
+            taken, count = declared(source)
+            _require_most(max(taken, CELL * count), most, size, name)
+            source.seek(begin)
+            rows = pa.ipc.open_stream(source).read_all()
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise unreadable(name, str(error), str(path)) from error
+    check_columns(rows.num_columns, name, options)
+    _refuse_shared_parts(rows, name)
+    taken = sum(_spread_bytes(chunk) for column in rows.columns for chunk in column.chunks)
+    _require_most(max(taken, CELL * rows.num_rows), most, size, name)
+    return rows
+
+
+def _refuse_shared_parts(rows: pa.Table, name: str) -> None:
+    """Types whose rows may all stand for one large value, where that cannot be told before they are spread."""
+    import pyarrow as pa
+
+    def inner(kind: pa.DataType) -> Iterator[pa.DataType]:
+        for i in range(kind.num_fields):
+            yield kind.field(i).type
+            yield from inner(kind.field(i).type)
+
+    def shares(kind: pa.DataType, *, nested: bool = True) -> bool:
+        view = _is_view(kind) or pa.types.is_dictionary(kind)
+        runs = pa.types.is_run_end_encoded(kind) or pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind)
+        return runs or (nested and view)
+
+    for field in rows.schema:
+        if shares(field.type, nested=False) or any(map(shares, inner(field.type))):
+            raise unreadable(
+                name, f"the column {field.name!r} is stored as {field.type}", fix="write it with plain lists and texts"
+            )
 
 
 def _json(path: Path, name: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from luthier.data.sources.encoding import codec_of, open_text
 from luthier.data.sources.formats import (
     FORMATS,
     Options,
+    check_columns,
     check_size,
     clean_header,
     collect,
@@ -56,6 +57,7 @@ def _read(path: Path, name: str, options: Options, delimiter: str | None) -> Tab
     line, first = next(records, (0, None))
     if first is None:
         raise empty(name, "the file holds only blanks")
+    check_columns(len(first), name, options)
     header, more = clean_header(first, name, f"{name} line {line}")
     schema = pa.schema([(title, pa.large_string()) for title in header])
     rows = collect(_batches(records, header, schema, name), schema, options)

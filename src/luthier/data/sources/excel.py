@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.data.sources.formats import FORMATS, Options, check_size, clean_header, empty, raise_it, unreadable
+from luthier.data.sources.workbook import TooMany, require_cells
 from luthier.data.table import Table
 from luthier.errors import DataError, missing_extra
 
@@ -20,6 +21,7 @@ def read_excel(path: Path, name: str, options: Options) -> Table:
     """One sheet of a workbook. Numbers and dates keep their types, text cells stay text, errors are missing."""
     check_size(path, name, options)
     _check_unpacked(path, name, options.limits.unpacked_bytes)
+    _check_parts(path, name, options.limits.cells)
     book = _open(path, name)
     try:
         sheet, notes = _choose(book, name, options.sheet)
@@ -68,6 +70,22 @@ def _check_cells(sheet: Any, name: str, limit: int) -> None:
             allowed=f"up to {limit:,} cells",
             fix=raise_it("cells", "delete what stands far from the table, or export the sheet as CSV"),
         )
+
+
+def _check_parts(path: Path, name: str, limit: int) -> None:
+    """What the library would build in memory, before it does."""
+    try:
+        require_cells(path, limit)
+    except TooMany as error:
+        raise DataError(
+            "data-limit",
+            f"{name} holds more cells, merged cells among them, or more markup than the limit",
+            where=name,
+            allowed=f"up to {limit:,} cells",
+            fix=raise_it("cells", "undo merged ranges, delete formats that nothing uses, or export the sheet as CSV"),
+        ) from error
+    except Exception as error:  # the zip trusts itself, and damage shows as whatever is then met
+        raise unreadable(name, f"it is not a whole workbook ({error})") from error
 
 
 def _check_unpacked(path: Path, name: str, limit: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,14 +16,19 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
+EXPANSION = 100  # times a file's size, that real data does not exceed
+CELL = 8  # bytes that a cell takes at least
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """How large a dataset may be before reading stops with ``data-limit``."""
 
     file_bytes: int = 8 << 30
     field_chars: int = 16 << 20  # one cell of a CSV or TSV file
-    unpacked_bytes: int = 512 << 20  # a workbook, unzipped; a Parquet file, but a hundred times its size is no bomb
-    cells: int = 20_000_000  # of a sheet, empty ones before its last cell among them
+    unpacked_bytes: int = 512 << 20  # a workbook, unzipped; another file, but a hundred times its size is no bomb
+    cells: int = 2_000_000  # of a workbook, merged and empty ones before a sheet's last cell among them
+    columns: int = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +92,34 @@ def check_size(path: Path, name: str, options: Options) -> None:
         )
 
 
+def check_columns(count: int, name: str, options: Options) -> None:
+    """Refuse more columns than a table has: a few bytes of a file make one, and each takes thousands."""
+    if count > options.limits.columns:
+        raise DataError(
+            "data-limit",
+            f"{name} has more columns than the limit",
+            where=name,
+            received=f"{count:,} columns",
+            allowed=f"up to {options.limits.columns:,} columns",
+            fix=raise_it("columns", "leave out what is no column of a table"),
+        )
+
+
+def check_spread(rows: int, columns: int, path: Path, name: str, options: Options) -> None:
+    """Refuse rows that each bring columns of their own: the table would be far larger than what is in the file."""
+    size = path.stat().st_size
+    most = max(options.limits.unpacked_bytes, size * EXPANSION)
+    if rows * columns * CELL > most:
+        raise DataError(
+            "data-limit",
+            f"{name} unpacks to more than the limit: its rows have few columns in common",
+            where=name,
+            received=f"{rows:,} rows of {columns:,} columns out of {size:,} bytes",
+            allowed=f"up to {most:,} bytes, {CELL} for each cell",
+            fix=raise_it("unpacked_bytes", "give all rows the same columns"),
+        )
+
+
 def raise_it(limit: str, instead: str) -> str:
     """How to go on where a limit is too low for a file that is trusted."""
     return f"{instead}; or, if you trust the file, raise preprocessing.limits.{limit} (--set)"
@@ -114,7 +148,7 @@ def clean_header(names: Sequence[str], name: str, where: str) -> tuple[list[str]
         elif title != raw:
             notes.append(f"blanks around the heading {title!r} were removed")
         out.append(title)
-    twice = sorted({title for title in out if out.count(title) > 1})
+    twice = sorted(title for title, count in Counter(out).items() if count > 1)
     if twice:
         raise DataError(
             "data-unreadable",

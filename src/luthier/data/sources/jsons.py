@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.data.sources import memory, splits
 from luthier.data.sources.encoding import codec_of, decode, open_text
-from luthier.data.sources.formats import FORMATS, Options, check_size, collect, empty, read_bytes, unreadable
+from luthier.data.sources.formats import (
+    FORMATS,
+    Options,
+    check_columns,
+    check_size,
+    check_spread,
+    collect,
+    empty,
+    read_bytes,
+    unreadable,
+)
 from luthier.data.table import JSON_MARK, Table, column_array, kinds_of
 
 if TYPE_CHECKING:
@@ -27,11 +37,22 @@ def read_json(path: Path, name: str, options: Options) -> Table:
         value = _loads(text)
     except json.JSONDecodeError as error:
         if error.msg == "Extra data":  # a second document after the first
-            return _lines(lambda: iter(text.split("\n")), name, [*notes, "read as JSON Lines"], options)
+            return _lines(lambda: iter(text.split("\n")), path, name, [*notes, "read as JSON Lines"], options)
         raise unreadable(name, error.msg, f"{name}:{error.lineno}:{error.colno}") from error
     except (ValueError, RecursionError) as error:
         raise unreadable(name, str(error)) from error
+    _check_spread(value, path, name, options)
     return _table(value, name, notes)
+
+
+def _check_spread(value: Any, path: Path, name: str, options: Options) -> None:
+    """Bounds of the lists of objects in it, or of its columns."""
+    parts = value.values() if isinstance(value, dict) else [value]
+    check_columns(len(value) if isinstance(value, dict) else 0, name, options)
+    for rows in (part for part in parts if isinstance(part, list)):
+        titles = {title for row in rows if isinstance(row, dict) for title in row}
+        check_columns(len(titles), name, options)
+        check_spread(len(rows), len(titles), path, name, options)
 
 
 @FORMATS.register(".jsonl", ".ndjson")
@@ -40,7 +61,7 @@ def read_jsonl(path: Path, name: str, options: Options) -> Table:
     check_size(path, name, options)
     codec = codec_of(path, name, options.encoding)
     notes = [] if codec.startswith("utf-8") else [f"read as {codec}"]
-    return _lines(lambda: _lines_of(path, codec), name, notes, options)
+    return _lines(lambda: _lines_of(path, codec), path, name, notes, options)
 
 
 def _lines_of(path: Path, codec: str) -> Iterator[str]:
@@ -55,16 +76,20 @@ def _text(path: Path, name: str, options: Options) -> tuple[str, list[str]]:
     return text, [] if encoding.startswith("utf-8") else [f"read as {encoding}"]
 
 
-def _lines(lines: Callable[[], Iterator[str]], name: str, notes: list[str], options: Options) -> Table:
+def _lines(lines: Callable[[], Iterator[str]], path: Path, name: str, notes: list[str], options: Options) -> Table:
     """Twice through the lines: which columns of which types there are, then the rows."""
     import pyarrow as pa
 
     kinds: dict[str, set[type]] = {}
+    count = 0
     for row in _objects(lines(), name):
+        count += 1
         for title, value in row.items():
             kinds.setdefault(title, set()).update(kinds_of((value,)))
     if not kinds:
         raise empty(name, "the file holds only blanks")
+    check_columns(len(kinds), name, options)
+    check_spread(count, len(kinds), path, name, options)
     sample = {title: column_array([], title, name, found) for title, found in kinds.items()}
     schema = pa.schema(
         [pa.field(t, array.type, metadata=JSON_MARK if is_json else None) for t, (array, is_json) in sample.items()]

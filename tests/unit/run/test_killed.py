@@ -1,0 +1,97 @@
+"""What a process that is killed leaves half written is never seen, and goes away with the next write."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from luthier.errors import RunError
+from luthier.run import atomic
+from luthier.run.staging import staged, staging_of
+
+
+def killed(work: Callable[[], None]) -> None:
+    """Do it in a process of its own, which has to end by SIGKILL."""
+    pid = os.fork()
+    if not pid:
+        try:
+            work()
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+
+
+def die(*_: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(one.name for one in folder.iterdir())
+
+
+def test_a_file_begun_by_a_dead_process_is_removed_and_one_of_a_living_stands(tmp_path: Path) -> None:
+    atomic.write_text(tmp_path / "a.json", "old")
+
+    def work() -> None:
+        atomic._take_place = die
+        atomic.write_text(tmp_path / "a.json", "new")
+
+    killed(work)
+    left = [name for name in names(tmp_path) if name != "a.json"]
+    assert len(left) == 1 and left[0].endswith(atomic.BEGUN)
+    assert (tmp_path / "a.json").read_text() == "old"
+    handle, living = atomic._begin(tmp_path / "b.json")
+    try:
+        atomic.write_text(tmp_path / "c.json", "another file of the folder")
+        assert names(tmp_path) == sorted(["a.json", "c.json", Path(living).name])
+    finally:
+        os.close(handle)
+    atomic.sweep(tmp_path)
+    assert names(tmp_path) == ["a.json", "c.json"]
+
+
+def test_a_sweep_that_is_faster_costs_another_try(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hold, swept = atomic.oslock.hold, []
+
+    def late(handle: int, **options: bool) -> bool:
+        if not swept:
+            swept.append(1)
+            next(tmp_path.iterdir()).unlink()
+        return hold(handle, **options)
+
+    monkeypatch.setattr(atomic.oslock, "hold", late)
+    atomic.write_text(tmp_path / "a.json", "text")
+    assert swept and names(tmp_path) == ["a.json"]
+
+
+def test_a_staged_folder_is_the_old_one_until_it_is_the_new_one(tmp_path: Path) -> None:
+    target = tmp_path / "made"
+
+    def make(text: str, end: Callable[[], object] = lambda: None) -> None:
+        with staged(target) as folder:
+            (folder / "a").write_text(text)
+            (folder / text).write_text("")
+            end()
+
+    make("old")
+    killed(lambda: make("half", die))
+    assert names(target) == ["a", "old"] and len(names(tmp_path)) == 2
+    with pytest.raises(KeyboardInterrupt):
+        make("half", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert names(target) == ["a", "old"] and names(tmp_path) == ["made"]
+    killed(lambda: make("half", die))
+    make("new")
+    assert names(target) == ["a", "new"] and names(tmp_path) == ["made"]
+
+
+def test_two_processes_do_not_make_the_same_folder(tmp_path: Path) -> None:
+    with staged(tmp_path / "made") as folder:
+        (folder / "a").write_text("first")
+        with pytest.raises(RunError) as caught, staged(tmp_path / "made"):
+            pass
+        assert caught.value.code == "run-in-use" and staging_of(tmp_path / "made").is_dir()
+    assert (tmp_path / "made" / "a").read_text() == "first" and names(tmp_path) == ["made"]
