@@ -1,4 +1,4 @@
-"""Regenerate the documentation that comes from the code: errors, commands, config reference, JSON Schema.
+"""Regenerate the documentation that comes from the code: errors, commands, base models, config, JSON Schema.
 
 python scripts/generate_docs.py            writes the files
 python scripts/generate_docs.py --check    writes nothing; exit 1 and the names of the files that are stale
@@ -87,6 +87,34 @@ def commands_page() -> str:
     return "\n".join(parts)
 
 
+BASES = """\
+<!-- Generated from src/luthier/assets/catalogue.py by scripts/generate_docs.py. -->
+# Base models that `luthier init` knows
+
+Any other base works too; these are the ones that are proposed. Where the facts come from stands at the head of
+`src/luthier/assets/catalogue.py`. A model's own page is what counts. The memory is what training LoRA takes at most
+with short rows, in 16 bits and with `quantization.bits: 4`; `luthier plan` computes it for your rows.
+
+"""
+
+
+def bases_page() -> str:
+    """The page docs/reference/bases.md: the catalogue."""
+    from luthier.assets.catalogue import CATALOGUE, GIB, MANY
+
+    columns = ("base", "parameters", "languages", "context", "licence", "download", "memory")
+    rows = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
+    for one in CATALOGUE:
+        shown = [code for code in one.languages if code != MANY]
+        languages = ", ".join(shown) if len(shown) < 25 else f"{len(shown)} languages"
+        languages += " and more" if MANY in one.languages else ""
+        licence = one.licence + (", gated" if one.gated else "")
+        memory = f"{one.training_bytes / GIB:.1f} / {one.quantised_bytes / GIB:.1f} GiB"
+        cells = [f"`{one.name}`", f"{one.parameters:g}B", languages, f"{one.context:,}", licence]
+        rows.append(f"| {' | '.join(cells)} | {one.download:g} GB | {memory} |")
+    return BASES + "\n".join(rows) + "\n"
+
+
 def schema_text() -> str:
     """The JSON Schema of a config file, as editors read it."""
     return json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n"
@@ -94,6 +122,7 @@ def schema_text() -> str:
 
 PAGES: dict[str, Callable[[], str]] = {
     "docs/errors/index.md": errors_page,
+    "docs/reference/bases.md": bases_page,
     "docs/reference/cli.md": commands_page,
     "docs/reference/config.md": reference_markdown,
     "docs/reference/schema.json": schema_text,

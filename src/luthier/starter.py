@@ -79,7 +79,7 @@ def write_config(
     text = _with_overrides(made, sets) if sets else made
     atomic.write_text(output, text)
     lines = [*table.notes, *layout.explanation, f"{len(table):,} rows, language: {language or 'not recognised'}"]
-    if entry is not None and base is not None and language and not entry.speaks(language):
+    if entry is not None and base is not None and language and entry.speaks(language) is False:
         better = proposals[0].candidate.name
         lines.append(f"{chosen} was NOT trained on {language}; the first choice for this table: {better}")
     if entry is not None and entry.terms:

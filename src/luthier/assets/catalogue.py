@@ -1,7 +1,15 @@
 """A small catalogue of base models, and which of them fit a table and a machine. Nothing is looked up or loaded.
 
-Sizes, licences and gates are those of the models' cards when the list was made; a card is what counts. Where it was
-not certain whether a repository is gated, it is entered as gated: the advice then costs a click, not a failed run.
+Read in November 2026 from stored copies of the models' own pages; a model's page of today is what counts:
+
+* parameters, languages and licence: the card, https://huggingface.co/NAME. Beside the cards: the languages of Qwen3
+  from https://qwenlm.github.io/blog/qwen3, Meta's models from MODEL_CARD.md of github.com/meta-llama/llama-models, the
+  languages of Phi-4-mini from https://ai.azure.com/catalog/models/Phi-4-mini-instruct, both licences of Swallow from
+  https://huggingface.co/tokyotech-llm/Llama-3.1-Swallow-70B-Instruct-v0.1/discussions/1
+* context: what the card calls the native context; `max_position_embeddings` of config.json where it names none
+* download: the safetensors of the list of files; two bytes a parameter for Phi-4-mini, Qwen3-4B and Qwen3-8B, whose
+  list was not to be had
+* gated: the list of files says so (Mistral), or the maker's pages do for the family (Llama, Gemma)
 """
 
 from __future__ import annotations
@@ -13,7 +21,7 @@ from luthier.types import Machine
 GIB = 2**30
 APACHE = "Apache-2.0"
 PERMISSIVE = (APACHE, "MIT")
-MANY = "many"  # a language entry: trained on dozens of languages
+MANY = "many"  # a language entry: trained on dozens of languages, of which the sources name only some
 SPARE = 0.8  # share of free memory that is counted on
 
 
@@ -23,16 +31,18 @@ class Candidate:
 
     name: str  # what to write as base_model
     parameters: float  # in billions
-    languages: tuple[str, ...]  # ISO 639-1, strongest first; "many" for dozens
+    languages: tuple[str, ...]  # ISO 639-1, strongest first, where the sources name them
     context: int  # tokens
     licence: str
     gated: bool
     download: float  # GB
     note: str = ""
 
-    def speaks(self, language: str) -> bool:
-        """Whether the model was trained on the language to a useful degree."""
-        return language in self.languages or (MANY in self.languages and language != "")
+    def speaks(self, language: str) -> bool | None:
+        """Whether the model's makers say that it knows the language; None where they name only some of many."""
+        if language in self.languages:
+            return True
+        return None if MANY in self.languages else False
 
     @property
     def terms(self) -> str | None:
@@ -63,29 +73,41 @@ class Proposal:
     fits: bool = True
 
 
+
+def _codes(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+# Qwen3: those of ISO 639-1 among the 119 languages and dialects that its makers list. Qwen2.5: "over 29 languages".
+QWEN3 = _codes(
+    "en zh fr es pt de it ru ja ko vi th ar nl pl tr id el he hi bn ta uk cs ro hu sv da fi no bg hr sk sl lt lv et sr"
+    " mk bs sq ca gl is be hy fa ur ne mr gu pa or as sd si tg ga cy af yi te kn ml az uz kk tt ms tl jv su lo km my ka"
+    " eu ht sw mt oc lb fo sc li"
+)
+QWEN25 = (*_codes("en zh fr es pt de it ru ja ko vi th ar"), MANY)
+LLAMA3 = _codes("en de fr it pt hi es th")
+PHI4 = _codes("en ar zh cs da nl fi fr de he hu it ja ko no pl pt ru es sv th tr uk")
+
 CATALOGUE: tuple[Candidate, ...] = (
     Candidate("smollm2", 0.135, ("en",), 8192, APACHE, False, 0.09, "comes with Luthier's demo, no hub needed"),
     Candidate("HuggingFaceTB/SmolLM2-360M-Instruct", 0.362, ("en",), 8192, APACHE, False, 0.72),
     Candidate("HuggingFaceTB/SmolLM2-1.7B-Instruct", 1.71, ("en",), 8192, APACHE, False, 3.4),
-    Candidate("Qwen/Qwen2.5-0.5B-Instruct", 0.494, ("en", "zh", "ja", MANY), 32768, APACHE, False, 1.0),
-    Candidate("Qwen/Qwen2.5-1.5B-Instruct", 1.54, ("en", "zh", "ja", MANY), 32768, APACHE, False, 3.1),
-    Candidate("Qwen/Qwen3-0.6B", 0.6, ("en", "zh", "ja", MANY), 32768, APACHE, False, 1.5),
-    Candidate("Qwen/Qwen3-4B-Instruct-2507", 4.02, ("en", "zh", "ja", MANY), 262144, APACHE, False, 8.0),
-    Candidate("Qwen/Qwen3-8B", 8.19, ("en", "zh", "ja", MANY), 32768, APACHE, False, 16.4),
-    Candidate("meta-llama/Llama-3.2-1B-Instruct", 1.24, ("en", "de", "fr", "it", "pt", "hi", "es", "th"), 131072,
-              "Llama 3.2 Community", True, 2.5),
-    Candidate("meta-llama/Llama-3.1-8B-Instruct", 8.03, ("en", "de", "fr", "it", "pt", "hi", "es", "th"), 131072,
-              "Llama 3.1 Community", True, 16.1),
+    Candidate("Qwen/Qwen2.5-0.5B-Instruct", 0.49, QWEN25, 32768, APACHE, False, 1.0),
+    Candidate("Qwen/Qwen2.5-1.5B-Instruct", 1.54, QWEN25, 32768, APACHE, False, 3.1),
+    Candidate("Qwen/Qwen3-0.6B", 0.6, QWEN3, 32768, APACHE, False, 1.5),
+    Candidate("Qwen/Qwen3-4B-Instruct-2507", 4.0, QWEN3, 262144, APACHE, False, 8.0),
+    Candidate("Qwen/Qwen3-8B", 8.2, QWEN3, 32768, APACHE, False, 16.4),
+    Candidate("meta-llama/Llama-3.2-1B-Instruct", 1.23, LLAMA3, 131072, "Llama 3.2 Community", True, 2.5),
+    Candidate("meta-llama/Llama-3.1-8B-Instruct", 8.0, LLAMA3, 131072, "Llama 3.1 Community", True, 16.1),
     Candidate("google/gemma-3-1b-it", 1.0, ("en",), 32768, "Gemma terms", True, 2.0),
-    Candidate("mistralai/Mistral-7B-Instruct-v0.3", 7.25, ("en", "fr"), 32768, APACHE, True, 14.5),
-    Candidate("microsoft/Phi-4-mini-instruct", 3.84, (
-              "en", "ar", "zh", "cs", "da", "nl", "fi", "fr", "de", "he", "hu", "it", "ja", "ko", "no", "pl", "pt",
-              "ru", "es", "sv", "th", "tr", "uk"), 131072, "MIT", False, 7.7),
+    Candidate("mistralai/Mistral-7B-Instruct-v0.3", 7.25, ("en",), 32768, APACHE, True, 14.5),
+    Candidate("microsoft/Phi-4-mini-instruct", 3.8, PHI4, 131072, "MIT", False, 7.6),
     Candidate("llm-jp/llm-jp-3-1.8b-instruct", 1.87, ("ja", "en"), 4096, APACHE, False, 3.7),
     Candidate("llm-jp/llm-jp-3-3.7b-instruct", 3.78, ("ja", "en"), 4096, APACHE, False, 7.6),
-    Candidate("tokyotech-llm/Llama-3.1-Swallow-8B-Instruct-v0.3", 8.03, ("ja", "en"), 8192,
+    Candidate("tokyotech-llm/Llama-3.1-Swallow-8B-Instruct-v0.3", 8.0, ("ja", "en"), 8192,
               "Llama 3.1 Community and Gemma terms", False, 16.1),
 )  # fmt: skip
+MANY_NAMED = 12  # languages from which on their number is told, not their codes
 CPU_PARAMETERS = 0.7  # billions: what trains within an hour or so on a few cores
 FEW_ROWS = 1000
 SIMPLE_TASKS = ("classification",)
@@ -139,20 +161,25 @@ def judge(candidate: Candidate, language: str, longest: int, machine: Machine) -
 
 
 def _language_words(candidate: Candidate, language: str) -> str:
+    named = len(candidate.languages)
     if not language:
-        return "languages: " + ", ".join(candidate.languages)
+        return "languages: " + (", ".join(candidate.languages) if named < MANY_NAMED else f"{named} and more")
     if language == candidate.languages[0]:
         return f"made for {language}"
+    if candidate.speaks(language) is None:
+        return f"trained on many languages; its card does not name {language}"
     return f"knows {language}" if candidate.speaks(language) else f"NOT trained on {language}"
 
 
 def _rank(
     one: Proposal, language: str, rows: int, longest: int, task: str, machine: Machine
-) -> tuple[bool, bool, bool, bool, bool, float]:
+) -> tuple[bool, int, bool, bool, bool, float]:
     """Sort key, smallest first: usable at all, speaks the language, not gated, not in 4 bits, then size."""
     candidate = one.candidate
-    wanted = language or MANY  # an unknown language asks for a model of many
-    speaks = wanted in candidate.languages if wanted == MANY else candidate.speaks(wanted)
+    if language:
+        strangeness = {True: 0, None: 1, False: 2}[candidate.speaks(language)]
+    else:  # an unknown language asks for a model of many
+        strangeness = 0 if len(candidate.languages) >= MANY_NAMED else 2
     too_slow = not machine.gpus and candidate.parameters > CPU_PARAMETERS
     weight = 1.5 if candidate.languages[0] == language != "en" else 1.0
     if candidate.languages[0] not in ("en", language):
@@ -162,4 +189,4 @@ def _rank(
         size = abs(candidate.parameters - 1.5)  # a small classification needs no more than a small model
     if not machine.gpus:
         size = abs(candidate.parameters - (0.135 if language == "en" else 0.5))  # speed decides on a CPU
-    return (not one.fits or longest > candidate.context, not speaks, too_slow, candidate.gated, bool(one.bits), size)
+    return (not one.fits or longest > candidate.context, strangeness, too_slow, candidate.gated, bool(one.bits), size)

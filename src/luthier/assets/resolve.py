@@ -34,6 +34,7 @@ HASHED = (
     "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja",
 )  # fmt: skip
 PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]
+SECOND_COPIES = ["consolidated*", "original/*"]  # the same weights again, in their makers' own format
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -239,7 +240,10 @@ def _from_hub(name: str, repository: str, trust_remote_code: bool, sink: events.
     try:
         with events.stage(sink, "fetch", repository):
             bar = download_bar(sink, "fetch")
-            return _usable(Path(snapshot_download(repository, allow_patterns=patterns, tqdm_class=bar)), repository)
+            got = snapshot_download(
+                repository, allow_patterns=patterns, ignore_patterns=SECOND_COPIES, tqdm_class=bar
+            )
+            return _usable(Path(got), repository)
     except GatedRepoError as error:
         raise AssetError(
             "asset-gated",

@@ -42,7 +42,17 @@ def test_english_is_not_given_a_japanese_model_first() -> None:
 
 
 def test_an_unknown_language_wants_many() -> None:
-    assert "many" in propose("", 600, 300, "instruction", MACHINES["2 GiB, no GPU"])[0].candidate.languages
+    first = propose("", 600, 300, "instruction", MACHINES["2 GiB, no GPU"])[0]
+    assert len(first.candidate.languages) > 10 and "and more" in first.reason
+
+
+def test_a_language_that_no_source_names_is_neither_claimed_nor_denied() -> None:
+    dutch = {p.candidate.name: p for p in propose("nl", 600, 300, "instruction", MACHINES["16 GiB GPU"], count=99)}
+    assert "knows nl" in dutch["Qwen/Qwen3-0.6B"].reason and "NOT trained on nl" in dutch["smollm2"].reason
+    unsaid = dutch["Qwen/Qwen2.5-0.5B-Instruct"]
+    assert "its card does not name nl" in unsaid.reason and unsaid.candidate.speaks("nl") is None
+    names = list(dutch)
+    assert names.index("Qwen/Qwen3-0.6B") < names.index(unsaid.candidate.name) < names.index("smollm2")
 
 
 def test_long_data_wants_a_long_context() -> None:

@@ -126,6 +126,14 @@ def test_a_mirror_is_asked_and_its_files_are_kept(hub: Hub, tmp_path: Path) -> N
     assert again["layers"] == 2 and hub.asked == []
 
 
+def test_the_makers_second_copy_of_the_weights_is_not_fetched(hub: Hub, tmp_path: Path) -> None:
+    hub.folder = Path(shutil.copytree(hub.folder, tmp_path / "repository"))
+    (hub.folder / "consolidated.safetensors").write_bytes(b"the same weights in another format")
+    assert fetch("owner/model", tmp_path, HF_ENDPOINT=hub.url)["layers"] == 2
+    assert any("model.safetensors" in path for path in hub.asked)
+    assert not any("consolidated" in path for path in hub.asked)
+
+
 def test_offline_is_obeyed_and_said(hub: Hub, tmp_path: Path) -> None:
     got = fetch("owner/model", tmp_path, HF_ENDPOINT=hub.url, HF_HUB_OFFLINE="1")
     assert got["code"] == "asset-not-found" and "HF_HUB_OFFLINE" in str(got["text"]) and hub.asked == []
