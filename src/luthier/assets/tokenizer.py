@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
+from luthier.assets.controls import ControlStrings, Span
+from luthier.assets.tokenizer_files import Mode, content_of, declare_specials, read_json, template_of, without_prefix
 from luthier.errors import AssetError
 
 if TYPE_CHECKING:
@@ -38,11 +39,6 @@ END_OF_TURN = (
 )
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
-
-Span = tuple[int, int]  # start and end of a piece of text, in characters
-Mode = Literal["first", "later", "continuation"]
-# How a piece of text begins: at the very start of the ids, after a control token, or going on from other text. They
-# differ only for tokenizers that put a word-start mark before text (Llama's dummy space).
 
 
 class Tokenizer:
@@ -65,16 +61,17 @@ class Tokenizer:
         backend.no_padding()
         self._backend = backend
         self._where = where
-        names = {key: _content(settings.get(key)) for key in NAMED}
+        names = {key: content_of(settings.get(key)) for key in NAMED}
         extra = settings.get("extra_special_tokens") or settings.get("additional_special_tokens") or ()
         extra = list(extra.values()) if isinstance(extra, dict) else extra
-        _declare_specials(backend, [name for name in (*names.values(), *map(_content, extra)) if name], settings)
+        declare_specials(backend, [name for name in (*names.values(), *map(content_of, extra)) if name], settings)
         self._controls = {t.content: t for t in backend.get_added_tokens_decoder().values() if t.special}
         self._made: dict[tuple[bool, str], tokenizers.Tokenizer] = {(True, "first"): backend}
         self._ids = {t.content: i for i, t in backend.get_added_tokens_decoder().items() if t.special}
+        self._strings = ControlStrings({text: token.single_word for text, token in self._controls.items()})
         self.special_strings: frozenset[str] = frozenset(self._controls)
         self.vocab_size: int = backend.get_vocab_size(with_added_tokens=True)
-        self.chat_template = chat_template or _template_of(settings)
+        self.chat_template = chat_template or template_of(settings)
         self.bos_token, self.eos_token = names["bos_token"], names["eos_token"]
         self.bos_id = self._id(self.bos_token)
         self.unk_id = self._id(names["unk_token"])
@@ -116,12 +113,12 @@ class Tokenizer:
             if (folder / name).is_file():
                 digest.update(name.encode() + b"\0" + (folder / name).read_bytes())
         jinja = folder / "chat_template.jinja"
-        settings = {**_json(folder / "special_tokens_map.json"), **_json(folder / "tokenizer_config.json")}
+        settings = {**read_json(folder / "special_tokens_map.json"), **read_json(folder / "tokenizer_config.json")}
         return cls(
             backend,
             settings,
-            generation=_json(folder / "generation_config.json"),
-            config=_json(folder / "config.json"),
+            generation=read_json(folder / "generation_config.json"),
+            config=read_json(folder / "config.json"),
             chat_template=jinja.read_text(encoding="utf-8") if jinja.is_file() else None,
             content_hash=digest.hexdigest(),
             where=str(folder),
@@ -183,25 +180,11 @@ class Tokenizer:
 
     def find_special(self, text: str) -> list[Span]:
         """Where special-token strings stand in ``text``, leftmost and longest first."""
-        if self._pattern is None or self._opening.search(text) is None:
-            return []
-        return [m.span() for m in self._pattern.finditer(text) if self._stands(m)]
+        return self._strings.find(text)
 
     def hazards(self, text: str) -> list[Span]:
         """Spans of ``text`` that are, or with other text around them could become, special-token strings."""
-        found = self.find_special(text)
-        head = tail = 0
-        most = min(self._longest - 1, len(text))
-        if self._closing.search(text, 0, most):  # the rest of a token ends as a token does
-            head = next((n for n in range(most, 0, -1) if text[:n] in self._suffixes), 0)
-        if self._opening.search(text, len(text) - most):
-            tail = next((n for n in range(most, 0, -1) if text[-n:] in self._prefixes), 0)
-        if head and not (found and found[0][0] < head):
-            found.insert(0, (0, head))
-        start = len(text) - tail
-        if tail and not (found and found[-1][1] > start):
-            found.append((start, len(text)))
-        return found
+        return self._strings.hazards(text)
 
     def control_id(self, text: str) -> int | None:
         """The id of a special-token string, None for any other text."""
@@ -212,7 +195,7 @@ class Tokenizer:
     def _pieces(self, text: str, data: Sequence[Span]) -> Iterator[str | int]:
         """``text`` as the model's tokenizer cuts it: control ids, and the texts between them."""
         start, strip = 0, False
-        for begin, end in [*self._outside(text, data), (len(text), len(text))]:
+        for begin, end in [*self._strings.outside(text, data), (len(text), len(text))]:
             token = self._controls.get(text[begin:end])
             chunk = text[start:begin]
             chunk = chunk.lstrip() if strip else chunk
@@ -223,27 +206,12 @@ class Tokenizer:
                 yield self._ids[token.content]
                 start, strip = end, bool(token.rstrip)
 
-    def _outside(self, text: str, data: Sequence[Span]) -> Iterator[Span]:
-        """Spans of special strings that lie wholly between the data spans."""
-        position = 0
-        for begin, end in [*data, (len(text), len(text))]:
-            for a, b in self.find_special(text[position:begin]):
-                yield position + a, position + b
-            position = end
-
-    def _stands(self, match: re.Match[str]) -> bool:
-        """Whether a match counts: a token declared ``single_word`` does not match inside a word."""
-        if not self._controls[match.group()].single_word:
-            return True
-        around = match.string[max(0, match.start() - 1) : match.start()] + match.string[match.end() : match.end() + 1]
-        return not any(c.isalnum() or c == "_" for c in around)
-
     def _spelt_out(self, text: str, mode: Mode) -> list[int]:
         """Ids of text that the model's vocabulary would swallow whole as a special token: cut it, and cut again."""
         if len(text) < 2:
             ids: list[int] = self._variant(False, mode).encode(text, add_special_tokens=False).ids
             return [i for i in ids if i not in self._guarded_ids]
-        begin, end = next(iter(self.find_special(text)), (0, len(text)))
+        begin, end = next(iter(self._strings.find(text)), (0, len(text)))
         middle = begin + max(1, (end - begin) // 2)
         left, right = text[:middle], text[middle:]
         return self.encode_batch([left], mode=mode)[0] + self.encode_batch([right], mode="continuation")[0]
@@ -255,7 +223,7 @@ class Tokenizer:
             from tokenizers import Tokenizer as Backend
 
             original = json.loads(self._backend.to_str())
-            changed = _without_prefix(original, mode)
+            changed = without_prefix(original, mode)
             if mode != "first" and changed == original:
                 made = self._variant(controls, "first")
             else:
@@ -263,33 +231,6 @@ class Tokenizer:
                 made.encode_special_tokens = not controls
             self._made[(controls, mode)] = made
         return made
-
-    @cached_property
-    def _pattern(self) -> re.Pattern[str] | None:
-        longest_first = sorted(self.special_strings, key=lambda s: (-len(s), s))
-        return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
-
-    @cached_property
-    def _opening(self) -> re.Pattern[str]:
-        """Any character that a special string begins with."""
-        return _any_of(s[0] for s in self.special_strings)
-
-    @cached_property
-    def _closing(self) -> re.Pattern[str]:
-        """Any character that a special string ends with."""
-        return _any_of(s[-1] for s in self.special_strings)
-
-    @cached_property
-    def _longest(self) -> int:
-        return max(map(len, self.special_strings), default=1)
-
-    @cached_property
-    def _prefixes(self) -> frozenset[str]:
-        return frozenset(s[:n] for s in self.special_strings for n in range(1, len(s)))
-
-    @cached_property
-    def _suffixes(self) -> frozenset[str]:
-        return frozenset(s[n:] for s in self.special_strings for n in range(1, len(s)))
 
     @cached_property
     def _guarded_ids(self) -> frozenset[int]:
@@ -327,79 +268,3 @@ class Tokenizer:
         probe = self._backend.encode("a", add_special_tokens=True)
         count = next((i for i, special in enumerate(probe.special_tokens_mask) if not special), 0)
         return tuple(probe.ids[:count])
-
-
-def _any_of(characters: Iterable[str]) -> re.Pattern[str]:
-    found = "".join(sorted({re.escape(c) for c in characters}))
-    return re.compile(f"[{found}]" if found else r"(?!)")
-
-
-def _declare_specials(backend: tokenizers.Tokenizer, names: Sequence[str], settings: dict[str, Any]) -> None:
-    """Make every token that the config calls special special in the backend, adding none that has no id."""
-    from tokenizers import AddedToken
-
-    decoder = settings.get("added_tokens_decoder") or {}
-    for _, entry in sorted(decoder.items(), key=lambda item: int(item[0])):
-        flags = {
-            key: bool(entry.get(key, False)) for key in ("single_word", "lstrip", "rstrip", "normalized", "special")
-        }
-        if backend.token_to_id(entry["content"]) is None:
-            backend.add_tokens([AddedToken(entry["content"], **flags)])
-        elif flags["special"]:
-            backend.add_special_tokens([AddedToken(entry["content"], **flags)])
-    special = {t.content for t in backend.get_added_tokens_decoder().values() if t.special}
-    for name in names:
-        if name not in special and backend.token_to_id(name) is not None:
-            backend.add_special_tokens([AddedToken(name, normalized=False, special=True)])
-
-
-def _without_prefix(node: Any, mode: Mode) -> Any:
-    """A tokenizer's JSON without the word-start marks that do not apply in ``mode``."""
-    if mode == "first":
-        return node
-    out = {**node}
-    for part in ("normalizer", "pre_tokenizer"):
-        out[part] = _unmarked(node.get(part), mode)
-    return out
-
-
-def _unmarked(node: Any, mode: Mode) -> Any:
-    if isinstance(node, list):
-        return [kept for item in node if (kept := _unmarked(item, mode)) is not None]
-    if not isinstance(node, dict):
-        return node
-    if mode == "continuation" and node.get("type") == "Prepend":
-        return None
-    out = {key: _unmarked(value, mode) for key, value in node.items()}
-    if out.get("type") == "Metaspace" and (mode == "continuation" or out.get("prepend_scheme") == "first"):
-        out["prepend_scheme"] = "never"
-    if out.get("type") == "ByteLevel" and mode == "continuation":
-        out["add_prefix_space"] = False
-    return out
-
-
-def _content(token: Any) -> str | None:
-    """The string of a token that a config writes as text or as a mapping."""
-    return token.get("content") if isinstance(token, dict) else token
-
-
-def _template_of(settings: dict[str, Any]) -> str | None:
-    """The chat template of a tokenizer_config.json, which may list several by name."""
-    template = settings.get("chat_template")
-    if isinstance(template, list):
-        named = {entry.get("name"): entry.get("template") for entry in template}
-        return named.get("default") or next(iter(named.values()), None)
-    return template
-
-
-def _json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file, empty when there is none. Raises ``asset-damaged``."""
-    if not path.is_file():
-        return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise AssetError(
-            "asset-damaged", f"{path.name} is not valid JSON: {error}", where=str(path), fix="fetch the model again"
-        ) from error
-    return found if isinstance(found, dict) else {}

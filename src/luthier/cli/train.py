@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -74,13 +75,15 @@ def command(
         )
     if as_json:
         common.emit(trained.to_json())
-        return
-    if not place().first:
-        return
-    typer.echo(f"\ntrained: {trained.folder}")
-    typer.echo(f"  report    {trained.folder / 'report.html'}")
-    typer.echo(f"  next      luthier evaluate {trained.folder}   # did it help?")
-    typer.echo(f"            luthier chat {trained.folder}")
+    elif place().first:
+        _show(trained.folder)
+
+
+def _show(folder: Path) -> None:
+    typer.echo(f"\ntrained: {folder}")
+    typer.echo(f"  report    {folder / 'report.html'}")
+    typer.echo(f"  next      luthier evaluate {folder}   # did it help?")
+    typer.echo(f"            luthier chat {folder}")
 
 
 def _begun(run: str) -> tuple[str, str]:

@@ -48,23 +48,7 @@ def upload(
 
     # Which HTTP library is beneath differs between versions of huggingface_hub; its own error is always built on it.
     http_error: type[Exception] = HfHubHTTPError.__mro__[1]
-    folder = Path(folder)
-    if not any((folder / name).is_file() for name in WEIGHTS):
-        raise RunError(
-            "run-not-a-run",
-            "there are no weights to upload here",
-            where=str(folder),
-            allowed=WEIGHTS,
-            fix="name the run's adapter folder or a merged model",
-        )
-    if outside := sorted(one.name for one in folder.rglob("*") if leads_out(one, [folder.resolve()])):
-        raise RunError(
-            "run-damaged",
-            "files of this folder are links to files outside of it, which an upload would publish",
-            where=str(folder),
-            received=", ".join(outside[:3]),
-            fix="replace each link by a copy of the file, or remove it",
-        )
+    folder = _publishable(Path(folder))
     trust_own_bundle()
     api = HfApi(token=token)
     try:
@@ -88,3 +72,27 @@ def upload(
             fix="log in with `hf auth login`, or pass token=; check that the owner's name is yours",
         ) from error
     return str(commit.pr_url or commit.commit_url)
+
+
+def _publishable(folder: Path) -> Path:
+    """The folder, when it holds weights in safetensors and nothing from outside of it.
+
+    Raises RunError run-not-a-run, run-damaged.
+    """
+    if not any((folder / name).is_file() for name in WEIGHTS):
+        raise RunError(
+            "run-not-a-run",
+            "there are no weights to upload here",
+            where=str(folder),
+            allowed=WEIGHTS,
+            fix="name the run's adapter folder or a merged model",
+        )
+    if outside := sorted(one.name for one in folder.rglob("*") if leads_out(one, [folder.resolve()])):
+        raise RunError(
+            "run-damaged",
+            "files of this folder are links to files outside of it, which an upload would publish",
+            where=str(folder),
+            received=", ".join(outside[:3]),
+            fix="replace each link by a copy of the file, or remove it",
+        )
+    return folder

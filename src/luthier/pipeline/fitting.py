@@ -24,6 +24,7 @@ from luthier.types import Plan
 if TYPE_CHECKING:
     from luthier.model.tunable import Tunable
     from luthier.train.comm import Comm
+    from luthier.train.evaluation import Evaluator
     from luthier.train.precision import Precision
 
 BYTES_PER_TRAINED_WEIGHT = 4 * 3  # a checkpoint: fp32 weight and two moments
@@ -54,7 +55,6 @@ def _fit_and_save(
 ) -> Tuned:
     """The work itself; ``heard`` is told what the loop does, ``sink`` all else."""
     from luthier.objectives.sft import Sft
-    from luthier.train.evaluation import Evaluator
     from luthier.train.loop import fit, trainable
     from luthier.train.memory import give_back
     from luthier.train.setup import Setup
@@ -69,12 +69,7 @@ def _fit_and_save(
     open_it = partial(open_base, settings, work.base, precision, plan.device, sink)
     data = partial(TrainedOn, work.table, work.splits)
     tuned = Tuned(settings, work.tokenizer, work.layout, work.renderer, model, folder.path, data, open_it)
-    examples = work.prepared.examples
-    shown = work.prepared.rows["validation"][: trainer.eval_generation_rows]
-    evaluator = partial(
-        Evaluator, model=model.module, score=model.score, plan=plan, max_rows=trainer.max_eval_rows, sink=sink
-    )
-    generated = partial(_generated_scores, tuned, shown) if shown and work.layout.target is not None else None
+    evaluate, evaluate_train = _evaluators(work, tuned, sink)
     setup = Setup(
         model=model.module,
         logprobs=model.logprobs,
@@ -84,8 +79,8 @@ def _fit_and_save(
         trainer=trainer,
         checkpoints=folder.checkpoints,
         total_steps=steps,
-        evaluate=evaluator(examples=examples["validation"], generated=generated) if examples["validation"] else None,
-        evaluate_train=evaluator(examples=examples["train"]) if trainer.evaluate_training_set else None,
+        evaluate=evaluate,
+        evaluate_train=evaluate_train,
         save_adapter=partial(_save, model, folder, trained * (4 if settings.adapter else 2), sink) if first else None,
         penalty=model.penalty,
         after_update=model.after_update,
@@ -107,6 +102,22 @@ def _fit_and_save(
     model.module.eval()
     give_back()
     return tuned
+
+
+def _evaluators(work: Work, tuned: Tuned, sink: events.Sink) -> tuple[Evaluator | None, Evaluator | None]:
+    """What scores the model during training: on validation rows, and on the training rows where that is asked for."""
+    from luthier.train.evaluation import Evaluator
+
+    trainer, examples, model = work.config.trainer, work.prepared.examples, tuned.model
+    shown = work.prepared.rows["validation"][: trainer.eval_generation_rows]
+    generated = partial(_generated_scores, tuned, shown) if shown and work.layout.target is not None else None
+    over = partial(
+        Evaluator, model=model.module, score=model.score, plan=work.plan, max_rows=trainer.max_eval_rows, sink=sink
+    )
+    return (
+        over(examples=examples["validation"], generated=generated) if examples["validation"] else None,
+        over(examples=examples["train"]) if trainer.evaluate_training_set else None,
+    )
 
 
 def _save(model: Tunable, folder: RunFolder, size: int, sink: events.Sink) -> Path:

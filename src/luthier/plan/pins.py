@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from luthier.errors import ConfigError, Fault
@@ -10,6 +11,7 @@ from luthier.plan.support import Engine, no_graphs
 from luthier.types import Machine
 
 DECODER_ONLY = ("offload_checkpoints", "embeddings", "optimizer", "loss_chunk", "graphs", "share_prefix")
+Refuse = Callable[..., None]  # key of `execution`, why, and what to write instead of "auto"
 PLAIN = (False, "device", "auto")  # what these are anyway
 
 
@@ -58,29 +60,36 @@ def check(
     for key, there in (("embeddings", engine.embeddings_on_host), ("optimizer", engine.optimizer_on_host)):
         if model == "decoder" and getattr(pinned, key) == "host" and not (there and device.startswith("cuda")):
             refuse(key, "there is no device memory to spare on a CPU" if there else "the engine does not do it yet")
-    if model == "decoder" and pinned.offload_checkpoints is True:
+    if model == "decoder":
+        _check_decoder(config, job, device, no_flash, engine, refuse)
+    if faults:
+        raise ConfigError(faults)
+
+
+def _check_decoder(config: Any, job: Job, device: str, no_flash: str | None, engine: Engine, refuse: Refuse) -> None:
+    """What only Luthier's own decoder does: checkpoints on the host, graphs, shared prefixes."""
+    pinned = config.execution
+    if pinned.offload_checkpoints is True:
         if not (engine.offload_checkpoints and device.startswith("cuda")):
             refuse("offload_checkpoints", "it needs a CUDA GPU" if engine.offload_checkpoints else "not built yet")
         elif pinned.recompute in ("none", 0):
             refuse("offload_checkpoints", "without recomputed layers there are no checkpoints", "false")
-    if model == "decoder" and pinned.graphs is True:
+    if pinned.graphs is True:
         packs = "padded" if no_flash or pinned.attention == "padded" else "flash"
         if why := no_graphs(packs, device, job.trained.full) or (None if engine.graphs else "not built yet"):
             refuse("graphs", why, "false")
         elif pinned.recompute not in ("auto", "none", 0) or config.trainer.enable_gradient_checkpointing is True:
             refuse("graphs", "graphs recompute nothing, and recomputing is asked for", "false")
-    if model == "decoder" and pinned.share_prefix is True:
+    if pinned.share_prefix is True:
         if job.dropout:
             refuse("share_prefix", f"adapter.dropout is {job.dropout:g}, and shared tokens have one mask", "false")
         elif not engine.share_prefix:
             refuse("share_prefix", "the engine does not do it yet", "false")
         elif pinned.graphs is True:
             refuse("share_prefix", "a graph's keys are its tokens in their order, and graphs is true", "false")
-    if faults:
-        raise ConfigError(faults)
 
 
-def _check_weights(config: Any, job: Job, device: str, model: str, engine: Engine, refuse: Any) -> None:
+def _check_weights(config: Any, job: Job, device: str, model: str, engine: Engine, refuse: Refuse) -> None:
     pinned = config.execution.weights
     if pinned == "auto":
         return
