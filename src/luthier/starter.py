@@ -28,6 +28,7 @@ class Started:
 
     path: Path
     text: str
+    notes: tuple[str, ...]  # of the table, told when it was read
     lines: tuple[str, ...]
     proposals: tuple[Proposal, ...]
 
@@ -37,6 +38,9 @@ class Started:
             {
                 "name": p.candidate.name,
                 "parameters": p.candidate.parameters,
+                "languages": list(p.candidate.languages),
+                "context": p.candidate.context,
+                "download_gb": p.candidate.download,
                 "licence": p.candidate.licence,
                 "gated": p.candidate.gated,
                 "terms": p.candidate.terms,
@@ -46,7 +50,7 @@ class Started:
             }
             for p in self.proposals
         ]
-        return {"config": str(self.path), "found": list(self.lines), "bases": bases}
+        return {"config": str(self.path), "found": [*self.notes, *self.lines], "bases": bases}
 
 
 def write_config(
@@ -78,13 +82,13 @@ def write_config(
     made = _compose(chosen, bits, _shown(data, output), layout, proposals, encoding, room)
     text = _with_overrides(made, sets) if sets else made
     atomic.write_text(output, text)
-    lines = [*table.notes, *layout.explanation, f"{len(table):,} rows, language: {language or 'not recognised'}"]
+    lines = [*layout.explanation, f"{len(table):,} rows, language: {language or 'not recognised'}"]
     if entry is not None and base is not None and language and entry.speaks(language) is False:
         better = proposals[0].candidate.name
         lines.append(f"{chosen} was NOT trained on {language}; the first choice for this table: {better}")
     if entry is not None and entry.terms:
         lines.append(f"{chosen}: {entry.terms}")
-    return Started(output, text, tuple(lines), tuple(proposals))
+    return Started(output, text, tuple(table.notes), tuple(lines), tuple(proposals))
 
 
 def _shown(data: str, output: Path) -> str:

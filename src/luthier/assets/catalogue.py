@@ -107,7 +107,7 @@ CATALOGUE: tuple[Candidate, ...] = (
     Candidate("tokyotech-llm/Llama-3.1-Swallow-8B-Instruct-v0.3", 8.0, ("ja", "en"), 8192,
               "Llama 3.1 Community and Gemma terms", False, 16.1),
 )  # fmt: skip
-MANY_NAMED = 12  # languages from which on their number is told, not their codes
+MANY_NAMED = 5  # languages from which on their number is told, not their codes
 CPU_PARAMETERS = 0.7  # billions: what trains within an hour or so on a few cores
 FEW_ROWS = 1000
 SIMPLE_TASKS = ("classification",)
@@ -164,7 +164,7 @@ def _language_words(candidate: Candidate, language: str) -> str:
     named = len(candidate.languages)
     if not language:
         return "languages: " + (", ".join(candidate.languages) if named < MANY_NAMED else f"{named} and more")
-    if language == candidate.languages[0]:
+    if language == candidate.languages[0] and named < MANY_NAMED:
         return f"made for {language}"
     if candidate.speaks(language) is None:
         return f"trained on many languages; its card does not name {language}"

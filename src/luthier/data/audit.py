@@ -92,7 +92,7 @@ class Audit:
         }
 
     def lines(self) -> list[str]:
-        """The findings for people, the ordinary ones first."""
+        """The findings for people, the ordinary ones first; the table's notes were told when it was read."""
         out = [f"{self.rows:,} rows, written with {self.rendering}"]
         out += [
             f"{name}: {c.rows:,} rows, {c.examples:,} examples, {c.tokens:,} tokens, {c.supervised:,} of them trained"
@@ -112,7 +112,7 @@ class Audit:
             out.append(f"equal to an earlier row of the same split: {_some(self.duplicates)}")
         if self.leaked:
             out.append(f"in validation or test, and in train too: {_some(self.leaked)}")
-        return [*out, *self.notes]
+        return out
 
 
 class AuditBuilder:

@@ -51,6 +51,9 @@ def test_a_language_that_no_source_names_is_neither_claimed_nor_denied() -> None
     assert "knows nl" in dutch["Qwen/Qwen3-0.6B"].reason and "NOT trained on nl" in dutch["smollm2"].reason
     unsaid = dutch["Qwen/Qwen2.5-0.5B-Instruct"]
     assert "its card does not name nl" in unsaid.reason and unsaid.candidate.speaks("nl") is None
+    english = propose("en", 600, 300, "instruction", MACHINES["16 GiB GPU"], count=99)
+    made = [p.candidate.name for p in english if "made for en" in p.reason]
+    assert "smollm2" in made and not any(name.startswith(("Qwen", "meta-llama")) for name in made)
     names = list(dutch)
     assert names.index("Qwen/Qwen3-0.6B") < names.index(unsaid.candidate.name) < names.index("smollm2")
 
