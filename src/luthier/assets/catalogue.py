@@ -73,7 +73,6 @@ class Proposal:
     fits: bool = True
 
 
-
 def _codes(text: str) -> tuple[str, ...]:
     return tuple(text.split())
 

@@ -240,9 +240,7 @@ def _from_hub(name: str, repository: str, trust_remote_code: bool, sink: events.
     try:
         with events.stage(sink, "fetch", repository):
             bar = download_bar(sink, "fetch")
-            got = snapshot_download(
-                repository, allow_patterns=patterns, ignore_patterns=SECOND_COPIES, tqdm_class=bar
-            )
+            got = snapshot_download(repository, allow_patterns=patterns, ignore_patterns=SECOND_COPIES, tqdm_class=bar)
             return _usable(Path(got), repository)
     except GatedRepoError as error:
         raise AssetError(

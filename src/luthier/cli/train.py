@@ -43,7 +43,9 @@ def command(
     mirror: Annotated[
         str | None,
         typer.Option(
-            "--mirror", metavar="DIR|URL", help="Copy each checkpoint there (a drive, hf://…, s3://…); on a new "
+            "--mirror",
+            metavar="DIR|URL",
+            help="Copy each checkpoint there (a drive, hf://…, s3://…); on a new "
             "machine the same command goes on from it.",
         ),
     ] = None,
