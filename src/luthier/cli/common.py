@@ -45,8 +45,10 @@ RemoteCode = Annotated[
 
 def one_of(positional: str | None, option: str | None, name: str, flag: str) -> str:
     """The value given either way round; both or neither is a usage error."""
-    if (positional is None) == (option is None):
-        raise typer.BadParameter(f"give {name} once, as an argument or with {flag}")
+    if positional is None and option is None:
+        raise typer.BadParameter(f"{name} is missing: give it as an argument, or with {flag}")
+    if positional is not None and option is not None:
+        raise typer.BadParameter(f"{name} is given twice: as the argument {positional!r} and with {flag} {option!r}")
     return positional if positional is not None else str(option)
 
 

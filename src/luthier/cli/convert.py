@@ -14,7 +14,7 @@ EXAMPLES = ("luthier convert ./old-model",)
 
 
 def command(
-    folder: Annotated[Path, typer.Argument(help="A model folder that only has .bin weights.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A model folder that only has .bin weights.")],
     as_json: common.Json = False,
 ) -> None:
     """Convert a folder's pickled .bin weights to safetensors, without running what the pickle says."""

@@ -15,7 +15,7 @@ EXAMPLES = ("luthier init tickets.csv --input subject,body --target queue",)
 
 
 def command(
-    data: Annotated[str, typer.Argument(help="Your table: CSV, TSV, JSON, JSONL, Parquet, Excel, …")],
+    data: Annotated[str, typer.Argument(metavar="DATA", help="Your table: CSV, TSV, JSON, JSONL, Parquet, Excel, …")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Where the config is written.")] = Path("config.yaml"),
     inputs: Annotated[str | None, typer.Option("--input", help="Columns of the prompt: subject,body")] = None,
     target: Annotated[str | None, typer.Option("--target", help="The column to learn: queue")] = None,

@@ -16,7 +16,8 @@ EXAMPLES = ("luthier runs", "luthier runs my-run other-run", "luthier runs verif
 
 def command(
     folders: Annotated[
-        list[Path] | None, typer.Argument(help="Runs to compare, or a folder that holds runs; default runs/.")
+        list[Path] | None,
+        typer.Argument(metavar="RUN", help="Runs to compare, or a folder that holds runs; default runs/."),
     ] = None,
     as_json: common.Json = False,
 ) -> None:

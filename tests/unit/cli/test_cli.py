@@ -277,7 +277,9 @@ def test_wrong_usage_and_wrong_names_say_what_is_right(luthier: Run, tmp_path: P
     code, _, err = luthier("train", "config.yaml")
     assert code == 2 and "--dataset FILE" in err
     code, _, err = luthier("chat")
-    assert code == 2 and "--model_path" in err
+    assert code == 2 and "RUN is missing" in err and "--model_path" in err
+    code, _, err = luthier("chat", "one", "-m", "two")
+    assert code == 2 and "given twice" in err
     code, out, _ = luthier("train", "config.yaml", "--dataset", "x.csv", "--set", "trainer.epoch=1", "--json")
     failure = json.loads(out)
     assert code == failure["exit_code"] == 2 and "epochs" in failure["error"][0]["fix"]
