@@ -199,6 +199,7 @@ class Plan:
     attention: flash packs (CUDA, 16 bit, capability 8.0 and newer); padded pads rows inside the attention only.
     recompute_layers: the first N decoder layers recompute their activations in backward (generic: none or all).
     offload_checkpoints: the inputs of recomputed layers wait in pinned host memory.
+    mlp_tile: tokens that a feed-forward layer works on at a time, in each layer and once more backwards; 0: all.
     weights: of frozen layers. resident: in the compute type on the device; quantised: 4 bit on the device, one matrix
     group at a time de-quantised into a reused buffer; streamed: in pinned host memory, copied layer by layer.
     embeddings: where the input table lies and is looked up. optimizer: where its state lies and the update is made.
@@ -213,6 +214,7 @@ class Plan:
     attention: Literal["flash", "padded"] = "padded"
     recompute_layers: int = 0
     offload_checkpoints: bool = False
+    mlp_tile: int = 0
     weights: Literal["resident", "quantised", "streamed"] = "resident"
     embeddings: Literal["device", "host"] = "device"
     loss_chunk: int = 4096

@@ -14,7 +14,7 @@ _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
 Size = Annotated[str, StringConstraints(pattern=SIZE)]
 Tokens = Annotated[Int, Field(ge=1)]
-Layers = Annotated[Int, Field(ge=0)]
+Count = Annotated[Int, Field(ge=0)]
 
 
 def size_bytes(text: str) -> int:
@@ -38,10 +38,13 @@ class Execution(Section):
     )
     device: Literal["auto", "cpu", "cuda", "mps"] = key("auto", "Where it runs; cuda is the GPU with most free memory.")
     tokens_per_pass: Tokens | Auto = key("auto", "Tokens of one forward and backward pass.")
-    recompute: Layers | Literal["auto", "none", "all"] = key(
+    recompute: Count | Literal["auto", "none", "all"] = key(
         "auto", "Layers whose activations are recomputed in the backward pass, counted from the first."
     )
     offload_checkpoints: bool | Auto = key("auto", "Keep the inputs of recomputed layers in host memory.")
+    mlp_tile: Count | Auto = key(
+        "auto", "Tokens that a feed-forward layer works on at a time, recomputed in the backward pass; 0: all at once."
+    )
     attention: Literal["auto", "flash", "padded"] = key(
         "auto", "flash: packed (CUDA, 16 bit, compute capability 8.0); padded: rows are padded inside the attention."
     )

@@ -119,6 +119,7 @@ def execution_of(plan: Plan) -> Execution:
         attention=plan.attention,
         recompute_layers=plan.recompute_layers,
         offload=plan.offload_checkpoints,
+        mlp_tile=plan.mlp_tile,
         loss_chunk=plan.loss_chunk,
         graphs=plan.graphs,
         tokens=plan.tokens_per_pass,

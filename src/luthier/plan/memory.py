@@ -7,7 +7,7 @@ The items are those that torch's allocator holds at the peak; `CONTEXT` is what 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from luthier.plan.job import Job
 from luthier.plan.passes import graph_tokens, graphs_of
@@ -62,6 +62,8 @@ def memory(job: Job, plan: Plan, tokens: int) -> Memory:
 
     Not all items are there at one time: activations go as gradients come. The peak is the largest moment of a step.
     """
+    if plan.mlp_tile >= tokens:  # nothing is cut
+        plan = replace(plan, mlp_tile=0)
     cuda = plan.device.startswith("cuda")
     count, c = job.trained.weights, job.compute
     parts = Parts.of(job, plan, tokens)
@@ -117,7 +119,8 @@ class Parts:
         one = tokens * layer_bytes(job, plan)
         last = one
         if plan.model == "decoder":  # the last layer's MLP sees supervised positions only
-            last -= (tokens - supervised) * c * (spec.hidden + 2 * spec.intermediate + job.shape.q)
+            inside = 0 if plan.mlp_tile else 2 * spec.intermediate
+            last -= (tokens - supervised) * c * (spec.hidden + inside + job.shape.q)
         inputs = again * tokens * spec.hidden * c
         whole = max(layers - again - 1, 0) * one + (last if again < layers else 0)
         if plan.share_prefix and plan.attention == "padded":
@@ -127,7 +130,7 @@ class Parts:
             layer=one,
             last=last if again < layers else 0,
             inputs=0 if plan.offload_checkpoints else inputs,
-            work=tokens * _work_bytes(job, plan),
+            work=_work(job, plan, tokens),
             loss=_loss(job, plan, tokens, supervised),
             scores=_scores(job, plan, supervised),
         )
@@ -206,7 +209,8 @@ def layer_bytes(job: Job, plan: Plan) -> float:
     packed, keys = plan.attention == "flash", job.real if plan.share_prefix else 1.0  # each row has its prefix's too
     # where rows are padded, keys and values are repeated for each head
     heads = 2 * shape.q + 2 * shape.kv * keys if packed else (1 + 2 * PADDED * (1 + keys)) * shape.q
-    kept = 2 * spec.hidden + heads + 2 * spec.intermediate + job.trained.ranks
+    inside = 0 if plan.mlp_tile else 2 * spec.intermediate  # gate and up, which a tile makes again
+    kept = 2 * spec.hidden + heads + inside + job.trained.ranks
     return c * kept + 4 * spec.heads + 8 + _weights_of_attention(job, plan)  # and in fp32 a log-sum-exp and two norms
 
 
@@ -217,6 +221,16 @@ def _weights_of_attention(job: Job, plan: Plan) -> float:
     rows = [length for step in job.steps for length in step]
     squares = sum(length * length for length in rows) / max(sum(rows), 1)
     return 6.0 * job.shape.spec.heads * squares
+
+
+def _work(job: Job, plan: Plan, tokens: int) -> float:
+    """Buffers of the layer at work in the backward pass."""
+    if not plan.mlp_tile:
+        return tokens * _work_bytes(job, plan)
+    # a tile's own, with what it saves; of all tokens the gradients on both sides, or those of attention
+    tile = plan.mlp_tile * (_work_bytes(job, plan) + 2 * job.compute * job.shape.spec.intermediate)
+    wide = 8 if plan.device.startswith("cuda") else 6 if job.compute == 2 else 2
+    return tile + tokens * job.compute * wide * job.shape.spec.hidden
 
 
 def _work_bytes(job: Job, plan: Plan) -> float:

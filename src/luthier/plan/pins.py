@@ -10,9 +10,9 @@ from luthier.plan.job import Job
 from luthier.plan.support import Engine, no_graphs
 from luthier.types import Machine
 
-DECODER_ONLY = ("offload_checkpoints", "embeddings", "optimizer", "loss_chunk", "graphs", "share_prefix")
+DECODER_ONLY = ("offload_checkpoints", "mlp_tile", "embeddings", "optimizer", "loss_chunk", "graphs", "share_prefix")
 Refuse = Callable[..., None]  # key of `execution`, why, and what to write instead of "auto"
-PLAIN = (False, "device", "auto")  # what these are anyway
+PLAIN = (False, 0, "device", "auto")  # what these are anyway
 
 
 def check(
@@ -80,6 +80,8 @@ def _check_decoder(config: Any, job: Job, device: str, no_flash: str | None, eng
             refuse("graphs", why, "false")
         elif pinned.recompute not in ("auto", "none", 0) or config.trainer.enable_gradient_checkpointing is True:
             refuse("graphs", "graphs recompute nothing, and recomputing is asked for", "false")
+        elif pinned.mlp_tile not in ("auto", 0):
+            refuse("graphs", "graphs recompute nothing, and mlp_tile recomputes the feed-forward layers", "false")
     if pinned.share_prefix is True:
         if job.dropout:
             refuse("share_prefix", f"adapter.dropout is {job.dropout:g}, and shared tokens have one mask", "false")

@@ -27,9 +27,10 @@ from luthier.types import DataStats, Machine, ModelSpec, Plan
 MAX_TOKENS = 32768  # more in one pass gains nothing on any card
 CUTS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 96, 128)  # passes of a step that are tried
 LOSS = {"cuda": (256 * MIB, 32 * MIB), "mps": (128 * MIB,), "cpu": (48 * MIB,)}  # bytes of a chunk of logits
+TILE = 1024  # tokens of a feed-forward layer at a time: enough for full speed, and little memory
 GRAPH_SECONDS = 0.2  # making the graphs of one rounded length for 32 layers, measured
 # What a means must save to be worth it, as a share of the step's time.
-BURDEN = {"streamed": 1.0, "offload_checkpoints": 0.03, "optimizer": 0.03, "embeddings": 0.01}
+BURDEN = {"streamed": 1.0, "offload_checkpoints": 0.03, "mlp_tile": 0.02, "optimizer": 0.03, "embeddings": 0.01}
 RESERVE = {"cuda": (0.04, 400 * MIB), "mps": (0.15, GIB), "cpu": (0.10, 512 * MIB)}  # share of free memory, at least
 
 
@@ -145,7 +146,7 @@ def cost(job: Job, plan: Plan, rates: Rates) -> float:
     """What plans are compared by: a step's seconds, with the burden of the means that the plan uses."""
     seconds = speed(job, plan, rates, typical=True).seconds + making_graphs(job, plan)
     burden = BURDEN["streamed"] * (plan.weights == "streamed")
-    burden += BURDEN["offload_checkpoints"] * plan.offload_checkpoints
+    burden += BURDEN["offload_checkpoints"] * plan.offload_checkpoints + BURDEN["mlp_tile"] * bool(plan.mlp_tile)
     burden += BURDEN["optimizer"] * (plan.optimizer == "host") + BURDEN["embeddings"] * (plan.embeddings == "host")
     return seconds * (1 + burden)
 
@@ -200,11 +201,12 @@ def _candidates(config: Any, job: Job, start: Plan, engine: Engine) -> Iterator[
     tables = ("device", "host") if decoder and cuda and job.shape.head and engine.embeddings_on_host else ("device",)
     places = ("device", "host") if decoder and cuda and engine.optimizer_on_host and not job.paged else ("device",)
     away = (False, True) if decoder and cuda and engine.offload_checkpoints else (False,)
+    tiles = (0, TILE) if decoder and cuda and engine.mlp_tile and not job.trained.full else (0,)
     fast = decoder and engine.graphs and not _declared_recompute(config, job.shape.spec.layers)
     fast = fast and no_graphs(start.attention, start.device, job.trained.full) is None
     chunks = of("loss_chunk", *_chunks(job, kind)) if decoder else (4096,)
     shares = of("share_prefix", *((True, False) if decoder and engine.share_prefix and shareable(job) else (False,)))
-    for cut, share, graphs, chunk, place, table, kept, moved in product(
+    for cut, share, graphs, chunk, place, table, kept, moved, tile in product(
         of("tokens_per_pass", *_cuts(job, start.model, any(shares))),
         shares,
         of("graphs", *((True, False) if fast else (False,))),
@@ -213,10 +215,13 @@ def _candidates(config: Any, job: Job, start: Plan, engine: Engine) -> Iterator[
         of("embeddings", *tables),
         of("weights", *weights),
         of("offload_checkpoints", *away),
+        of("mlp_tile", *tiles),
     ):
-        if graphs and (moved or share):
+        if graphs and (moved or share or tile):
             continue  # graphs recompute nothing, so there is nothing to move; and their keys are the tokens in order
         tokens = max(cut, job.longest)
+        if tile >= tokens and pinned.mlp_tile == "auto":
+            continue  # nothing would be cut
         if graphs:  # the largest is made first, so it should be one that comes
             tokens = min(tokens, max(rounded(job.most(start.model)), job.longest))
         yield replace(
@@ -229,6 +234,7 @@ def _candidates(config: Any, job: Job, start: Plan, engine: Engine) -> Iterator[
             embeddings=table,
             weights=kept,
             offload_checkpoints=moved,
+            mlp_tile=tile,
         )
 
 

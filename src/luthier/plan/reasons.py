@@ -30,6 +30,8 @@ def why(config: Any, job: Job, plan: Plan, machine: Machine, engine: Engine, spe
         said["loss_chunk"] = f"logits of {job.shape.spec.vocab:,} words exist for so many tokens at a time"
     if plan.offload_checkpoints:
         said["offload_checkpoints"] = "their inputs would not fit beside the rest"
+    if plan.mlp_tile:
+        said["mlp_tile"] = "what a feed-forward layer needs for all tokens at once would not fit"
     if plan.embeddings == "host":
         said["embeddings"] = "the table is looked up on the host to make room"
     if plan.optimizer == "host":

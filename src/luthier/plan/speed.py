@@ -154,7 +154,7 @@ def pass_seconds(job: Job, plan: Plan, rates: Rates, tokens: int, rows: Sequence
     gathered = len(rows) * shared * 2 * shape.kv * c * 5  # read and written, and their gradients
     out = {
         "products": training * forward / rate,
-        "recompute": again * forward / rate,
+        "recompute": (again + _tiled(job, plan, tokens)) * forward / rate,
         "head and loss": training * 2.0 * shape.embedding * kept / rate + kept * spec.vocab * 16 / rates.bandwidth,
         "attention": (3.5 + again) * 2.0 * square * shape.q * spec.layers / (0.4 * rates.matmul)
         + gathered * spec.layers / rates.bandwidth,
@@ -181,6 +181,13 @@ def _with_launches(out: dict[str, float], job: Job, plan: Plan, rates: Rates, ag
     busy = sum(out.values()) + gaps
     host = kernels * max(HOST_SECONDS, rates.launch)
     return out | {"launches": gaps + max(0.0, host - busy)}
+
+
+def _tiled(job: Job, plan: Plan, tokens: int) -> float:
+    """The share of a forward pass that is done once more where feed-forward layers go tile by tile."""
+    if not 0 < plan.mlp_tile < tokens:
+        return 0.0
+    return 3 * job.shape.spec.hidden * job.shape.spec.intermediate * job.shape.spec.layers / job.shape.linear
 
 
 def _squares(rows: Sequence[int], shared: int) -> float:

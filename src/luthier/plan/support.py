@@ -34,6 +34,7 @@ class Engine:
     architectures: frozenset[str] = FIRST_CLASS
     weights: frozenset[str] = frozenset({"resident", "quantised", "streamed"})
     offload_checkpoints: bool = True
+    mlp_tile: bool = True
     embeddings_on_host: bool = True
     optimizer_on_host: bool = True
     graphs: bool = True

@@ -80,7 +80,9 @@ def measured(folder: Path, settings: config.Config, precision: str, plan: Plan, 
         model = load_decoder(folder, read_shape(folder), Placing(dtype=DTYPES[precision], trained=full))
         if not full:
             model.adapt(settings.adapter, 1)
-        model.execution = Execution(recompute_layers=plan.recompute_layers, loss_chunk=plan.loss_chunk)
+        model.execution = Execution(
+            recompute_layers=plan.recompute_layers, loss_chunk=plan.loss_chunk, mlp_tile=plan.mlp_tile
+        )
         return step_bytes(model.train().logprobs, collate(rows, share=plan.share_prefix), nullcontext())
     base = Base("tiny", folder, "folder", "", read_spec(folder))
     loaded: Any = load_base(base, dtype="fp32" if full else precision)
@@ -130,6 +132,23 @@ def test_peak_of_a_step_that_shares_a_beginning(
     found, want = predicted(folder, settings, plan, lengths)
     assert want == pytest.approx(there, rel=0.1), {name: round(size) for name, size in found.moments.items()}
     assert there < 0.95 * measured(folder, settings, "fp32", replace(plan, share_prefix=False), lengths)
+
+
+@pytest.mark.parametrize("adapter", ["lora", "lora qv"])
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+@pytest.mark.parametrize("recomputed", [0, LAYERS])
+def test_peak_of_a_step_in_tiles(
+    case: tuple[Path, list[int]], adapter: str, precision: str, recomputed: int
+) -> None:
+    folder, lengths = case
+    declared = {"base_model": str(folder), "adapter": ADAPTERS[adapter]}
+    settings = config.load(declared | {"trainer": {"batch_size": 8, "precision": precision}})
+    plan = Plan("cpu", 4096, "decoder", recompute_layers=recomputed, loss_chunk=64, mlp_tile=64)
+    there = measured(folder, settings, precision, plan, lengths)
+    found, want = predicted(folder, settings, plan, lengths)
+    assert want == pytest.approx(there, rel=0.1), {name: round(size) for name, size in found.moments.items()}
+    loss = max(found.moments.values()) == found.moments["loss"]  # which tiles of feed-forward layers do not touch
+    assert there < 0.9 * measured(folder, settings, precision, replace(plan, mlp_tile=0), lengths) or loss
 
 
 def test_weights_adapter_and_gradients_are_exact(case: tuple[Path, list[int]]) -> None:

@@ -136,6 +136,7 @@ def test_checkpointing_keeps_ludwigs_key() -> None:
         ("embeddings", "host", "embeddings", "host"),
         ("optimizer", "host", "optimizer", "host"),
         ("loss_chunk", 77, "loss_chunk", 77),
+        ("mlp_tile", 256, "mlp_tile", 256),
         ("graphs", True, "graphs", True),
         ("device", "cpu", "device", "cpu"),
     ],
@@ -158,6 +159,17 @@ def test_graphs_pay_where_starting_kernels_is_what_takes_time() -> None:
     few = {"trainer": {"batch_size": 16, "train_steps": 3}}
     assert not best(declared(**few), SMALL, data, gpu(140), engine=WHOLE).plan.graphs
     assert not best(declared(adapter=None, quantization=None), SMALL, data, gpu(140), engine=WHOLE).plan.graphs
+
+
+def test_long_rows_in_little_memory_go_tile_by_tile() -> None:
+    """Where a row of 8,192 tokens does not fit otherwise; no tile is cut where there is room, or nothing to cut."""
+    long = DataStats((8192,) * 32, 32 * 4096, "x")
+    quiet = {"trainer": {"batch_size": 16, "eval_generation_rows": 0}}
+    assert planned(gpu(140), data=long, **quiet).plan.mlp_tile == 0
+    assert planned(gpu(6.1), **quiet).plan.mlp_tile == 0
+    tiled = planned(gpu(6.1), data=long, execution={"weights": "quantised"}, **quiet)
+    assert tiled.plan.mlp_tile == 1024 and tiled.fits
+    assert not planned(gpu(6.1), data=long, execution={"weights": "quantised", "mlp_tile": 0}, **quiet).fits
 
 
 def test_offloading_and_limits_act() -> None:
@@ -183,6 +195,7 @@ def test_offloading_and_limits_act() -> None:
         ({"offload_checkpoints": True, "recompute": "none"}, gpu(80), "no checkpoints"),
         ({"share_prefix": True, "graphs": True}, gpu(80), "a graph's keys are its tokens"),
         ({"graphs": True, "recompute": "all"}, gpu(80), "recompute nothing"),
+        ({"graphs": True, "mlp_tile": 512}, gpu(80), "recomputes the feed-forward"),
         ({"graphs": True}, gpu(15, (7, 5), "Tesla T4"), "flash attention"),
         ({"device": "cuda"}, CPU, "no cuda device"),
     ],

@@ -29,6 +29,7 @@ class Execution:
     attention: attention.Kind = "padded"
     recompute_layers: int = 0  # the first so many layers keep only their input
     offload: bool = False  # and keep it on the host
+    mlp_tile: int = 0  # tokens that a feed-forward layer works on at a time, and recomputes; 0: all at once
     loss_chunk: int = 1024  # supervised tokens whose logits exist at a time
     graphs: bool = False  # replay all layers but the last as CUDA graphs (no recomputation, Flash, frozen embedding)
     tokens: int = 0  # of the largest pass that graphs may have to hold
@@ -114,6 +115,7 @@ class Decoder(nn.Module):
             spans=attention.spans((*batch.lengths, more) if more else batch.lengths, device, parents),
             turns=self.turns(_to_length(batch.positions, tokens).to(device, non_blocking=True)),
             attention=self.execution.attention,
+            tile=self.execution.mlp_tile,
             keep=keep.to(device, non_blocking=True),
             key_t=self._keys(batch, tokens),
         )

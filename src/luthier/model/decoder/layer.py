@@ -12,7 +12,7 @@ from luthier.kernels.attention import Kind, Spans, attend
 from luthier.kernels.linear import Linear, Norm
 from luthier.kernels.rotary import Heads
 from luthier.model.decoder.lora import Group, Pair
-from luthier.model.decoder.nodes import normed, rotated, taken
+from luthier.model.decoder.nodes import in_tiles, normed, rotated, taken
 from luthier.model.decoder.shape import Rotary, Shape
 
 
@@ -21,7 +21,8 @@ class Pass:
     """What all layers of one pass share.
 
     turns: rotary kind -> cosine and sine [t, half]. keep: [n] the tokens whose outcome is wanted after the last layer.
-    key_t: [t] the tokens' keys for dropout; None without it. attention: how it is computed.
+    key_t: [t] the tokens' keys for dropout; None without it. attention: how it is computed. tile: tokens that a
+    feed-forward layer works on at a time; 0: all of them.
     """
 
     spans: Spans
@@ -29,6 +30,7 @@ class Pass:
     attention: Kind
     keep: torch.Tensor | None = None
     key_t: torch.Tensor | None = None
+    tile: int = 0
 
 
 class Layer(nn.Module):
@@ -57,7 +59,8 @@ class Layer(nn.Module):
         if now.keep is not None and self.number == self.shape.layers - 1:
             heads_to, x_th = taken(heads_to, now.keep), taken(x_th, now.keep)
             key_t = None if key_t is None else key_t[now.keep]
-        return self.feed_forward(self.joined("o", heads_to, x_th, key_t), key_t)
+        x_th = self.joined("o", heads_to, x_th, key_t)
+        return in_tiles(self.feed_forward, x_th, key_t, now.tile, next(self.parameters(), x_th))
 
     def attention(self, x_th: torch.Tensor, now: Pass) -> tuple[torch.Tensor, torch.Tensor]:
         """[t, heads d] of what the heads have gathered, and x for the residual path."""

@@ -110,6 +110,27 @@ def recomputed(
     return out
 
 
+def in_tiles(
+    run: Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor],
+    x_th: torch.Tensor,
+    key_t: torch.Tensor | None,
+    tile: int,
+    anchor: torch.Tensor,
+) -> torch.Tensor:
+    """run(x, key) for something that treats each token alone, ``tile`` tokens at a time (0: all), keeping only x.
+
+    ``anchor``: as of `recomputed`.
+    """
+    if not 0 < tile < len(x_th):
+        return run(x_th, key_t)
+    keys = [None] * -(-len(x_th) // tile) if key_t is None else key_t.split(tile)
+    parts = [
+        recomputed(lambda x, key=key: run(x, key), x, anchor, offload=False)  # type: ignore[misc]
+        for x, key in zip(x_th.split(tile), keys, strict=True)
+    ]
+    return torch.cat(parts)
+
+
 def _to_host(x: torch.Tensor) -> torch.Tensor:
     if x.device.type != "cuda":
         return x.detach().to("cpu", copy=True)

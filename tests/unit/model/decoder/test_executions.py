@@ -92,7 +92,29 @@ def rounded_up(decoder: Decoder) -> list[list[Example]]:
     return in_pairs(decoder)
 
 
-WAYS: list[Way] = [packed, in_pairs, backwards, recomputed, offloaded, small_chunks, rounded_up]
+def in_tiles(decoder: Decoder) -> list[list[Example]]:
+    decoder.execution = replace(decoder.execution, mlp_tile=5)
+    return [examples()]
+
+
+def in_tiles_of_recomputed_layers(decoder: Decoder) -> list[list[Example]]:
+    decoder.execution = replace(decoder.execution, mlp_tile=7, recompute_layers=2)
+    return [examples()]
+
+
+TILED: list[Way] = [in_tiles, in_tiles_of_recomputed_layers]
+WAYS: list[Way] = [packed, in_pairs, backwards, recomputed, offloaded, small_chunks, rounded_up, *TILED]
+
+
+@pytest.mark.parametrize("target", ["down_proj", "gate_proj", "q_proj"])
+@pytest.mark.parametrize("way", TILED, ids=lambda way: way.__name__)
+def test_tiles_reach_what_is_trained_wherever_it_is(folder: Path, way: Way, target: str) -> None:
+    """With an adapter in the first feed-forward layer alone, what enters it needs no gradient."""
+    decoder = adapted(folder, Lora(r=3, dropout=0.25, target_modules=[target]))
+    want = gradients(decoder, one_by_one(decoder))
+    got = gradients(decoder, way(decoder))
+    assert len(want) == len(got) and float(want.abs().max()) > 0
+    assert torch.allclose(got, want, rtol=1e-10, atol=1e-14)
 
 
 def test_passes_are_rounded_up(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
