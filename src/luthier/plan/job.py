@@ -41,6 +41,7 @@ class Job:
     evaluations: int
     state: float  # bytes of optimizer state for each trained weight
     paged: bool
+    movable: bool  # its state is plain tensors, which can wait on the host
     fused: bool  # the optimizer updates in one kernel on a GPU, without buffers of its own
     noise: bool  # NEFTune
     answer: int  # tokens of a generated answer
@@ -76,6 +77,7 @@ class Job:
             evaluations=max(1, total // (trainer.steps_per_evaluation or per_epoch)),
             state=STATE[kind] + momentum,
             paged=kind.startswith("paged"),
+            movable=STATE[kind] + momentum > 0 and not kind.startswith("paged") and not kind.endswith("8bit"),
             fused=kind in ("adam", "adamw"),
             noise=bool(config.model_parameters.neftune_noise_alpha),
             answer=config.generation.max_new_tokens or 256,

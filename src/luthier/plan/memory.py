@@ -21,6 +21,7 @@ CONTEXT = GIB // 2  # a CUDA context with its libraries, outside torch's allocat
 PROCESS = {"cpu": 700 * MIB, "cuda": 1800 * MIB, "mps": 700 * MIB}  # Python with torch and transformers loaded
 PER_TOKEN = 16  # bytes of a tokenised token with its weight on the host
 
+UPDATED = 128 * MIB  # weights whose optimizer state is on the device at one time, where it waits on the host
 CUBLAS = 64 * MIB  # what cuBLAS works in, for the thread that runs forwards and the one that runs backwards
 POOL = 0.15  # of a graph's activations, lost between the blocks of its pool; 12 and 24 % measured with one length
 
@@ -147,7 +148,8 @@ class Parts:
             "loss": self.saved + self.loss + copied + cast,
             "backward of the last layers": self.saved - self.last + self.work + head + each + copied,
             "backward of the first layers": self.layer + self.work + gradients - first - each,
-            "update": gradients + (0.0 if fused else 4.0 * job.trained.weights),  # the optimizer's own buffers
+            "update": gradients + (0.0 if fused else 4.0 * job.trained.weights)  # the optimizer's own buffers
+            + (job.state * min(UPDATED / 4, job.trained.weights) if plan.optimizer == "host" else 0.0),
             "evaluation": self.work + self.scores,
             "generation": _answers(job),
         }
@@ -286,7 +288,7 @@ def _away(job: Job, plan: Plan, tokens: int) -> dict[str, int]:
     if plan.weights == "streamed":
         out["streamed weights"] = round(quantised_bytes(job.bits, job.double, c) * shape.linear)
     if plan.optimizer == "host" or job.paged:
-        out["optimizer"] = round((4 + job.state) * job.trained.weights)  # with the gradients on their way
+        out["optimizer"] = round(job.state * job.trained.weights)
     if plan.offload_checkpoints:
         out["checkpointed inputs"] = tokens * plan.recompute_layers * shape.spec.hidden * c
     return out

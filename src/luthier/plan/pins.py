@@ -67,8 +67,10 @@ def check(
 
 
 def _check_decoder(config: Any, job: Job, device: str, no_flash: str | None, engine: Engine, refuse: Refuse) -> None:
-    """What only Luthier's own decoder does: checkpoints on the host, graphs, shared prefixes."""
+    """What only Luthier's own decoder does: state and checkpoints on the host, graphs, shared prefixes."""
     pinned = config.execution
+    if pinned.optimizer == "host" and device.startswith("cuda") and not job.movable:
+        refuse("optimizer", f"{config.trainer.optimizer.type} has no state, or pages or packs it by itself", "device")
     if pinned.offload_checkpoints is True:
         if not (engine.offload_checkpoints and device.startswith("cuda")):
             refuse("offload_checkpoints", "it needs a CUDA GPU" if engine.offload_checkpoints else "not built yet")

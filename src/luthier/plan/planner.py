@@ -199,7 +199,7 @@ def _candidates(config: Any, job: Job, start: Plan, engine: Engine) -> Iterator[
         every = ("resident", *(("quantised",) if job.bits else ()), *(("streamed",) if cuda else ()))
         weights = tuple(name for name in every if name in engine.weights)
     tables = ("device", "host") if decoder and cuda and job.shape.head and engine.embeddings_on_host else ("device",)
-    places = ("device", "host") if decoder and cuda and engine.optimizer_on_host and not job.paged else ("device",)
+    places = ("device", "host") if decoder and cuda and engine.optimizer_on_host and job.movable else ("device",)
     away = (False, True) if decoder and cuda and engine.offload_checkpoints else (False,)
     tiles = (0, TILE) if decoder and cuda and engine.mlp_tile and not job.trained.full else (0,)
     fast = decoder and engine.graphs and not _declared_recompute(config, job.shape.spec.layers)

@@ -220,9 +220,10 @@ def _dequantise(job: Job, plan: Plan, rates: Rates) -> float:
 
 def _update(job: Job, plan: Plan, rates: Rates) -> float:
     moved = (12 + 2 * job.state) * job.trained.weights  # weight, gradient and state, read and written
-    if plan.optimizer == "host" or job.paged:
+    if job.paged:
         return moved / min(rates.link, 10e9)
-    return moved / rates.bandwidth
+    there_and_back = 2 * job.state * job.trained.weights / rates.link if plan.optimizer == "host" else 0.0
+    return moved / rates.bandwidth + there_and_back
 
 
 __all__ = ["GIB", "RANGE", "Rates", "Span", "Speed", "layer_bytes", "pass_seconds", "rates_of", "speed"]

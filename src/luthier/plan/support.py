@@ -42,8 +42,7 @@ class Engine:
     refusal: str | None = None
 
 
-WHOLE = Engine()  # all that the design has
-BUILT = Engine(optimizer_on_host=False)  # what the pipeline opens today
+BUILT = Engine()  # what the pipeline opens
 ROTARY_BY_LENGTH = ("dynamic", "longrope", "su")  # their frequencies depend on the longest sample of a batch
 SWITCHES = ("mlp_bias", "attention_bias", "use_bidirectional_attention")
 

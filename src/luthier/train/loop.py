@@ -15,6 +15,7 @@ from luthier.errors import ConfigError, Interrupted, LuthierError, TrainingError
 from luthier.events import Note, Progress, Saved, Stepped, Warned, stage
 from luthier.train import checkpoint
 from luthier.train.hooks import NOTHING, Best, Decision, Hook, Plateau, Rhythm
+from luthier.train.hosted import keep_on_host
 from luthier.train.keeping import (
     Run,
     keep_if_finite,
@@ -123,6 +124,8 @@ def optimizer_of(setup: Setup) -> torch.optim.Optimizer:
     )
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
+    if setup.plan.optimizer == "host":
+        keep_on_host(optimizer)
     return optimizer
 
 

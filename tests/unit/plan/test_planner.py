@@ -13,14 +13,14 @@ from planning import CPU, GIB, SEVEN, SMALL, declared, gpu, rows
 from luthier.errors import ConfigError, TrainingError
 from luthier.plan import best, device_of, make_plan, plan_for
 from luthier.plan.planner import cost, forecast
-from luthier.plan.support import WHOLE
+from luthier.plan.support import BUILT
 from luthier.types import DataStats, Gpu, Machine, Plan
 
 DATA = rows()
 
 
 def planned(machine: Machine, spec=SEVEN, data: DataStats = DATA, **sections):  # type: ignore[no-untyped-def]
-    return best(declared(**sections), spec, data, machine, engine=WHOLE)
+    return best(declared(**sections), spec, data, machine, engine=BUILT)
 
 
 def test_the_seeds_config_packs_a_whole_step_on_a_large_card() -> None:
@@ -68,7 +68,7 @@ def test_one_row_always_fits_or_it_says_so(lengths: list[int], free: float, batc
     data = DataStats(tuple(lengths), max(1, sum(lengths) // 3), "h")
     sections = {"trainer": {"batch_size": batch}}
     try:
-        found = plan_for(declared(**sections), SMALL, data, machine, engine=WHOLE)
+        found = plan_for(declared(**sections), SMALL, data, machine, engine=BUILT)
     except TrainingError as error:
         fault = error.faults[0]
         assert fault.code == "training-no-memory" and fault.fix
@@ -81,16 +81,16 @@ def test_one_row_always_fits_or_it_says_so(lengths: list[int], free: float, batc
 def test_what_does_not_fit_names_the_smallest_change_that_does() -> None:
     sections = {"adapter": None, "quantization": None}
     with pytest.raises(TrainingError, match=r"leanest plan needs \d+\.\d GiB of the GPU") as caught:
-        plan_for(declared(**sections), SEVEN, DATA, gpu(23, (8, 6), "NVIDIA A10", host=400), engine=WHOLE)
+        plan_for(declared(**sections), SEVEN, DATA, gpu(23, (8, 6), "NVIDIA A10", host=400), engine=BUILT)
     assert "adapter: {type: lora}" in str(caught.value.faults[0].fix)
     long = DataStats((100_000, 200, 300), 1000, "h")
     with pytest.raises(TrainingError) as caught:
-        plan_for(declared(), SEVEN, long, gpu(8, (8, 6), "RTX 3060", host=10), engine=WHOLE)
+        plan_for(declared(), SEVEN, long, gpu(8, (8, 6), "RTX 3060", host=10), engine=BUILT)
     fix = str(caught.value.faults[0].fix)
     length = int(re.search(r"max_sequence_length: (\d+)", fix)[1])  # type: ignore[index]
     assert "cuts 1 of 3 rows" in fix
     cut = DataStats((length, 200, 300), 1000, "h")
-    assert best(declared(), SEVEN, cut, gpu(8, (8, 6), "RTX 3060", host=10), engine=WHOLE).fits
+    assert best(declared(), SEVEN, cut, gpu(8, (8, 6), "RTX 3060", host=10), engine=BUILT).fits
 
 
 def test_a_cpu_takes_passes_that_stay_in_its_cache() -> None:
@@ -106,15 +106,15 @@ def test_long_rows_fit_a_small_card() -> None:
 
 
 def test_what_the_engine_lacks_is_not_planned() -> None:
-    plan = make_plan(declared(), replace(SEVEN, architecture="FalconMambaForCausalLM"), DATA, gpu(140), engine=WHOLE)
+    plan = make_plan(declared(), replace(SEVEN, architecture="FalconMambaForCausalLM"), DATA, gpu(140), engine=BUILT)
     assert (plan.model, plan.attention, plan.weights) == ("generic", "padded", "quantised")
     assert "FalconMamba" in plan.reasons["model"]
-    bare = replace(WHOLE, weights=frozenset({"resident", "quantised"}), offload_checkpoints=False)
+    bare = replace(BUILT, weights=frozenset({"resident", "quantised"}), offload_checkpoints=False)
     for free in (3, 6, 12, 40):
         plan = best(declared(), SEVEN, DATA, gpu(free), engine=bare).plan
         assert plan.weights != "streamed" and not plan.offload_checkpoints
     dora = declared(adapter={"type": "lora", "use_dora": True})
-    assert best(dora, SEVEN, DATA, gpu(80), engine=WHOLE).plan.model == "generic"
+    assert best(dora, SEVEN, DATA, gpu(80), engine=BUILT).plan.model == "generic"
 
 
 def test_checkpointing_keeps_ludwigs_key() -> None:
@@ -150,15 +150,15 @@ def test_every_pin_acts(pin: str, value: object, field: str, want: object) -> No
 def test_graphs_pay_where_starting_kernels_is_what_takes_time() -> None:
     """A small model on a fast card waits for the host; a handful of steps does not repay the graphs."""
     data = rows(2000)
-    small = best(declared(), SMALL, data, gpu(140), engine=WHOLE)
+    small = best(declared(), SMALL, data, gpu(140), engine=BUILT)
     assert small.plan.graphs and not small.plan.recompute_layers
     assert (
         small.speed.seconds
-        < best(declared(execution={"graphs": False}), SMALL, data, gpu(140), engine=WHOLE).speed.seconds
+        < best(declared(execution={"graphs": False}), SMALL, data, gpu(140), engine=BUILT).speed.seconds
     )
     few = {"trainer": {"batch_size": 16, "train_steps": 3}}
-    assert not best(declared(**few), SMALL, data, gpu(140), engine=WHOLE).plan.graphs
-    assert not best(declared(adapter=None, quantization=None), SMALL, data, gpu(140), engine=WHOLE).plan.graphs
+    assert not best(declared(**few), SMALL, data, gpu(140), engine=BUILT).plan.graphs
+    assert not best(declared(adapter=None, quantization=None), SMALL, data, gpu(140), engine=BUILT).plan.graphs
 
 
 def test_long_rows_in_little_memory_go_tile_by_tile() -> None:
@@ -226,8 +226,8 @@ def test_the_gpu_with_most_free_memory_is_used() -> None:
 
 
 def test_the_same_inputs_give_the_same_plan_and_a_probe_changes_times_alone() -> None:
-    one = plan_for(declared(), SMALL, DATA, CPU, engine=WHOLE)
-    two = plan_for(declared(), SMALL, DATA, CPU, engine=WHOLE, measured=(2e12, 1e12))
+    one = plan_for(declared(), SMALL, DATA, CPU, engine=BUILT)
+    two = plan_for(declared(), SMALL, DATA, CPU, engine=BUILT, measured=(2e12, 1e12))
     assert one.plan == two.plan and two.speed.seconds < one.speed.seconds
 
 
@@ -241,7 +241,7 @@ def test_a_recorded_plan_is_read_back() -> None:
 def test_graphs_take_memory_of_their_own() -> None:
     """What their pool loses, and what each rounded length reads and writes."""
     data = rows(2000)
-    with_graphs = best(declared(execution={"graphs": True}), SMALL, data, gpu(140), engine=WHOLE)
+    with_graphs = best(declared(execution={"graphs": True}), SMALL, data, gpu(140), engine=BUILT)
     eager = forecast(
         declared(execution={"graphs": True}), SMALL, data, gpu(140), replace(with_graphs.plan, graphs=False)
     )
@@ -260,8 +260,8 @@ def test_an_update_in_one_kernel_needs_no_buffers() -> None:
 
 def test_graphs_are_no_larger_than_any_pass_that_comes() -> None:
     pinned = {"graphs": True, "tokens_per_pass": 30_000}
-    found = best(declared(execution=pinned), SMALL, rows(2000), gpu(140), engine=WHOLE)
+    found = best(declared(execution=pinned), SMALL, rows(2000), gpu(140), engine=BUILT)
     most = found.job.most("decoder")
     assert most <= found.plan.tokens_per_pass < most + 64
-    eager = best(declared(execution=pinned | {"graphs": False}), SMALL, rows(2000), gpu(140), engine=WHOLE)
+    eager = best(declared(execution=pinned | {"graphs": False}), SMALL, rows(2000), gpu(140), engine=BUILT)
     assert eager.plan.tokens_per_pass == 30_000

@@ -9,7 +9,7 @@ from planning import GIB, SEVEN, declared, gpu, rows
 
 from luthier.plan import make_plan
 from luthier.plan.recorded import continued, leaner
-from luthier.plan.support import WHOLE
+from luthier.plan.support import BUILT
 from luthier.types import Plan
 
 DATA = rows()
@@ -17,7 +17,7 @@ DATA = rows()
 
 def go_on(recorded: Plan, machine: Any, made_on: Any, **execution: object) -> tuple[Plan, str]:
     config = declared(execution=execution)
-    new = make_plan(config, SEVEN, DATA, machine, engine=WHOLE)
+    new = make_plan(config, SEVEN, DATA, machine, engine=BUILT)
     pins = declared().execution.model_dump(mode="json")
     return continued(
         recorded, new, config=config, spec=SEVEN, stats=DATA, machine=machine, made_on=asdict(made_on), pins=pins
@@ -27,14 +27,14 @@ def go_on(recorded: Plan, machine: Any, made_on: Any, **execution: object) -> tu
 def test_the_recorded_plan_is_executed_though_another_would_be_made_now() -> None:
     then, now = gpu(20), gpu(80)
     now = replace(now, gpus=(replace(now.gpus[0], memory=then.gpus[0].memory),))
-    recorded = make_plan(declared(), SEVEN, DATA, then, engine=WHOLE)
-    assert recorded != make_plan(declared(), SEVEN, DATA, now, engine=WHOLE)
+    recorded = make_plan(declared(), SEVEN, DATA, then, engine=BUILT)
+    assert recorded != make_plan(declared(), SEVEN, DATA, now, engine=BUILT)
     assert go_on(recorded, now, then) == (recorded, "")
 
 
 def test_another_machine_new_pins_or_less_memory_force_a_new_plan() -> None:
     then = gpu(80)
-    recorded = make_plan(declared(), SEVEN, DATA, then, engine=WHOLE)
+    recorded = make_plan(declared(), SEVEN, DATA, then, engine=BUILT)
     plan, why = go_on(recorded, gpu(15, (7, 5), "Tesla T4"), then)
     assert plan != recorded and why == "another machine: H200 80 GiB then, Tesla T4 16 GiB now"
     plan, why = go_on(recorded, then, then, recompute="all")
