@@ -152,6 +152,7 @@ def ways(packed: list[list[Example]], graphs: bool) -> dict[str, tuple[Execution
         "padded attention": (replace(flash, attention="padded"), packed),
         "recomputed": (replace(flash, recompute_layers=4), packed),
         "offloaded": (replace(flash, recompute_layers=3, offload=True), packed),
+        "tiles": (replace(flash, mlp_tile=64, recompute_layers=2), packed),
     }
     return found | ({"graphs": (replace(flash, graphs=True), packed)} if graphs else {})
 
