@@ -32,6 +32,7 @@ from luthier.types import Request, Sampling
 
 OURS = {"6 x 512": (6, 512), "1 x 256": (1, 256), "32 x 256": (32, 256), "256 x 256": (256, 256)}
 THEIRS = {"6 x 512": (6, 48), "1 x 256": (1, 48), "32 x 256": (32, 48)}  # tokens timed; the rate is what is told
+BATCHED = {"6 x 512": (6, 128), "1 x 256": (1, 128), "32 x 256": (32, 256), "256 x 256": (256, 256)}
 
 
 class Ids:
@@ -159,8 +160,31 @@ def theirs(model: Any, count: int, steps: int, device: str) -> dict[str, Any]:
     return {"seconds": seconds, "tokens_per_second": count * steps / seconds, "tokens": count * steps}
 
 
+def theirs_continuous(model: Any, count: int, steps: int, device: str) -> dict[str, Any]:
+    """The same by transformers' continuous batching: the second of two calls, its graphs made and its cache there."""
+    from transformers import GenerationConfig
+
+    asked = prompts(count)
+    config = GenerationConfig(max_new_tokens=steps, do_sample=False, eos_token_id=-1, pad_token_id=2)
+    seconds = 0.0
+    for _ in range(2):
+        wait(device)
+        start = time.perf_counter()
+        made = model.generate_batch(asked, generation_config=config, persistent_manager=True)
+        wait(device)
+        seconds = time.perf_counter() - start
+        assert [len(one.generated_tokens) for one in made.values()] == [steps] * count
+    return {"seconds": seconds, "tokens_per_second": count * steps / seconds, "tokens": count * steps}
+
+
 def compare(
-    decoder: Decoder, folder: Path, device: str, dtype: torch.dtype, steps: int, settings: list[tuple[str, int, int]]
+    decoder: Decoder,
+    folder: Path,
+    device: str,
+    dtype: torch.dtype,
+    steps: int,
+    settings: list[tuple[str, int, int]],
+    batches: list[tuple[str, int, int]],
 ) -> None:
     """Transformers on the same weights: how far it agrees, and how fast it is."""
     from transformers import AutoModelForCausalLM
@@ -169,6 +193,11 @@ def compare(
     attempt("agreement", lambda: agreement(decoder, model, 4, steps))
     for name, rows, count in settings:
         attempt(f"transformers {name}", lambda rows=rows, count=count: theirs(model, rows, count, device))  # type: ignore[misc]
+    for name, rows, count in batches:
+        attempt(
+            f"transformers, continuous batching, {name}",
+            lambda rows=rows, count=count: theirs_continuous(model, rows, count, device),  # type: ignore[misc]
+        )
 
 
 def adapt(decoder: Decoder) -> None:
@@ -206,7 +235,7 @@ def main() -> None:
     for name, rows, steps in scaled(OURS):
         attempt(f"luthier {name}", lambda rows=rows, steps=steps: ours(decoder, rows, steps, device))  # type: ignore[misc]
     attempt("luthier first token", lambda: first_token(decoder, device))
-    compare(decoder, folder, device, dtype, max(8, int(64 * options.scale)), scaled(THEIRS))
+    compare(decoder, folder, device, dtype, max(8, int(64 * options.scale)), scaled(THEIRS), scaled(BATCHED))
     adapt(decoder)
     for name, rows, steps in scaled(OURS):
         attempt(f"luthier with adapter {name}", lambda rows=rows, steps=steps: ours(decoder, rows, steps, device))  # type: ignore[misc]
