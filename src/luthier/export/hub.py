@@ -37,7 +37,7 @@ def upload(
         commit_description: the rest of the commit's message.
         revision: the branch; None is the main one.
         create_pr: open a pull request instead of committing.
-        sink: told when the upload begins and ends.
+        sink: told when the upload begins and ends; between them the hub's client draws its own progress.
 
     Raises:
         RunError: run-not-a-run, a folder without weights in safetensors; run-damaged, one with links out of it.
@@ -66,10 +66,12 @@ def upload(
     except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OfflineModeIsEnabled, http_error) as error:
         raise AssetError(
             "asset-upload",
-            f"the hub did not take the upload: {str(error).splitlines()[0]}",
+            f"the hub did not take the upload: {(str(error).splitlines() or [type(error).__name__])[0]}",
             received=repo_id,
             allowed="owner/name, with a token that may write there",
-            fix="log in with `hf auth login`, or pass token=; check that the owner's name is yours",
+            fix="unset HF_HUB_OFFLINE"
+            if isinstance(error, OfflineModeIsEnabled)
+            else "log in with `hf auth login`, or pass token=; check that the owner's name is yours",
         ) from error
     return str(commit.pr_url or commit.commit_url)
 

@@ -149,12 +149,19 @@ def test_upload_refusals(tmp_path, monkeypatch):
         upload(tmp_path, "not a name!!")
     assert name.value.code == "asset-upload"
     import huggingface_hub
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
-    def refuse(self, repo_id, **kwargs):
-        raise HfHubHTTPError.__mro__[1]("no way to the hub")
+    def failing(error: Exception) -> str:
+        def refuse(self, repo_id, **kwargs):
+            raise error
 
-    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", refuse)
-    with pytest.raises(AssetError) as unreachable:
-        upload(tmp_path, "me/model")
-    assert "no way to the hub" in str(unreachable.value)
+        monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", refuse)
+        with pytest.raises(AssetError) as told:
+            upload(tmp_path, "me/model")
+        return str(told.value)
+
+    unreachable = failing(HfHubHTTPError.__mro__[1]("no way to the hub"))
+    assert "no way to the hub" in unreachable and "hf auth login" in unreachable
+    assert "HTTPError" in failing(HfHubHTTPError.__mro__[1](""))
+    offline = failing(OfflineModeIsEnabled("offline mode is enabled"))
+    assert "unset HF_HUB_OFFLINE" in offline and "hf auth login" not in offline
