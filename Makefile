@@ -46,8 +46,8 @@ test-long: $(STAMP) ## the tests that take minutes; writes tests/results/long.js
 
 test-faults: $(STAMP) ## kills, signals, corruption, full disks, … by the hundred; writes the table of docs/reliability.md
 	mkdir -p build
-	$(BIN)/python tests/faults/drive.py --long --json build/faults.json
-	$(BIN)/python tests/faults/page.py build/faults.json
+	$(BIN)/python tests/faults/drive.py --long --jobs 2 --json build/faults.json; held=$$?; \
+	  $(BIN)/python tests/faults/page.py build/faults.json && exit $$held
 
 test-gpu: $(STAMP) ## the tests that need a CUDA device
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m gpu

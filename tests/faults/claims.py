@@ -28,8 +28,15 @@ class Claim:
 CLAIMS = (
     Claim("2", "predictions that ended early: only missing rows are asked, a file is whole or not there",
           (("unit/tuned/test_bulk.py", ("test_after_an_end_only_missing_rows_are_asked",)),)),
-    Claim("7", "two gloo ranks against one: the same samples, losses within 1e-6",
-          (("unit/parallel/test_ranks.py", ()),)),
+    Claim("2", "half-written files, folders, checkpoints, caches of killed processes: never seen, removed by the next",
+          (("unit/run/test_killed.py", ()), ("unit/assets/test_cache.py", ()))),
+    Claim("6", "two gloo ranks, SIGTERM to the other alone or to both, in a step and in an evaluation: both end, saved",
+          (("unit/parallel/test_ranks.py", (
+              "test_a_signal_to_one_rank_ends_all_and_another_number_of_ranks_goes_on",
+              "test_a_signal_while_rank_0_evaluates_ends_all_soon")),)),
+    Claim("7", "two gloo ranks against one: the same samples, losses and weights within 1e-6",
+          (("unit/parallel/test_ranks.py", (
+              "test_two_ranks_give_what_one_gives", "test_all_ranks_take_a_leaner_plan_when_one_has_no_memory")),)),
     Claim("8", "gradients do not depend on how a batch is cut up",
           (("unit/model/decoder/test_executions.py", ("test_gradients_do_not_depend_on_the_execution",)),
            ("unit/train/test_parity.py", ("test_loss_and_gradients_equal_the_reference",)))),
@@ -50,30 +57,33 @@ CLAIMS = (
     Claim("17", "config, rows, tokenizer, base changed under a run: refused, with what changed",
           (("unit/cli/test_resume.py", ("test_what_was_changed_under_a_run_is_refused_by_name",)),
            ("unit/data/test_rowdiff.py", ()))),
-    Claim("25", "a pickle thrown at every loader: nothing runs; the lint rule bites", (("unit/test_no_pickle.py", (
+    Claim("25", "a pickle thrown at every loader: 0 executed; the lint rule bites", (("unit/test_no_pickle.py", (
         "test_datasets", "test_values_in_memory_are_values", "test_bases", "test_runs", "test_the_lint_rule_bites",
         "test_torch_load_is_called_with_weights_only")),)),
-    Claim("26", "hostile auto_map, tokenizer class, custom pipeline, dataset script, config tags: nothing runs",
+    Claim("26", "hostile auto_map, tokenizer class, custom pipeline, dataset script, config tags: 0 executed",
           (("unit/test_no_pickle.py", ("test_a_base_with_code_of_its_own", "test_configs")),)),
-    Claim("27", "chat templates: the injection corpus, endless loops, memory: no escape, killed, told",
+    Claim("27", "chat templates: the injection corpus, endless loops, memory: 0 escapes, killed, told",
           (("unit/assets/test_template_worker.py", ()), ("unit/assets/test_chat.py", ("test_refused",)))),
     Claim("28", "prompt templates: plain names only, literal braces usable",
           (("unit/data/test_render.py", ("test_refused_templates",)),
            ("faults/test_properties.py", ("test_prompt_templates_write_the_text_of_their_columns",
                                           "test_prompt_templates_with_anything_else_are_refused",
                                           "test_any_text_is_a_template_or_refused")))),
-    Claim("32", "names that lead out of their folder, in mirrors, indexes of weights, saved datasets: nothing outside",
+    Claim("32", "names and links that lead out, in mirrors, bases, saved datasets, uploads: 0 read or written outside",
           (("unit/run/test_mirror.py", ("test_paths_in_a_mirror_stay_inside_the_run",)),
            ("unit/run/test_inside.py", ()))),
+    Claim("33", "addresses as dataset, base, adapter, mirror's record, in files: 0 connections",
+          (("unit/test_no_connection.py", ()),)),
     Claim("34", "YAML: aliases, depth, duplicates, merge keys, tags, scalars of 1.2, any text within a second",
           (("unit/config/test_load.py", ("test_hostile_and_broken_yaml", "test_yaml_1_2_scalars")),
            ("faults/test_properties.py", ("test_yaml",)))),
     Claim("35", "CSV and JSONL: NUL, BOM, encodings, ragged rows, NA, 007; any rows; masks",
           (("unit/data/test_sources.py", ()), ("faults/test_properties.py", ("test_rows", "test_masks")))),
-    Claim("36", "a gigabyte out of 463 bytes of Parquet, in 2 GiB of address space: refused",
+    Claim("36", "bombs of Parquet, Arrow, workbooks, JSON, CSV, one in 2 GiB of address space: refused, with the limit",
           (("unit/data/test_sources.py", ("test_a_gigabyte_out_of_463_bytes_is_refused_in_little_memory",
-                                          "test_a_workbook_with_a_value_in_a_far_corner_is_refused_by_its_cells")),)),
-    Claim("39", "tokens of the environment, planted strings: in no row, event, log, file or traceback",
+                                          "test_a_workbook_with_a_value_in_a_far_corner_is_refused_by_its_cells")),
+           ("unit/data/test_bombs.py", ()))),
+    Claim("39", "tokens of the environment, planted strings: 0 in rows, events, logs, files, tracebacks",
           (("unit/data/test_redact.py", ()),
            ("unit/cli/test_bad_input.py", ("test_a_fault_of_ours_is_said_as_one_and_shows_no_secret",)))),
     Claim("42", "bad input of every kind through the command line: code, place, fix, no traceback",
@@ -107,6 +117,8 @@ def rows(long: bool) -> list[Row]:
                 named = str(case.get("classname")).startswith(place) and (not of or name.split("[")[0] in of)
                 if named and case.find("skipped") is None:
                     row.count(case.find("failure") is None and case.find("error") is None, f"{file} {name}")
+        if not row.asked:
+            row.count(False, "none of its tests has run")
         if any(file.endswith("test_properties.py") for file, _ in claim.tests):
             row.notes.append(f"{EXAMPLES[long]:,} examples of each property")
         out.append(row)

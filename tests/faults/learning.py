@@ -11,6 +11,7 @@ from cases import Bench, Row
 
 from luthier.run import read_metrics
 
+OVERFIT = 400  # steps
 ALIKE = 1e-6  # of a loss, relative, in fp32
 
 
@@ -41,8 +42,12 @@ def micro_batches(bench: Bench, rounds: int) -> list[Row]:
 
 
 def ends(bench: Bench, rounds: int) -> list[Row]:
-    """A model whose padding is its end token, 20 rows seen 120 times: each answer stops by itself."""
-    row = Row("11", "pad == eos, 20 rows seen 120 times: answers that end by themselves, with room for more")
+    """A model whose padding is its end token, overfitted on 20 rows: each answer is the row's, and stops by itself.
+
+    So many steps because the random model first answers every row alike: its loss stays at that of guessing one of five
+    answers (0.27 a token) for about 150 steps, as the same model does in a plain loop of transformers.
+    """
+    row = Row("11", f"pad == eos, 20 rows seen {OVERFIT} times: each answered word for word, and ended by itself")
     place = bench.root / "ends"
     for _ in range(rounds):
         shutil.rmtree(place, ignore_errors=True)
@@ -52,7 +57,10 @@ def ends(bench: Bench, rounds: int) -> list[Row]:
         settings.write_text(json.dumps({**named, "pad_token": named["eos_token"]}), encoding="utf-8")
         lines = [f"say {i},yes {i % 5}" for i in range(20)]
         (place / "rows.csv").write_text("\n".join(["question,answer", *lines]), encoding="utf-8")
-        trainer = {"train_steps": 120, "batch_size": 20, "learning_rate": 0.01, "precision": "fp32", "early_stop": -1}
+        trainer = {
+            "train_steps": OVERFIT, "batch_size": 20, "learning_rate": 0.01, "precision": "fp32", "early_stop": -1,
+            "learning_rate_scheduler": {"decay": "linear"},
+        }  # fmt: skip
         config = {
             "base_model": "base", "dataset": "rows.csv", "prompt": {"template": "{question}\n"}, "adapter": None,
             "preprocessing": {"split": {"probabilities": [1.0, 0.0, 0.0]}}, "generation": {"max_new_tokens": 24},
@@ -67,7 +75,8 @@ def ends(bench: Bench, rounds: int) -> list[Row]:
         assert asked.wait() == 0, asked.output()[-2000:]
         answers = [json.loads(line) for line in (place / "answers.jsonl").read_text().splitlines()]
         for one in answers:
-            row.count(one["finish_reason"] == "stop", f"row {one['row']}: {one['finish_reason']} {one['response']!r}")
+            right = one["finish_reason"] == "stop" and one["response"] == f"yes {one['row'] % 5}"
+            row.count(right, f"row {one['row']}: {one['finish_reason']} {one['response']!r}")
     return [row]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -35,6 +36,7 @@ HASHED = (
 )  # fmt: skip
 PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]
 SECOND_COPIES = ["consolidated*", "original/*"]  # the same weights again, in their makers' own format
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -64,7 +66,7 @@ def resolve(
 
 def is_hub_id(name: str) -> bool:
     """Whether a name has the form owner/name."""
-    return name.count("/") == 1 and not name.startswith((".", "/", "~")) and "\\" not in name and all(name.split("/"))
+    return HUB_ID.fullmatch(name) is not None and not name.startswith(".")
 
 
 # ------------------------------------------------------------------------------------------ the alias smollm2
