@@ -12,8 +12,8 @@ this machine, its probe included; `assumed_step_s` is the one before the probe. 
 torch.cuda.max_memory_allocated from the first step on (with graphs, of steps that made no graph, outside the pool that
 they keep for themselves, and all of that pool); on a CPU the process's peak resident set. The time of a step is the
 median of the second half of the steps: a length that comes for the first time makes libraries load kernels.
-``--together`` runs all cases in one process, which is shorter. No constant is fitted to a case of CASES; those of
-CALIBRATION are there to fit them to, and marked so in the table.
+``--together`` runs all cases in one process, which is shorter. The cases of CALIBRATION are there to fit
+constants to, and marked so in the table; the gap between kernels was fitted to lora-360m, and moves `assumed_step_s`.
 """
 
 from __future__ import annotations
