@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.assets.controls import ControlStrings, Span
+from luthier.assets.tokenizer_bounds import check_growth, in_time
 from luthier.assets.tokenizer_files import Mode, content_of, declare_specials, read_json, template_of, without_prefix
 from luthier.errors import AssetError
 
@@ -57,6 +58,7 @@ class Tokenizer:
     ) -> None:
         """Wrap ``backend``; ``settings`` is tokenizer_config.json, the others are the model's files of those names."""
         settings = settings or {}
+        check_growth(backend, where)
         backend.no_truncation()
         backend.no_padding()
         self._backend = backend
@@ -87,7 +89,8 @@ class Tokenizer:
         """Read the tokenizer files of a model folder.
 
         Raises:
-            AssetError: ``asset-no-tokenizer`` without a tokenizer.json, ``asset-damaged`` when it cannot be parsed.
+            AssetError: ``asset-no-tokenizer`` without a tokenizer.json, ``asset-damaged`` when it cannot be parsed,
+                ``asset-tokenizer-bounds`` when it could blow text up.
         """
         import tokenizers
 
@@ -140,11 +143,14 @@ class Tokenizer:
         return self.encode_batch([text], controls=controls, mode="continuation" if continuation else "first")[0]
 
     def encode_batch(self, texts: Sequence[str], *, controls: bool = False, mode: Mode = "first") -> list[list[int]]:
-        """`encode` for many texts at once, in parallel."""
+        """`encode` for many texts at once, in parallel. Raises ``asset-tokenizer-bounds`` when it takes too long."""
         if not texts:
             return []
         backend = self._variant(controls, mode)
-        out: list[list[int]] = [e.ids for e in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+        found = in_time(
+            lambda: backend.encode_batch_fast(list(texts), add_special_tokens=False), sum(map(len, texts)), self._where
+        )
+        out: list[list[int]] = [e.ids for e in found]
         if not controls:
             for i, ids in enumerate(out):
                 if not self._guarded_ids.isdisjoint(ids):
@@ -265,6 +271,6 @@ class Tokenizer:
         """What the tokenizer itself puts before a text: its config's word, else what its post-processor does."""
         if "add_bos_token" in settings or "add_eos_token" in settings:
             return (self.bos_id,) if settings.get("add_bos_token") and self.bos_id is not None else ()
-        probe = self._backend.encode("a", add_special_tokens=True)
+        (probe,) = in_time(lambda: self._backend.encode_batch(["a"], add_special_tokens=True), 1, self._where)
         count = next((i for i, special in enumerate(probe.special_tokens_mask) if not special), 0)
         return tuple(probe.ids[:count])

@@ -121,8 +121,11 @@ def test_a_gguf_that_declares_what_it_has_not_is_refused_before_it_is_built(tmp_
         return struct.pack("<Q", len(value)) + value.encode()
 
     def file(blocks: int = 1, tensors: int = 1, dimension: int = 32, key: str = "llama.block_count") -> bytes:
-        keys = [text("general.architecture") + struct.pack("<I", 8) + text("llama"),
-                text(key) + struct.pack("<II", 4, blocks), text("llama.embedding_length") + struct.pack("<II", 4, 32)]
+        keys = [
+            text("general.architecture") + struct.pack("<I", 8) + text("llama"),
+            text(key) + struct.pack("<II", 4, blocks),
+            text("llama.embedding_length") + struct.pack("<II", 4, 32),
+        ]
         tensor = text("token_embd.weight") + struct.pack("<IQQIQ", 2, dimension, 2, 0, 0)
         head = b"GGUF" + struct.pack("<IQQ", 3, tensors, len(keys)) + b"".join(keys) + tensor
         return head + bytes(-len(head) % 32) + bytes(32 * 2 * 4)
