@@ -59,7 +59,7 @@ def adapter_values(folder: Path, declared: str) -> dict[str, Any]:
     try:
         said = json.loads(path.read_text(encoding="utf-8"))
         kind = str(said["peft_type"]).lower()
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise AssetError("asset-damaged", f"{CONFIG} cannot be read: {error}", where=str(path)) from error
     if kind != declared:
         raise AssetError(

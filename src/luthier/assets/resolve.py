@@ -190,7 +190,8 @@ def _check_remote_code(name: str, folder: Path, trusted: bool) -> bool:
     mapped: dict[str, Any] = {}
     for file in ("config.json", "tokenizer_config.json"):
         if (folder / file).is_file():
-            mapped |= read_json(folder / file).get("auto_map") or {}
+            named = read_json(folder / file).get("auto_map") or {}
+            mapped |= named if isinstance(named, dict) else {str(named): file}  # whatever it is, it is not run
     if mapped and not trusted:
         raise AssetError(
             "asset-remote-code",

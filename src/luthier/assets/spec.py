@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from luthier.assets.measures import check_config, check_sizes
 from luthier.errors import AssetError
 from luthier.run.atomic import is_inside
 from luthier.types import ModelSpec
@@ -74,16 +75,20 @@ def read_json(path: Path) -> dict[str, Any]:
 def read_spec(folder: Path) -> ModelSpec:
     """The facts of the model in ``folder``; the number of parameters is exact.
 
-    Raises AssetError asset-damaged for files that are missing or cut short.
+    Raises AssetError asset-damaged for files that are missing or cut short, and a config that does not fit them.
     """
     parameters, dtypes = 0, Counter[str]()
     for path in weight_files(folder):
         for dtype, count in tensors(path):
             parameters += count
             dtypes[dtype] += count
-    config = read_json(folder / "config.json")
+    path = folder / "config.json"
+    config = read_json(path)
+    check_config(config, path)
     dtype = dtypes.most_common(1)[0][0] if dtypes else str(config.get("dtype", "float32"))
-    return spec_of(config, parameters, dtype)
+    spec = spec_of(config, parameters, dtype)
+    check_sizes(config, spec, path)
+    return spec
 
 
 def spec_of(config: dict[str, Any], parameters: int, dtype: str) -> ModelSpec:

@@ -81,7 +81,7 @@ def read_json(path: Path) -> dict[str, Any]:
         return {}
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise AssetError(
             "asset-damaged", f"{path.name} is not valid JSON: {error}", where=str(path), fix="fetch the model again"
         ) from error

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 
 from luthier import events
 from luthier.errors import AssetError, missing_extra
@@ -15,6 +16,8 @@ from luthier.types import Base
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+# What a library raises for a config whose values are not of the kind that it expects.
+MISREAD = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, StrictDataclassError)
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -54,13 +57,8 @@ def load_base(
                 trust_remote_code=trust,
                 output_loading_info=True,
             )
-        except ValueError as error:
-            raise AssetError(
-                "asset-unsupported",
-                f"transformers cannot load this base model: {str(error).splitlines()[0]}",
-                where=str(base.path),
-                received=base.spec.architecture,
-            ) from error
+        except MISREAD as error:
+            raise unreadable(base, "transformers", error) from error
         except (OSError, RuntimeError) as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
@@ -76,6 +74,18 @@ def load_base(
     model.config.use_cache = False
     ready: PreTrainedModel = model.eval()
     return ready
+
+
+def unreadable(base: Base, who: str, error: Exception) -> AssetError:
+    """The error for a base whose config ``who`` cannot make a model of."""
+    why = next(iter(str(error).splitlines()), "") or "no reason given"
+    return AssetError(
+        "asset-unsupported",
+        f"{who} cannot load this base model: {why}"
+        + ("" if isinstance(error, ValueError) else f" ({type(error).__name__})"),
+        where=str(base.path),
+        received=base.spec.architecture,
+    )
 
 
 def _keep_gradients(model: Any) -> None:

@@ -187,7 +187,7 @@ def _decoder(
     """The decoder with its weights where the plan wants them. Raises AssetError."""
     from luthier.model.decoder.load import Placing, load_decoder
     from luthier.model.decoder.shape import Unsupported, read_shape
-    from luthier.model.load import DTYPES
+    from luthier.model.load import DTYPES, MISREAD, unreadable
 
     quantization = settings.quantization
     how = Placing(
@@ -209,14 +209,19 @@ def _decoder(
             received=base.spec.architecture,
             fix="set execution.model: generic",
         ) from error
+    except MISREAD as error:
+        raise unreadable(base, "Luthier's own decoder", error) from error
     if layers is not None:
         shape = replace(shape, layers=layers, rotary=shape.rotary[:layers], window=shape.window[:layers])
     with events.stage(sink, "load", base.name):
         compiling = _compiling(shape, how)
-        decoder = load_decoder(
-            base.path, shape, how,
-            told=lambda done, total: sink(events.Progress(stage="load", completed=done, total=total, unit="layers")),
-        )  # fmt: skip
+        try:
+            decoder = load_decoder(
+                base.path, shape, how,
+                told=lambda done, all_: sink(events.Progress(stage="load", completed=done, total=all_, unit="layers")),
+            )  # fmt: skip
+        except MISREAD as error:
+            raise unreadable(base, "Luthier's own decoder", error) from error
         if compiling is not None:
             compiling.join()
         return decoder

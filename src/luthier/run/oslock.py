@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from pathlib import Path
@@ -36,14 +37,27 @@ class FolderLock:
 def hold(handle: int, *, wait: bool = False) -> bool:
     """Take the lock of an open file until it is closed; False when another has it, or when there are no locks here."""
     try:
-        if sys.platform == "win32":
-            import msvcrt
-
-            msvcrt.locking(handle, msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        _take(handle, wait)
     except OSError:
         return False
     return True
+
+
+def held_elsewhere(handle: int) -> bool:
+    """Take the lock of an open file until it is closed; True when another has it. Where no locks are, none has."""
+    try:
+        _take(handle, wait=False)
+    except OSError as error:
+        return error.errno in (errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES)
+    return False
+
+
+def _take(handle: int, wait: bool) -> None:
+    if sys.platform == "win32":
+        import msvcrt
+
+        msvcrt.locking(handle, msvcrt.LK_LOCK if wait else msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl
+
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))

@@ -14,8 +14,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from luthier.errors import DataError
+from luthier.errors import DataError, RunError
 from luthier.run import atomic
+from luthier.run.oslock import held_elsewhere
 
 FORMATS = (".csv", ".jsonl", ".parquet")
 # In this order, those there are.
@@ -103,6 +104,23 @@ def _write_parquet(path: Path, records: Iterator[Record], fields: Sequence[str])
 _WRITERS = {".jsonl": _write_jsonl, ".csv": _write_csv, ".parquet": _write_parquet}
 
 
+def _held(path: Path) -> BinaryIO:
+    """The journal, open and locked; the lock ends with the process, however that ends."""
+    while True:
+        file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o644), "r+b")
+        if held_elsewhere(file.fileno()):
+            file.close()
+            raise RunError(
+                "run-in-use",
+                "another process is writing these answers",
+                where=str(path),
+                fix="wait for it to end, or name another file with --output",
+            )
+        if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            return file
+        file.close()  # who held it has just finished and removed it
+
+
 class Journal:
     """The rows that are finished, one JSON line each, beside the file that they will become."""
 
@@ -111,6 +129,9 @@ class Journal:
 
         ``identity`` stands for everything that the answers depend on. ``foreign`` says that a journal of other work was
         there; it has been replaced.
+
+        Raises:
+            RunError: ``run-in-use`` while another process writes it.
         """
         self.target, self.path = target, target.with_name(f"{target.name}.partial")
         self.fields: set[str] = set()
@@ -118,8 +139,8 @@ class Journal:
         self._places: dict[int, int] = {}
         target.parent.mkdir(parents=True, exist_ok=True)
         head = (json.dumps({"format": 1, "identity": identity}) + "\n").encode()
-        known = self.path.exists()
-        self._file: BinaryIO = self.path.open("r+b" if known else "w+b")
+        self._file: BinaryIO = _held(self.path)
+        known = os.fstat(self._file.fileno()).st_size > 0
         self.foreign = known and not self._read(head)
         if not known or self.foreign:
             self._file.seek(0)
@@ -141,8 +162,10 @@ class Journal:
     def finish(self, rows: Sequence[int]) -> None:
         """Make the file of these rows, in their order, and remove the journal."""
         write_records(self.target, map(self._at, rows), [name for name in FIELDS if name in self.fields])
+        if os.name == "nt":  # there an open file cannot be removed
+            self.close()
+        self.path.unlink()  # while it is held: nobody goes on with what is about to go
         self.close()
-        self.path.unlink()
 
     def close(self) -> None:
         """Let go of it; what is in it stays."""

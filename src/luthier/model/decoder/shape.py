@@ -97,7 +97,7 @@ def _complete(values: Mapping[str, Any]) -> Any:
     """
     name = (values.get("architectures") or [""])[0]
     rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
-    kinds = {rope.get("rope_type"), rope.get("type")} - {None}
+    kinds = {str(rope[key]) for key in ("rope_type", "type") if rope.get(key) is not None}
     theta = "rope_theta" in values or "rope_theta" in rope
     if name not in COMPLETE or any(key not in values for key in NEEDED) or not theta:
         return None
@@ -131,6 +131,8 @@ def shape_of(config: Any, rope_scaling: Any = None) -> Shape:
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     kinds = tuple(getattr(config, "layer_types", None) or ())
     sliding = getattr(config, "sliding_window", None)
+    if sliding is not None and (not isinstance(sliding, int) or sliding < 0):
+        raise Unsupported(f"a window of {sliding!r}")
     kinds = kinds or ("sliding_attention" if sliding else "full_attention",) * config.num_hidden_layers
     if unknown := set(kinds) - {"sliding_attention", "full_attention"}:
         raise Unsupported(f"layers of the kind {', '.join(sorted(unknown))}")
@@ -142,7 +144,7 @@ def shape_of(config: Any, rope_scaling: Any = None) -> Shape:
         kv_heads=config.num_key_value_heads or heads,
         head_dim=head_dim,
         vocab=config.vocab_size,
-        eps=config.rms_norm_eps,
+        eps=float(config.rms_norm_eps),
         activation=activation,  # type: ignore[arg-type]
         tied=bool(config.tie_word_embeddings),
         rotary=tuple(_rotary(config, kind, head_dim, rope_scaling) for kind in kinds),
