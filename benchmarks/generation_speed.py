@@ -11,9 +11,10 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +26,16 @@ from luthier.infer.cache import Cache
 from luthier.infer.engine import DecoderEngine
 from luthier.infer.forward import Forward, Prefix
 from luthier.infer.stepping import Stepper
+from luthier.model.decoder.adapter import Adapter, read_adapter
 from luthier.model.decoder.decoder import Decoder
 from luthier.model.decoder.load import Placing, load_decoder
+from luthier.model.decoder.save import save_adapter
 from luthier.model.decoder.shape import read_shape
 from luthier.types import Request, Sampling
 
 OURS = {"6 x 512": (6, 512), "1 x 256": (1, 256), "32 x 256": (32, 256), "256 x 256": (256, 256)}
 THEIRS = {"6 x 512": (6, 48), "1 x 256": (1, 48), "32 x 256": (32, 48)}  # tokens timed; the rate is what is told
-BATCHED = {"6 x 512": (6, 128), "1 x 256": (1, 128), "32 x 256": (32, 256), "256 x 256": (256, 256)}
+BATCHED = {"6 x 512": (6, 128), "1 x 256": (1, 128), "32 x 256": (32, 128), "256 x 256": (256, 128)}
 
 
 class Ids:
@@ -74,11 +77,16 @@ def wait(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def ours(decoder: Decoder, count: int, steps: int, device: str) -> dict[str, Any]:
-    """The whole call of `generate`: weights made ready, prompts read, tokens made."""
+def ours(
+    decoder: Decoder, count: int, steps: int, device: str, adapters: Mapping[str, Adapter] | None = None
+) -> dict[str, Any]:
+    """The whole call of `generate`: weights made ready, prompts read, tokens made. Rows take turns of ``adapters``."""
     sampling = Sampling(max_new_tokens=steps, min_new_tokens=steps)
-    requests = [Request(key, prompt, sampling) for key, prompt in enumerate(prompts(count))]
-    engine = DecoderEngine(decoder, Ids())
+    names = [*(adapters or {}), None]
+    requests = [
+        Request(key, prompt, sampling, adapter=names[key % len(names)]) for key, prompt in enumerate(prompts(count))
+    ]
+    engine = DecoderEngine(decoder, Ids(), adapters=adapters)
     wait(device)
     start = time.perf_counter()
     done = list(engine.generate(requests))
@@ -174,6 +182,7 @@ def theirs_continuous(model: Any, count: int, steps: int, device: str) -> dict[s
         wait(device)
         seconds = time.perf_counter() - start
         assert [len(one.generated_tokens) for one in made.values()] == [steps] * count
+    model.destroy_cached_continuous_batching_manager()  # which was sized for these requests
     return {"seconds": seconds, "tokens_per_second": count * steps / seconds, "tokens": count * steps}
 
 
@@ -200,11 +209,26 @@ def compare(
         )
 
 
+SECTION = Lora(r=8, alpha=16)
+
+
 def adapt(decoder: Decoder) -> None:
     """A low-rank adapter on every matrix, with an effect."""
-    decoder.adapt(Lora(r=8, alpha=16), seed=1)
+    decoder.adapt(SECTION, seed=1)
     for pair in decoder.pairs:
         torch.nn.init.normal_(pair.lora_B, std=0.01)
+
+
+def several(decoder: Decoder, count: int) -> dict[str, Adapter]:
+    """So many adapters of an adapted decoder's shape, each with its own effect, by way of their files."""
+    made = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(count):
+            for pair in decoder.pairs:
+                torch.nn.init.normal_(pair.lora_B, std=0.01)
+            save_adapter(decoder, SECTION, Path(folder) / str(number), "base")
+            made[str(number)] = read_adapter(decoder, SECTION, Path(folder) / str(number), str(number))
+    return made
 
 
 def main() -> None:
@@ -239,6 +263,13 @@ def main() -> None:
     adapt(decoder)
     for name, rows, steps in scaled(OURS):
         attempt(f"luthier with adapter {name}", lambda rows=rows, steps=steps: ours(decoder, rows, steps, device))  # type: ignore[misc]
+    adapters = several(decoder, 3)
+    with decoder.without_adapter():
+        for name, rows, steps in scaled(OURS):
+            attempt(
+                f"luthier with three adapters and none {name}",
+                lambda rows=rows, steps=steps: ours(decoder, rows, steps, device, adapters),  # type: ignore[misc]
+            )
     tell("all", seconds=time.perf_counter() - begin, torch=torch.__version__)
 
 
