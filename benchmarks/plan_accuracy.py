@@ -112,7 +112,7 @@ class Steps:
     seconds: list[float] = field(default_factory=list)
     tokens: list[float] = field(default_factory=list)
     peaks: list[int] = field(default_factory=list)  # with graphs: bytes of each step that made none
-    pool: tuple[int, int] = (0, 0)  # bytes that graphs keep, and those of them that are alive between passes
+    made: int = 0  # graphs
 
     def __call__(self, event: Any) -> None:
         """Take what an event says of a training step."""
@@ -122,12 +122,33 @@ class Steps:
             _forget_peak(self.device)
         if isinstance(event, Stepped) and event.split == "train":
             if self.graphs:
-                before, self.pool = self.pool, _pool()
-                if before == self.pool:  # while a graph is made, what its pool holds is counted too
-                    self.peaks.append(_peak(self.device) - self.pool[1] + self.pool[0])
+                before, self.made = self.made, _Counted.made
+                if before == self.made:  # while a graph is made, what its pool holds is counted too
+                    total, alive = _pool()
+                    self.peaks.append(_peak(self.device) - alive + total)
                 _forget_peak(self.device)
             self.tokens.append(event.values["tokens"])
             self.seconds.append(event.values["tokens"] / event.values["tokens_per_s"])
+
+
+class _Counted:
+    """How many graphs were made since `begin`."""
+
+    made = 0
+
+    @staticmethod
+    def begin() -> None:
+        import torch
+
+        plain = torch.cuda.graph
+
+        class Graph(plain):  # type: ignore[misc, valid-type]
+            def __enter__(self) -> None:
+                _Counted.made += 1
+                super().__enter__()
+
+        if plain.__name__ != "Graph":
+            torch.cuda.graph = Graph  # type: ignore[misc]
 
 
 def run_case(case: dict[str, Any], folder: Path, steps: int) -> dict[str, Any]:
@@ -161,6 +182,8 @@ def run_case(case: dict[str, Any], folder: Path, steps: int) -> dict[str, Any]:
     planned = plan_for(settings, spec, stats, machine, measured=None if machine.gpus else cpu_rates())
     plan, precision = planned.plan, planned.job.precision
     kept = Steps(plan.device, steps, plan.graphs)
+    if plan.graphs:
+        _Counted.begin()
     base = Base(case["name"], folder, "folder", "", spec)
     started = time.perf_counter()
     told = probed(settings, base, planned) if can_probe(planned, base) else planned

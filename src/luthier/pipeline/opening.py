@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 KEPT = 100
 CACHES = ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")  # torch's own, and the library's
 
+ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # with which the environment sets torch's memory itself
+
 
 def open_for_tuning(
     settings: Config,
@@ -50,7 +53,7 @@ def open_for_tuning(
     ``steps``: optimizer steps of the whole run, which adapters with a schedule of their own need to know.
     ``layers``: as if the base had its first ones alone, of the decoder's.
     """
-    _bound_caches(plan.device)
+    _prepare(plan.device)
     adapter = settings.adapter
     if plan.model == "decoder":
         from luthier.pipeline.decoded import Decoded
@@ -93,7 +96,7 @@ def open_tuned(
 
     if settings.generation.engine == "vllm":
         return _handed_over(settings, base, precision, run)
-    _bound_caches(device)
+    _prepare(device)
     whole = run.weights.is_dir()
     files = replace(base, path=run.weights) if whole else base
     if _by_decoder(settings, base):
@@ -117,7 +120,7 @@ def open_tuned(
 
 def open_base(settings: Config, base: Base, precision: Precision, device: str, sink: events.Sink) -> Tunable:
     """The base as it is."""
-    _bound_caches(device)
+    _prepare(device)
     if settings.generation.engine == "vllm":
         return _handed_over(settings, base, precision, None)
     if _by_decoder(settings, base):
@@ -132,11 +135,20 @@ def open_base(settings: Config, base: Base, precision: Precision, device: str, s
     return Generic(model.eval(), base, "nothing", precision=precision, device=device)
 
 
-def _bound_caches(device: str) -> None:
-    """Let a CPU's libraries keep fewer compiled shapes, unless the environment says how many."""
+def _prepare(device: str) -> None:
+    """Set what torch's libraries keep and choose on a device, before they are first asked."""
     if device == "cpu":
         for name in CACHES:
             os.environ.setdefault(name, str(KEPT))
+    elif device.startswith("cuda"):
+        import torch
+
+        # For rows padded to a length that it has not met, cuDNN's attention compiles a plan: 130 ms on an H100, and
+        # nearly every step has a new length. The other kernels take any.
+        torch.backends.cuda.enable_cudnn_sdp(False)
+        # Passes of many sizes leave holes in memory that no later one fits into; pages can be mapped anew.
+        if sys.platform == "linux" and not any(name in os.environ for name in ALLOCATOR):
+            torch._C._accelerator_setAllocatorSettings("expandable_segments:True")
 
 
 def _by_decoder(settings: Config, base: Base) -> bool:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from luthier.run import read_metrics
@@ -73,10 +74,10 @@ def alone(ran: Callable[..., Ran]) -> Ran:
     return ran("alone", 1)
 
 
-def same(found: Ran, want: Ran) -> None:
+def same(found: Ran, want: Ran, within: float = 1e-6) -> None:
     assert [split for split, _ in found[1]] == [split for split, _ in want[1]]
     for (_, loss), (_, wanted) in zip(found[1], want[1], strict=True):
-        assert loss == pytest.approx(wanted, abs=1e-6)
+        assert loss == pytest.approx(wanted, abs=within)
     weights, wanted_weights = (load_file(one[0] / "adapter" / "adapter_model.safetensors") for one in (found, want))
     assert weights.keys() == wanted_weights.keys()
     assert max(float((weights[name] - wanted_weights[name]).abs().max()) for name in weights) < 1e-6
@@ -91,6 +92,17 @@ def test_two_ranks_give_what_one_gives(ran: Callable[..., Ran], alone: Ran) -> N
     assert [len(rows) for _, rows in first] == [4] * 5 + [1]
     assert [len(rows) for _, rows in second] == [4] * 5  # the last step has no row for it
     assert json.loads((found[0] / "run.json").read_text(encoding="utf-8"))["state"] == "finished"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_two_gpus_give_what_one_gives(ran: Callable[..., Ran], alone: Ran) -> None:
+    """Over NCCL; a loss of about 5 in fp32, its sums in another order."""
+    found = ran("gpus", 2)
+    same(found, alone, within=5e-6)
+    assert found[2] == alone[2]
+    plan = json.loads((found[0] / "run.json").read_text(encoding="utf-8"))["plan"]
+    assert plan["device"].startswith("cuda")
 
 
 def test_a_signal_to_one_rank_ends_all_and_another_number_of_ranks_goes_on(ran: Callable[..., Ran], alone: Ran) -> None:
