@@ -101,8 +101,7 @@ def test_two_gpus_give_what_one_gives(ran: Callable[..., Ran], alone: Ran) -> No
     found = ran("gpus", 2)
     same(found, alone, within=5e-6)
     assert found[2] == alone[2]
-    plan = json.loads((found[0] / "run.json").read_text(encoding="utf-8"))["plan"]
-    assert plan["device"].startswith("cuda")
+    assert json.loads((found[0] / "plan.json").read_text(encoding="utf-8"))["device"].startswith("cuda")
 
 
 def test_a_signal_to_one_rank_ends_all_and_another_number_of_ranks_goes_on(ran: Callable[..., Ran], alone: Ran) -> None:
