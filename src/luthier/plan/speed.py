@@ -34,8 +34,8 @@ ADAPTER = 5.0  # times that LoRA's inputs and outputs go through memory in a pas
 CPU_SHARE, CPU_BF16, CPU_FP32, CPU_BANDWIDTH = 0.6, 258e9, 93e9, 7.5e9
 CACHE = 8 * 2**20  # of a core: a pass whose layer does not fit slows down; larger passes gained nothing on that CPU
 # Calibrated (a card that was timed, or a probe of this machine) -> low and high, as shares of the prediction. Of
-# fifteen runs on an H200 that were probed, twelve took between 0.93 and 1.12 times what was predicted; the others 0.80
-# and twice 1.7.
+# sixteen probed runs on an H100 fifteen took between 0.97 and 1.10 times what was predicted, one 0.70 times; of fifteen
+# on an H200 before, twelve between 0.93 and 1.12.
 RANGE = {True: (0.9, 1.25), False: (0.6, 1.8)}
 
 
