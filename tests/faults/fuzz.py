@@ -12,6 +12,7 @@ import random
 import resource
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -21,6 +22,7 @@ import parsers
 from cases import Row
 
 HANG = 10  # seconds for one file
+HUNG = "hung"
 MEMORY = 6 << 30  # bytes of address space of a child beyond what it has at first
 COUNT = {False: 60, True: 5000}  # files of each parser, short and long
 BATCH = 500  # files of one process
@@ -35,10 +37,21 @@ def fuzz(name: str, count: int, seed: int) -> list[str]:
         while at < min(count, first + BATCH):
             with tempfile.TemporaryDirectory(prefix="luthier-fuzz-") as folder:
                 done, said = _child(name, seeds, range(at, min(count, first + BATCH)), seed, Path(folder))
+            if said.startswith(HUNG) and not _hangs_alone(name, done, seed):
+                said = ""
             if said:
                 wrong.append(f"{name} {done} of seed {seed}: {said}")
             at = done + 1
     return wrong
+
+
+def _hangs_alone(name: str, number: int, seed: int) -> bool:
+    """Whether a file hangs in a process that is its own from the start.
+
+    A fork of a process with threads may wait for a lock that one of them held: that is no fault of the parser.
+    """
+    command = [sys.executable, __file__, name, "--seed", str(seed), "--alone", str(number)]
+    return subprocess.run(command, capture_output=True).returncode == -signal.SIGALRM
 
 
 def row(name: str, long: bool) -> Row:
@@ -101,7 +114,7 @@ def _child(name: str, seeds: list[bytes], numbers: range, seed: int, folder: Pat
     if code == 0:
         return numbers[-1], ""
     text = log.read_text(errors="replace").strip()[-600:]
-    return done, {-signal.SIGALRM: f"hung for {HANG} s"}.get(code, f"exit {code}: {text}")
+    return done, {-signal.SIGALRM: f"{HUNG} for {HANG} s"}.get(code, f"exit {code}: {text}")
 
 
 def _try(name: str, seeds: list[bytes], numbers: range, seed: int, folder: Path, note: Path) -> int:
@@ -155,7 +168,12 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--guided", type=int, metavar="SECONDS", help="by atheris; one target")
+    parser.add_argument("--alone", type=int, metavar="NUMBER", help="this file, in this process; one target")
     asked = parser.parse_args()
+    if asked.alone is not None:
+        with tempfile.TemporaryDirectory(prefix="luthier-fuzz-") as folder:
+            name, only = asked.only[0], range(asked.alone, asked.alone + 1)
+            return _try(name, parsers.TARGETS[name].seeds(), only, asked.seed, Path(folder), Path(folder) / "at")
     if asked.guided:
         return guided(asked.only[0], asked.guided)
     found = []
