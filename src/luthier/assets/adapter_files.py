@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from luthier.assets.adapter_bounds import check_adapter
 from luthier.assets.network import trust_own_bundle
 from luthier.errors import AssetError
 
@@ -70,6 +71,7 @@ def adapter_values(folder: Path, declared: str) -> dict[str, Any]:
             allowed=declared,
             fix=f"set adapter.type: {kind}",
         )
+    check_adapter(folder)
     values: dict[str, Any] = {}
     for ours, theirs in BOUND.items():
         found = next((said[name] for name in theirs if name in said), None)

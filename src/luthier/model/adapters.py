@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from luthier.assets.adapter_bounds import check_adapter
 from luthier.assets.adapter_files import adapter_folder, adapter_values
 from luthier.errors import AssetError
 from luthier.model.decoder.lora import start_a
+from luthier.model.load import MISREAD
 from luthier.registry import Registry
 from luthier.run.atomic import write_json
 from luthier.types import Base
@@ -215,14 +217,21 @@ def load_adapter(
         if not (folder / name).is_file():
             raise AssetError("asset-not-found", f"the adapter's folder has no {name}", where=str(folder))
     check_base(folder, expect_base_hash)
-    config = peft.PeftConfig.from_pretrained(str(folder))
-    config.inference_mode = not trainable
-    for name, value in (changes or {}).items():
-        setattr(config, name, value)
+    check_adapter(folder)
     # The kind of start is kept: pissa and olora subtract from the base what they put into the factors, from its own
     # weights alone, and the saved factors belong to that changed base.
-    with torch.random.fork_rng(devices=[]), _without_remarks():
-        tuned: PeftModel = peft.get_peft_model(_ready(model), config)
+    try:
+        config = peft.PeftConfig.from_pretrained(str(folder))
+        config.inference_mode = not trainable
+        for name, value in (changes or {}).items():
+            setattr(config, name, value)
+        with torch.random.fork_rng(devices=[]), _without_remarks():
+            tuned: PeftModel = peft.get_peft_model(_ready(model), config)
+    except MISREAD as error:
+        why = next(iter(str(error).splitlines()), type(error).__name__)
+        raise AssetError(
+            "asset-damaged", f"the adapter's config cannot be used on this base: {why}", where=str(folder)
+        ) from error
     weights = read_weights(folder / WEIGHTS)
     expected = peft.get_peft_model_state_dict(tuned, save_embedding_layers=False)
     require_same(weights, expected, folder / WEIGHTS)

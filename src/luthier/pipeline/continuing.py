@@ -6,7 +6,7 @@ from typing import Any
 
 from luthier.assets.adapter_files import adapter_folder, adapter_values
 from luthier.config import Config
-from luthier.errors import ConfigError, Fault
+from luthier.errors import AssetError, ConfigError, Fault
 
 
 def with_adapter_of(settings: Config) -> Config:
@@ -19,6 +19,7 @@ def with_adapter_of(settings: Config) -> Config:
         return settings
     found = adapter_values(adapter_folder(section.pretrained_adapter_weights), section.type)
     known = {name: value for name, value in found.items() if name in type(section).model_fields}
+    _check(section, known)
     faults = [
         Fault(
             "config-conflict",
@@ -38,6 +39,21 @@ def with_adapter_of(settings: Config) -> Config:
     made = settings.model_copy(update={"adapter": section.model_copy(update=known)})
     made._given = settings._given
     return made
+
+
+def _check(section: Any, known: dict[str, Any]) -> None:
+    """Raises AssetError ``asset-damaged`` where the adapter's config holds what no config could."""
+    from pydantic import ValidationError
+
+    try:
+        type(section).model_validate(section.model_dump() | known)
+    except ValidationError as error:
+        raise AssetError([
+            Fault("asset-damaged", f"the adapter's config holds no {fault['loc'][0]} that could be: {fault['msg']}",
+                  section.pretrained_adapter_weights, str(fault["input"])[:80], fix="get the adapter again")
+            for fault in error.errors()
+            if fault["loc"]
+        ]) from error  # fmt: skip
 
 
 def _differ(one: Any, other: Any) -> bool:
