@@ -64,6 +64,7 @@ test-gpu: $(STAMP) ## the tests that need a CUDA device
 
 lint: $(STAMP) ## style and import layers
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet .
 	$(BIN)/lint-imports
 
 types: $(STAMP) ## strict typing

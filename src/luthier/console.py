@@ -54,6 +54,7 @@ def _duration(seconds: float) -> str:
         f"{seconds // 60}m{seconds % 60:02d}s" if seconds < 3600 else f"{seconds // 3600}h{seconds % 3600 // 60:02d}m"
     )
 
+
 TELLING = 0.05  # the share of a stage from which its pace is told
 
 

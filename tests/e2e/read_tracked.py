@@ -1,6 +1,6 @@
 """What a tracker has of the runs reported to it, by its own means; prints {run: {metric: [[step, value]]}}.
 
-    python read_tracked.py tensorboard|mlflow|wandb|trackio FOLDER
+python read_tracked.py tensorboard|mlflow|wandb|trackio FOLDER
 """
 
 from __future__ import annotations

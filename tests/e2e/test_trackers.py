@@ -41,9 +41,7 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.long
 @pytest.mark.parametrize("tracker", ["tensorboard", "mlflow", "wandb", "trackio"])
-def test_a_tracker_holds_what_metrics_jsonl_holds(
-    tracker: str, python: Path, tiny_llama: Path, tmp_path: Path
-) -> None:
+def test_a_tracker_holds_what_metrics_jsonl_holds(tracker: str, python: Path, tiny_llama: Path, tmp_path: Path) -> None:
     settings = {
         "base_model": str(tiny_llama),
         "prompt": {"template": "{text}\n"},

@@ -147,8 +147,10 @@ class Bench:
 def differences(a: checkpoint.Checkpoint, b: checkpoint.Checkpoint) -> list[str]:
     """Parts of two checkpoints that are not equal bit for bit."""
     out = [name for name in a.weights.keys() | b.weights.keys() if not torch.equal(a.weights[name], b.weights[name])]
-    return out + ([] if _same(a.optimizer, b.optimizer) else ["optimizer"]) + (
-        [] if _same(dict(a.state), dict(b.state)) else ["state: random numbers, order, hooks or scaler"]
+    return (
+        out
+        + ([] if _same(a.optimizer, b.optimizer) else ["optimizer"])
+        + ([] if _same(dict(a.state), dict(b.state)) else ["state: random numbers, order, hooks or scaler"])
     )
 
 

@@ -76,9 +76,10 @@ def test_a_licence_bound_choice_is_said_by_itself(made) -> None:  # type: ignore
 
 
 def test_a_base_of_ones_own_that_does_not_know_the_language_is_said(made) -> None:  # type: ignore[no-untyped-def]
-    assert "smollm2 was NOT trained on de; the first choice for this table: Qwen/Qwen2.5-0.5B-Instruct" in made(
-        "de", base="smollm2"
-    ).lines
+    assert (
+        "smollm2 was NOT trained on de; the first choice for this table: Qwen/Qwen2.5-0.5B-Instruct"
+        in made("de", base="smollm2").lines
+    )
     assert not any("NOT trained" in line for line in made("en", base="smollm2").lines)
 
 

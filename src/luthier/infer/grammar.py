@@ -95,7 +95,7 @@ def _in_schema(root: Mapping[str, Any], schema: Mapping[str, Any], message: str)
 
 def _parts(schema: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     for word in INNER:
-        for name, inner in (schema[word].items() if isinstance(schema.get(word), Mapping) else ()):
+        for name, inner in schema[word].items() if isinstance(schema.get(word), Mapping) else ():
             if isinstance(inner, Mapping):
                 yield f"{word}.{name}", inner
     for word in LISTS:

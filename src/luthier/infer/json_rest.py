@@ -351,7 +351,7 @@ def _string_end(text: str, at: int) -> int | None:
 
 def _escape_rest(begun: str) -> str:
     """What completes an escape that the text ends in."""
-    found = re.search(r'(?:^|[^\\])(?:\\\\)*\\(u[0-9a-fA-F]{0,3})?$', begun)
+    found = re.search(r"(?:^|[^\\])(?:\\\\)*\\(u[0-9a-fA-F]{0,3})?$", begun)
     if found is None:
         return ""
     return "n" if found[1] is None else "0" * (5 - len(found[1]))

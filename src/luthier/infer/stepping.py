@@ -80,9 +80,7 @@ class Stepper:
         graph.replay()
         return left.first(rows)
 
-    def block(
-        self, raw_rv: torch.Tensor, blocked_r: torch.Tensor, out_rv: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def block(self, raw_rv: torch.Tensor, blocked_r: torch.Tensor, out_rv: torch.Tensor | None = None) -> torch.Tensor:
         """Scores with those of the ends at -inf in rows that must go on; ``out_rv`` where given."""
         closed_re = raw_rv.index_select(1, self.ends).masked_fill(blocked_r[:, None] > 0, float("-inf"))
         if out_rv is None:
@@ -91,9 +89,7 @@ class Stepper:
 
     def _once(self, rows: int, longest: int, floor: bool) -> Step:
         out, blocked = (None, None) if self._kept is None else (kept[:rows] for kept in self._kept)
-        raw_rv = self.forward.step(
-            self.ids[:rows], self.lengths[:rows], self.cache, longest, self.adapters[:rows], out
-        )
+        raw_rv = self.forward.step(self.ids[:rows], self.lengths[:rows], self.cache, longest, self.adapters[:rows], out)
         scores_rv = self.block(raw_rv, self.blocked[:rows], blocked) if floor else raw_rv
         likeliest_r = likeliest(scores_rv)
         self.ids[:rows].copy_(likeliest_r)

@@ -74,9 +74,7 @@ class Ranks:
             distributed.broadcast(buffer, 0)
         return json.loads(buffer.numpy().tobytes())
 
-    def made_by_first(
-        self, make: Callable[[], Any], received: Sequence[int], pass_on: Callable[[int], None]
-    ) -> Any:
+    def made_by_first(self, make: Callable[[], Any], received: Sequence[int], pass_on: Callable[[int], None]) -> Any:
         """What ``make()`` gives on rank 0 (JSON types), on all ranks.
 
         The others wait awake, since who waits in a collective hears no signal. What one of them has ``received``

@@ -148,7 +148,8 @@ class Parts:
             "loss": self.saved + self.loss + copied + cast,
             "backward of the last layers": self.saved - self.last + self.work + head + each + copied,
             "backward of the first layers": self.layer + self.work + gradients - first - each,
-            "update": gradients + (0.0 if fused else 4.0 * job.trained.weights)  # the optimizer's own buffers
+            "update": gradients
+            + (0.0 if fused else 4.0 * job.trained.weights)  # the optimizer's own buffers
             + (job.state * min(UPDATED / 4, job.trained.weights) if plan.optimizer == "host" else 0.0),
             "evaluation": self.work + self.scores,
             "generation": _answers(job),

@@ -1,6 +1,6 @@
 """How many rows are answered at one time, and what each takes: the engine and `luthier plan` ask the same functions.
 
-    sizes of the model, free memory, longest row -> Slots (rows at once, tokens of each, prompt tokens read together)
+sizes of the model, free memory, longest row -> Slots (rows at once, tokens of each, prompt tokens read together)
 """
 
 from __future__ import annotations

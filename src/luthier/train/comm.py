@@ -39,9 +39,7 @@ class Comm(Protocol):
         """Rank 0's ``value`` (JSON types), on all ranks."""
         ...
 
-    def made_by_first(
-        self, make: Callable[[], Any], received: Sequence[int], pass_on: Callable[[int], None]
-    ) -> Any:
+    def made_by_first(self, make: Callable[[], Any], received: Sequence[int], pass_on: Callable[[int], None]) -> Any:
         """What ``make()`` gives on rank 0 (JSON types), on all ranks.
 
         A signal that another rank has ``received`` meanwhile is told rank 0 by ``pass_on``, in another thread.
@@ -78,9 +76,7 @@ class OneRank:
         """The value itself."""
         return value
 
-    def made_by_first(
-        self, make: Callable[[], Any], received: Sequence[int], pass_on: Callable[[int], None]
-    ) -> Any:
+    def made_by_first(self, make: Callable[[], Any], received: Sequence[int], pass_on: Callable[[int], None]) -> Any:
         """What is made."""
         return make()
 

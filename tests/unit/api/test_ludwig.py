@@ -65,9 +65,7 @@ def test_without_evaluations_a_value_stands_for_an_epoch() -> None:
 def test_predict_has_ludwigs_columns_and_writes_when_asked(trained, frame, tmp_path) -> None:
     model, _ = trained
     answers, folder = model.predict(frame, split="test", output_directory=str(tmp_path), skip_save_predictions=False)
-    assert list(answers.columns) == [
-        f"output_{n}" for n in ("predictions", "response", "probability", "probabilities")
-    ]
+    assert list(answers.columns) == [f"output_{n}" for n in ("predictions", "response", "probability", "probabilities")]
     assert len(answers) == 4 and all(isinstance(one, list) and len(one) == 1 for one in answers["output_response"])
     assert folder == str(tmp_path) and len(pd.read_parquet(tmp_path / "predictions.parquet")) == 4
     assert len(model.predict(frame.to_dict("list"), data_format="dict", return_type=pd.DataFrame)[0]) == 30

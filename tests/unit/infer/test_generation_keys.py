@@ -113,9 +113,7 @@ KEYS = {
 
 
 @pytest.mark.parametrize("name", KEYS)
-def test_answers_and_both_log_probabilities_follow_the_formulas(
-    engine: Any, pair: tuple[Any, Any], name: str
-) -> None:
+def test_answers_and_both_log_probabilities_follow_the_formulas(engine: Any, pair: tuple[Any, Any], name: str) -> None:
     sampling = Sampling(**{field: getattr(KEYS[name], field) for field in Sampling.__slots__} | {"logprobs": True})
     changed = 0
     for key, done in ask(engine, sampling).items():

@@ -17,9 +17,7 @@ def llama(hidden: int, inner: int, layers: int, heads: int, kv: int, head: int, 
     attention = hidden * head * (2 * heads + 2 * kv)
     layer = attention + 3 * hidden * inner + 2 * hidden
     weights = layers * layer + hidden + vocab * hidden * (1 if tied else 2)
-    return ModelSpec(
-        "LlamaForCausalLM", weights, layers, hidden, inner, heads, kv, head, vocab, 8192, tied, "bfloat16"
-    )
+    return ModelSpec("LlamaForCausalLM", weights, layers, hidden, inner, heads, kv, head, vocab, 8192, tied, "bfloat16")
 
 
 SMALL = llama(576, 1536, 30, 9, 3, 64, 49152, True)

@@ -121,9 +121,7 @@ def test_peak_of_a_step(
 
 @pytest.mark.parametrize("adapter", ADAPTERS)
 @pytest.mark.parametrize("recomputed", [0, LAYERS])
-def test_peak_of_a_step_that_shares_a_beginning(
-    case: tuple[Path, list[int]], adapter: str, recomputed: int
-) -> None:
+def test_peak_of_a_step_that_shares_a_beginning(case: tuple[Path, list[int]], adapter: str, recomputed: int) -> None:
     folder, lengths = case[0], [length + 80 for length in case[1]]
     declared = {"base_model": str(folder), "adapter": ADAPTERS[adapter]}
     settings = config.load(declared | {"trainer": {"batch_size": 8, "precision": "fp32"}})
@@ -137,9 +135,7 @@ def test_peak_of_a_step_that_shares_a_beginning(
 @pytest.mark.parametrize("adapter", ["lora", "lora qv"])
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
 @pytest.mark.parametrize("recomputed", [0, LAYERS])
-def test_peak_of_a_step_in_tiles(
-    case: tuple[Path, list[int]], adapter: str, precision: str, recomputed: int
-) -> None:
+def test_peak_of_a_step_in_tiles(case: tuple[Path, list[int]], adapter: str, precision: str, recomputed: int) -> None:
     folder, lengths = case
     declared = {"base_model": str(folder), "adapter": ADAPTERS[adapter]}
     settings = config.load(declared | {"trainer": {"batch_size": 8, "precision": precision}})
@@ -157,9 +153,7 @@ def test_weights_adapter_and_gradients_are_exact(case: tuple[Path, list[int]]) -
         settings = config.load(
             {"base_model": str(folder), "adapter": section, "trainer": {"batch_size": 8, "precision": "fp32"}}
         )
-        model = load_decoder(
-            folder, read_shape(folder), Placing(dtype=torch.float32, trained=section is None)
-        )
+        model = load_decoder(folder, read_shape(folder), Placing(dtype=torch.float32, trained=section is None))
         if section is not None:
             model.adapt(settings.adapter, 1)
         trained = sum(weight.numel() for weight in model.parameters())

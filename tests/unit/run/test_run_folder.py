@@ -61,9 +61,7 @@ def test_another_lock_is_refused_with_the_difference(tmp_path: Path) -> None:
 
 def test_lock_differences() -> None:
     assert diff(lock(), lock(config={"trainer": {"epochs": 3}, "name": "other"})) == []
-    assert diff(lock(), lock(data_hash="e")) == [
-        "data_hash: d → e (the columns or the rows of the dataset)"
-    ]
+    assert diff(lock(), lock(data_hash="e")) == ["data_hash: d → e (the columns or the rows of the dataset)"]
     assert drift(lock(), lock(versions={"torch": "2.12"})) == ['versions.torch: "2.13" → "2.12"']
     assert hash_config({"a": 1, "b": 2}) == hash_config({"b": 2, "a": 1}) != hash_config({"a": 1, "b": 3})
 

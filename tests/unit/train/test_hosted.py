@@ -42,9 +42,7 @@ def run(named: dict[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer, 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("piece", [1, 6000, 2**30])
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def test_the_update_is_the_same_to_the_bit(
-    kind: str, piece: int, device: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_update_is_the_same_to_the_bit(kind: str, piece: int, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hosted, "UPDATED", piece)
     there, here = weights(device), weights(device)
     plain, away = made(there, kind, False), made(here, kind, True)

@@ -102,6 +102,7 @@ def test_a_name_without_a_known_format_is_refused(tmp_path: Path) -> None:
 def check_memory(folder: Path, rows: int) -> None:
     table = folder / "rows.csv"
     table.write_text("text\n" + "".join(f"row {i}\n" for i in range(rows)))
+
     class Long(Asked):
         def each(self, *given: Any, **ignored: Any) -> Iterator[tuple[Completion, tuple[float, ...]]]:
             for done, scores in super().each(*given):

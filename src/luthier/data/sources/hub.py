@@ -118,9 +118,7 @@ def _by_split(listed: list[str]) -> dict[str, list[str]]:
     return {}
 
 
-def _join(
-    name: str, revision: str | None, files: dict[str, list[str]], options: Options, sink: events.Sink
-) -> Table:
+def _join(name: str, revision: str | None, files: dict[str, list[str]], options: Options, sink: events.Sink) -> Table:
     from huggingface_hub import hf_hub_download
 
     parts: dict[str, list[dict[str, Any]]] = {}
