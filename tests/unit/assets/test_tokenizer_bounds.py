@@ -119,8 +119,10 @@ def test_ordinary_normalizers_pass(tmp_path: Path) -> None:
 
 
 def test_watching_costs_little() -> None:
-    tokenizer = byte_level()
-    started = time.process_time()
-    for _ in range(1000):
-        tokenizer.encode("hello")
-    assert time.process_time() - started < 0.5  # half a millisecond for a call at most
+    taken = []
+    for _ in range(5):
+        started = time.process_time()
+        for _ in range(200):
+            tokenizer_bounds.in_time(lambda: None, 5, "")
+        taken.append((time.process_time() - started) / 200)
+    assert min(taken) < 0.0005  # seconds of a processor for a call; 60 µs where it was written
