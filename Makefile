@@ -62,10 +62,12 @@ test-faults: $(STAMP) ## kills, signals, corruption, full disks, … by the hund
 test-gpu: $(STAMP) ## the tests that need a CUDA device
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m gpu
 
-lint: $(STAMP) ## style and import layers
+# The same as .pre-commit-config.yaml: a commit that its hooks let through passes here.
+lint: $(STAMP) ## style, import layers, generated pages
 	$(BIN)/ruff check .
-	$(BIN)/ruff format --check --quiet .
+	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+	$(BIN)/python scripts/generate_docs.py --check
 
 types: $(STAMP) ## strict typing
 	$(BIN)/mypy $(TYPES)

@@ -245,7 +245,10 @@ def test_notebooks_are_valid_clean_and_compile(path: Path) -> None:
             compile("\n".join(lines), path.name, "exec")
 
 
-@pytest.mark.parametrize("command", [("ruff", "check", "."), ("lint-imports",)], ids=lambda command: command[0])
+CHECKS = [("ruff", "check", "."), ("ruff", "format", "--check", "."), ("lint-imports",)]
+
+
+@pytest.mark.parametrize("command", CHECKS, ids=" ".join)
 def test_style_and_layers_hold(command: tuple[str, ...]) -> None:
     done = tool(*command)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
