@@ -144,13 +144,13 @@ class Parts:
         each = (gradients - head - first) / layers
         copied, cast = _copies(job, plan)
         fused = job.fused and plan.device.startswith("cuda")
+        buffers = 0.0 if fused else 4.0 * job.trained.weights  # the optimizer's own, in an update
+        fetched = job.state * min(UPDATED / 4, job.trained.weights) if plan.optimizer == "host" else 0.0
         out = {
             "loss": self.saved + self.loss + copied + cast,
             "backward of the last layers": self.saved - self.last + self.work + head + each + copied,
             "backward of the first layers": self.layer + self.work + gradients - first - each,
-            "update": gradients
-            + (0.0 if fused else 4.0 * job.trained.weights)  # the optimizer's own buffers
-            + (job.state * min(UPDATED / 4, job.trained.weights) if plan.optimizer == "host" else 0.0),
+            "update": gradients + buffers + fetched,
             "evaluation": self.work + self.scores,
             "generation": _answers(job),
         }
