@@ -48,20 +48,29 @@ def resolve(
     Raises AssetError: asset-not-found (says where it looked), asset-gated, asset-pickled-weights,
     asset-remote-code, asset-no-tokenizer, asset-damaged.
     """
+    refuse_no_name(name)
     if name == "smollm2":
         return _smollm2(cache, sink)
     path = Path(name).expanduser()
     if path.suffix.lower() == ".gguf":
-        if not path.is_file():
-            raise not_found(name, [f"the file {path}"])
         return _gguf_base(name, path, f"file {path.name}", cache, sink)
     if path.is_dir():
         return _folder_base(name, path, "folder", trust_remote_code, cache)
     repository = HUB_ALIASES.get(name, name)
-    if name not in ALIASES and not is_hub_id(name):
-        raise not_found(name, [f"the aliases {', '.join(ALIASES)}", f"the folder {path}"])
     folder = _from_hub(name, repository, trust_remote_code, sink)
     return _folder_base(name, folder, f"hub {repository}@{folder.name[:12]}", trust_remote_code, cache)
+
+
+def refuse_no_name(name: str) -> None:
+    """Raise AssetError for a name that stands for nothing here and cannot be a hub id; nothing is read or asked."""
+    path = Path(name).expanduser()
+    if path.suffix.lower() == ".gguf":
+        if not path.is_file():
+            raise not_found(name, [f"the file {path}"])
+    elif name not in ALIASES and not path.is_dir() and not is_hub_id(name):
+        close = None if path.parent.name else nearest(name, ALIASES)
+        fix = f"did you mean {close!r}?" if close else None
+        raise not_found(name, [f"the aliases {', '.join(ALIASES)}", f"the folder {path}"], fix=fix)
 
 
 def is_hub_id(name: str) -> bool:

@@ -81,6 +81,7 @@ def prepare(
     def base_of(name: str) -> Base:
         return assets.resolve(name, trust_remote_code=trust_remote_code, sink=sink)
 
+    assets.refuse_no_name(settings.base_model)  # before the table, which may be large, is read
     seen = examine(settings, dataset, base_of, encoding=encoding, sink=sink)
     machine = place().share_of(machines.probe(settings.execution.device))
     engine = replace(BUILT, refusal=refusal_of(read_json(seen.base.path / "config.json")))

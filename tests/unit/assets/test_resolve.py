@@ -52,7 +52,8 @@ def test_the_hash_follows_content_not_place(folder: Path, tmp_path: Path) -> Non
 
 def test_not_found_says_where_it_looked(tmp_path: Path) -> None:
     kind, text = code("no-such-model", tmp_path)
-    assert kind == "asset-not-found" and "smollm2" in text and "no-such-model" in text
+    assert kind == "asset-not-found" and "smollm2" in text and "no-such-model" in text and "did you mean" not in text
+    assert "did you mean 'smollm2'?" in code("SmolLM", tmp_path)[1]
     assert code(str(tmp_path / "x.gguf"), tmp_path)[0] == "asset-not-found"
     (tmp_path / "empty").mkdir()
     assert code(str(tmp_path / "empty"), tmp_path)[0] == "asset-not-found"
