@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from luthier.errors import ConfigError
-from luthier.types import Machine
+
+if TYPE_CHECKING:
+    from luthier.types import Machine
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,14 +43,12 @@ class Place:
                 allowed=f"at most {len(machine.gpus)}",
                 fix=f"torchrun --nproc-per-node={len(machine.gpus)}, or set execution.device: cpu",
             )
-        return Machine(
+        return replace(
+            machine,
             cores=max(1, machine.cores // self.local_world),
             memory=machine.memory // self.local_world,
             free_memory=machine.free_memory // self.local_world,
             gpus=tuple(sorted(machine.gpus[: self.local_world], key=lambda gpu: gpu.free)[:1]),
-            cpu=machine.cpu,
-            cpu_bf16=machine.cpu_bf16,
-            system=machine.system,
         )
 
     def device(self, planned: str) -> str:
