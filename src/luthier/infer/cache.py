@@ -29,9 +29,10 @@ class Cache:
         self.held = min(capacity, ROUNDED) if self._follows else capacity  # c
         self._head_n = torch.arange(shape.kv_heads, device=device)
         # Zeros, not whatever was there: a masked place weighs 0, and 0 times a stray NaN would be NaN.
-        sizes = (slots, shape.kv_heads, self.held, shape.head_dim)
-        self.keys = [torch.zeros(sizes, device=device, dtype=dtype) for _ in range(shape.layers)]
-        self.values = [torch.zeros(sizes, device=device, dtype=dtype) for _ in range(shape.layers)]
+        sizes = (2, slots, shape.kv_heads, self.held, shape.head_dim)
+        self._pairs = [torch.zeros(sizes, device=device, dtype=dtype) for _ in range(shape.layers)]
+        self.keys = [pair[0] for pair in self._pairs]
+        self.values = [pair[1] for pair in self._pairs]
 
     def reach(self, tokens: int) -> None:
         """Make room for rows of so many tokens, which are no more than the capacity."""
@@ -47,11 +48,11 @@ class Cache:
 
     def _lay_out(self, held: int) -> None:
         kept = min(held, self.held)
-        for stores in (self.keys, self.values):
-            for layer, old in enumerate(stores):
-                stores[layer] = old.new_empty(self.slots, self.heads, held, old.shape[-1])
-                stores[layer][:, :, :kept] = old[:, :, :kept]
-                stores[layer][:, :, kept:] = 0
+        for layer, old in enumerate(self._pairs):
+            pair = old.new_empty(2, self.slots, self.heads, held, old.shape[-1])
+            pair[..., :kept, :] = old[..., :kept, :]
+            pair[..., kept:, :] = 0
+            self._pairs[layer], self.keys[layer], self.values[layer] = pair, pair[0], pair[1]
         self.held = held
 
     def places(self, slot_t: torch.Tensor, position_t: torch.Tensor) -> torch.Tensor:
@@ -62,6 +63,16 @@ class Cache:
         """Keep the keys and values of tokens at `places`."""
         for store, new in ((self.keys[layer], k_tnd), (self.values[layer], v_tnd)):
             store.view(-1, new.shape[-1]).index_copy_(0, places, new.reshape(-1, new.shape[-1]))
+
+    def pair_places(self, slot_t: torch.Tensor, position_t: torch.Tensor) -> torch.Tensor:
+        """[t * 2n] where the keys, then the values of these tokens lie in a layer's two stores."""
+        places_tn = self.places(slot_t, position_t).view(-1, self.heads)
+        return torch.cat([places_tn, places_tn + self.slots * self.heads * self.held], 1).flatten()
+
+    def put_pairs(self, layer: int, places: torch.Tensor, kv_tmd: torch.Tensor) -> None:
+        """Keep the keys and values of tokens, which lie behind one another [t, 2n, d], at `pair_places`."""
+        width = kv_tmd.shape[-1]
+        self._pairs[layer].view(-1, width).index_copy_(0, places, kv_tmd.reshape(-1, width))
 
     def spread(self, layer: int, slots: Sequence[int], k_tnd: torch.Tensor, v_tnd: torch.Tensor) -> None:
         """Lay the same keys and values at the beginning of several slots."""

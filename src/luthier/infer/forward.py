@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 
@@ -38,6 +38,15 @@ class Prefix:
     ids: tuple[int, ...] = ()
     keys: tuple[torch.Tensor, ...] = ()
     values: tuple[torch.Tensor, ...] = ()
+
+
+class Heads(NamedTuple):
+    """Queries [t, heads, d], keys and values [t, n, d]; ``pairs`` [t, 2n, d] where the latter lie side by side."""
+
+    q: torch.Tensor
+    k: torch.Tensor
+    v: torch.Tensor
+    pairs: torch.Tensor | None = None
 
 
 class Forward:
@@ -110,7 +119,7 @@ class Forward:
         positions_t = torch.cat(place).to(self.device)
         slot_t = torch.tensor(list(slots)).repeat_interleave(torch.tensor(lengths)).to(self.device)
         cache.reach(start + max(lengths))
-        places = cache.places(slot_t, positions_t)
+        places = self._places(cache, slot_t, positions_t)
         last_r = torch.tensor(lengths).cumsum(0).sub(1).to(self.device)
         turns = self._turns(positions_t)
         spans = _spans(lengths, start, self.device)
@@ -118,8 +127,9 @@ class Forward:
         number_t = torch.tensor(list(adapters) or [0] * len(prompts)).repeat_interleave(torch.tensor(lengths))
         mix = self._choose(number_t)
         for number, layer in enumerate(self.layers):
-            q, k, v = self._heads(layer, x_th, turns, mix)
-            cache.put(number, places, k, v)
+            heads = self._heads(layer, x_th, turns, mix)
+            self._keep(cache, number, places, heads)
+            q, k, v, _ = heads
             if start:
                 cache.spread(number, slots, prefix.keys[number], prefix.values[number])
                 k, v = torch.cat([prefix.keys[number], k]), torch.cat([prefix.values[number], v])
@@ -150,18 +160,29 @@ class Forward:
         rows = len(ids_r)
         turns = self._turns(lengths_r)
         cache.fit(longest)
-        places = cache.places(torch.arange(rows, device=self.device), lengths_r)
+        places = self._places(cache, torch.arange(rows, device=self.device), lengths_r)
         held_r = lengths_r + 1
         x_rh = self.decoder.embed(ids_r)
         mix = self._choose(adapter_r)
         masks: Masks = {}
         for number, layer in enumerate(self.layers):
-            q, k, v = self._heads(layer, x_rh, turns, mix)
-            cache.put(number, places, k, v)
+            heads = self._heads(layer, x_rh, turns, mix)
+            self._keep(cache, number, places, heads)
             held = cache.keys[number][:rows], cache.values[number][:rows]
-            x_rh = self._rest(layer, self._attend(number, q, *held, held_r, longest, masks).flatten(1), x_rh, mix)
+            out = self._attend(number, heads.q, *held, held_r, longest, masks)
+            x_rh = self._rest(layer, out.flatten(1), x_rh, mix)
         scores_rv = self._scores(x_rh)
         return scores_rv.float() if out_rv is None else out_rv.copy_(scores_rv)
+
+    def _places(self, cache: Cache, slot_t: torch.Tensor, position_t: torch.Tensor) -> torch.Tensor:
+        """Where `_keep` puts what these tokens leave in each layer."""
+        return (cache.pair_places if self._host else cache.places)(slot_t, position_t)
+
+    def _keep(self, cache: Cache, layer: int, places: torch.Tensor, heads: Heads) -> None:
+        if heads.pairs is None:
+            cache.put(layer, places, heads.k, heads.v)
+        else:
+            cache.put_pairs(layer, places, heads.pairs)
 
     def _attend(
         self,
@@ -179,7 +200,7 @@ class Forward:
             k, v = k[:, :, :longest], v[:, :, :longest]
             return attend_cached(q, k, v, held_r, scale=scale, window=window, softcap=softcap)
         if window not in masks:
-            masks[window] = host.seen_mask(held_r, k.shape[2], window)
+            masks[window] = host.seen_mask(held_r, k.shape[2], window, q.dtype)
         return host.attend_rows(q, k, v, masks[window], scale, longest)
 
     def _turns(self, positions_t: torch.Tensor) -> Turns:
@@ -195,14 +216,15 @@ class Forward:
         x_th: torch.Tensor,
         turns: Turns,
         mix: Chosen | None,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    ) -> Heads:
         qkv_to = self._product(layer, "qkv", x_th, mix)
         turn = turns[self.shape.rotary[layer.number]]
         if not self._host:
-            return layer.split(qkv_to, turn)
+            return Heads(*layer.split(qkv_to, turn))
         if self.shape.head_norms:
             qkv_to = layer.norm_heads(qkv_to)
-        return host.turned(qkv_to, *turn, self.shape.heads, self.shape.kv_heads)
+        q, pairs = host.turned(qkv_to, *turn, self.shape.heads, self.shape.kv_heads)
+        return Heads(q, pairs[:, : self.shape.kv_heads], pairs[:, self.shape.kv_heads :], pairs)
 
     def _rest(self, layer: Layer, out: torch.Tensor, x_th: torch.Tensor, mix: Chosen | None) -> torch.Tensor:
         x_th = self._joined(layer, "o", out, x_th, mix)

@@ -14,17 +14,24 @@ from luthier.kernels.norm import rms_norm
 
 # Plain products beat torch's fused kernel from so many rows times key heads times keys in 16 bit (1.5 to 4 times), and
 # in fp32 from so many rows times key heads up to so many keys (1.1 to 2 times); measured with AVX-512 bf16.
-PLAIN, PAIRS, KEYS = 1024, 16, 1024
+# With AMX the fused kernel holds longer (0.7 times at 18 * 320, 1.1 times at 96 * 96).
+PLAIN, PLAIN_AMX, PAIRS, KEYS = 1024, 8192, 16, 1024
 COLUMNS = 256  # of scores whose largest is found first
 
 
-def seen_mask(held_r: torch.Tensor, keys: int, window: int | None) -> torch.Tensor:
-    """[r, 1, 1, c] fp32: 0 at the first ``held_r`` keys of a row (of these the last ``window``), -inf elsewhere."""
+@functools.cache
+def _plain_from() -> int:
+    has_amx = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return PLAIN_AMX if has_amx is not None and has_amx() else PLAIN
+
+
+def seen_mask(held_r: torch.Tensor, keys: int, window: int | None, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """[r, 1, 1, c]: 0 at the first ``held_r`` keys of a row (of these the last ``window``), -inf elsewhere."""
     place_c = torch.arange(keys, device=held_r.device)
     seen = place_c < held_r[:, None]
     if window is not None and window < keys:
         seen = seen & (place_c >= held_r[:, None] - window)
-    return torch.zeros(seen.shape, device=seen.device).masked_fill_(~seen, float("-inf"))[:, None, None]
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, float("-inf"))[:, None, None]
 
 
 def attend_rows(
@@ -35,22 +42,25 @@ def attend_rows(
     scale: float,
     longest: int | None = None,
 ) -> torch.Tensor:
-    """[r, heads, d]: one query a row over its keys and values, whose heads may be fewer; ``mask`` of `seen_mask`.
+    """[r, heads, d]: one query a row over its keys and values, whose heads may be fewer.
 
-    ``longest``: the first so many keys are all that any row sees; None: it may be all of them. Stores that are whole,
-    not slices, are not copied. In 16 bit scores are rounded before the softmax, as training rounds them for short rows.
+    ``mask``: of `seen_mask`, in the type of the queries. ``longest``: the first so many keys are all that any row sees;
+    None: it may be all of them. Stores that are whole, not slices, are not copied. In 16 bit scores are rounded before
+    the softmax, as training rounds them for short rows.
     """
     rows, heads, width = q_rnd.shape
     kv_heads, keys = k_rncd.shape[1:3]
     q = q_rnd.reshape(rows, kv_heads, heads // kv_heads, width)
     pairs = rows * kv_heads
-    if not (pairs * keys >= PLAIN if q.element_size() == 2 else pairs >= PAIRS and keys <= KEYS):
-        k, v, own = k_rncd[:, :, :longest], v_rncd[:, :, :longest], mask[..., :longest].to(q.dtype)
-        out = torch.nn.functional.scaled_dot_product_attention(q, k, v, own, scale=scale)
+    half = q.element_size() == 2
+    if not (pairs * keys >= _plain_from() if half else pairs >= PAIRS and keys <= KEYS):
+        if not half:  # in 16 bit the library would compile its products anew for each length
+            k_rncd, v_rncd, mask = k_rncd[:, :, :longest], v_rncd[:, :, :longest], mask[..., :longest]
+        out = torch.nn.functional.scaled_dot_product_attention(q, k_rncd, v_rncd, mask, scale=scale)
         return out.reshape(rows, heads, width)
-    scores = torch.bmm(q.flatten(0, 1), k_rncd.flatten(0, 1).transpose(1, 2)).view(rows, kv_heads, -1, keys)
-    weights = torch.add(mask, scores, alpha=scale).softmax(-1).to(v_rncd.dtype)
-    return torch.bmm(weights.flatten(0, 1), v_rncd.flatten(0, 1)).view(rows, heads, width)
+    own = mask.expand(rows, kv_heads, 1, keys).reshape(pairs, 1, keys)
+    scores = torch.baddbmm(own, q.flatten(0, 1), k_rncd.flatten(0, 1).transpose(1, 2), alpha=scale)
+    return torch.bmm(scores.softmax(-1), v_rncd.flatten(0, 1)).view(rows, heads, width)
 
 
 def normed(x_th: torch.Tensor, norm: Norm) -> torch.Tensor:
@@ -89,10 +99,14 @@ def doubled(cos_td: torch.Tensor, sin_td: torch.Tensor) -> tuple[torch.Tensor, t
 
 def turned(
     qkv_to: torch.Tensor, cos_t1d: torch.Tensor, sin_t1d: torch.Tensor, heads: int, kv_heads: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """What `rotary.rotate` gives, as views, where all of a head is rotated; cosines and sines from `doubled`."""
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What `rotary.rotate` gives, in the place of ``qkv_to``, where all of a head is rotated.
+
+    [t, heads, d] queries, and [t, 2 kv_heads, d] keys, then values. Cosines and sines from `doubled`.
+    """
     width = cos_t1d.shape[-1]
     all_tnd = qkv_to.view(len(qkv_to), heads + 2 * kv_heads, width)
-    plain = all_tnd[:, : heads + kv_heads].to(cos_t1d.dtype)
-    out = (plain * cos_t1d).addcmul_(plain.roll(width // 2, -1), sin_t1d).to(qkv_to.dtype)
-    return out[:, :heads], out[:, heads:], all_tnd[:, heads + kv_heads :]
+    turning = all_tnd[:, : heads + kv_heads]
+    plain = turning.to(cos_t1d.dtype)
+    turning.copy_((plain * cos_t1d).addcmul_(plain.roll(width // 2, -1), sin_t1d))
+    return all_tnd[:, :heads], all_tnd[:, heads:]

@@ -30,10 +30,15 @@ class Prepacked:
         """The weight as it is."""
         return self.weight
 
-    def times(self, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-        """[t, out] from x [t, in]."""
+    def times(
+        self, x: torch.Tensor, bias: torch.Tensor | None = None, residual: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """[t, out] from x [t, in], with ``residual`` [t, out] added when given."""
         own = None if bias is None else bias.to(x.dtype)
-        return cast(torch.Tensor, torch.ops.mkldnn._linear_pointwise(x, self.packed, own, "none", [], ""))
+        if residual is None:
+            return cast(torch.Tensor, torch.ops.mkldnn._linear_pointwise(x, self.packed, own, "none", [], ""))
+        added = torch.ops.mkldnn._linear_pointwise.binary(x, residual, self.packed, own, "add")
+        return cast(torch.Tensor, added)
 
 
 def prepacked(weight: torch.Tensor) -> Prepacked | None:
@@ -44,7 +49,7 @@ def prepacked(weight: torch.Tensor) -> Prepacked | None:
         return None
     try:
         made = Prepacked(weight, torch.ops.mkldnn._reorder_linear_weight(weight.detach(), ROWS))
-        made.times(weight.new_zeros(1, weight.shape[1]))
+        made.times(weight.new_zeros(1, weight.shape[1]), residual=weight.new_zeros(1, len(weight)))
     except (AttributeError, RuntimeError, NotImplementedError):
         return None
     return made
@@ -56,9 +61,7 @@ def inferred(op: Linear, matrix: Prepacked, x: torch.Tensor, residual: torch.Ten
         x = normed(x, op.norm)
     elif op.gate is not None:
         x = gated(x, op.gate)
-    out = matrix.times(x, op.bias)
-    if residual is not None:
-        out += residual
+    out = matrix.times(x, op.bias, residual)
     if op.update is not None:
         inner_tr = x @ op.update.a_rh.t()
         for part, b in zip(op.update.parts, op.update.b, strict=True):

@@ -53,6 +53,19 @@ def test_stores_follow_what_rows_hold(shape: Shape) -> None:
     assert all(store.is_contiguous() for store in (*cache.keys, *cache.values))
 
 
+def test_keys_and_values_side_by_side_go_where_they_go_apart(shape: Shape) -> None:
+    apart, together = (Cache(shape, 3, 90, torch.device("cpu"), torch.float32) for _ in range(2))
+    slots, positions = torch.tensor([2, 0, 2]), torch.tensor([40, 3, 41])
+    k_tnd, v_tnd = (torch.randn(3, shape.kv_heads, shape.head_dim) for _ in range(2))
+    for cache in (apart, together):
+        cache.reach(60)
+    apart.put(1, apart.places(slots, positions), k_tnd, v_tnd)
+    together.put_pairs(1, together.pair_places(slots, positions), torch.cat([k_tnd, v_tnd], 1))
+    for mine, other in ((together.keys, apart.keys), (together.values, apart.values)):
+        assert all(torch.equal(one, two) for one, two in zip(mine, other, strict=True))
+    assert torch.equal(together.keys[1][2, :, 41], k_tnd[2]) and torch.equal(together.values[1][0, :, 3], v_tnd[1])
+
+
 def test_elsewhere_than_on_a_cpu_stores_stay_as_they_are(shape: Shape) -> None:
     cache = Cache(shape, 2, 200, torch.device("meta"), torch.float32)
     cache.reach(10)

@@ -29,7 +29,7 @@ def test_attention_of_a_step(dtype: torch.dtype, window: int | None, sizes: tupl
     want = attend_cached(q.double(), k.double(), v.double(), held_r, scale=0.25, window=window)
     whole = k.contiguous(), v.contiguous()
     for store, longest in (((k, v), None), (whole, None), (whole, int(held_r.max()))):
-        got = attend_rows(q, *store, seen_mask(held_r, keys, window), 0.25, longest)
+        got = attend_rows(q, *store, seen_mask(held_r, keys, window, dtype), 0.25, longest)
         assert got.dtype == dtype and got.shape == (rows, heads, 16)
         assert (got.double() - want).abs().max() < LIMIT[dtype]
 
@@ -68,6 +68,6 @@ def test_rotation(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     qkv, angles = torch.randn(5, 8 * 16).to(dtype), torch.randn(5, 8) * 9
     cos, sin = angles.cos(), angles.sin()
-    got = turned(qkv, *doubled(cos, sin), 4, 2)
-    for one, other in zip(got, rotate(qkv, cos, sin, 4, 2, 16), strict=True):
+    q, pairs = turned(qkv.clone(), *doubled(cos, sin), 4, 2)
+    for one, other in zip((q, pairs[:, :2], pairs[:, 2:]), rotate(qkv, cos, sin, 4, 2, 16), strict=True):
         assert one.dtype == dtype and torch.allclose(one, other, atol=1e-6 if dtype == torch.float32 else 2e-2)
