@@ -29,7 +29,9 @@ def command(
     from luthier import pipeline
 
     with common.session(as_json) as sink:
-        tuned = pipeline.load(path, overrides=sets or [], trust_remote_code=trust_remote_code, sink=sink)
+        tuned = pipeline.load(
+            path, overrides=sets or [], trust_remote_code=trust_remote_code, dataset=dataset, sink=sink
+        )
         comparison = pipeline.evaluate(tuned, dataset, rows=rows, shots=shots, encoding=encoding, sink=sink)
     if as_json:
         common.emit(comparison.to_json())

@@ -55,7 +55,9 @@ def command(
     if output is not None:
         answers_file(output)  # a name that cannot be written is refused before the work, not after it
     with common.session(as_json) as sink:
-        tuned = pipeline.load(path, overrides=sets or [], trust_remote_code=trust_remote_code, sink=sink)
+        tuned = pipeline.load(
+            path, overrides=sets or [], trust_remote_code=trust_remote_code, dataset=dataset, sink=sink
+        )
         options = {"encoding": encoding, "use_base": base, "probabilities": probabilities, "sink": sink}
         if output is not None:
             return _tell(predict_into(output, tuned, dataset, **options), as_json)  # type: ignore[arg-type]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from luthier import assets, config, events
 from luthier.assets.tokenizer import Tokenizer
 from luthier.config import Config
+from luthier.data import sources
 from luthier.data.columns import Layout
 from luthier.data.render.template import fields_of
 from luthier.errors import AssetError, LuthierError
@@ -34,13 +35,18 @@ def load(
     *,
     overrides: Sequence[str] = (),
     trust_remote_code: bool = False,
+    dataset: Any = None,
     sink: events.Sink = events.silent,
 ) -> Tuned:
     """The model of a finished run. ``overrides`` change its config for this use (generation keys, eval_batch_size).
 
-    Raises RunError when ``path`` is no finished run, AssetError when its base is not here or has another content.
+    ``dataset``: what it will be asked about; a name that leads to nothing is refused before any weights are read.
+
+    Raises RunError when ``path`` is no finished run, AssetError when its base is not here or has another content,
+    DataError as `sources.look`.
     """
     found = find(path, overrides=overrides, sink=sink)
+    sources.look(dataset)
     base = assets.resolve(found.base_name, trust_remote_code=trust_remote_code, sink=sink)
     found.require(base)
     model = open_tuned(found.settings, base, found.precision, found.device, found.folder, sink)

@@ -114,6 +114,24 @@ def test_bad_input_is_told_before_anything_is_generated(
     assert not list(tmp_path.glob("*.partial"))
 
 
+@pytest.mark.parametrize("command", ["predict", "evaluate"])
+@pytest.mark.parametrize("name", ["none.csv", "rows.xyz", "empty.csv"])
+def test_a_table_that_cannot_be_is_told_before_the_weights_are_read(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    command: str, name: str,
+) -> None:  # fmt: skip
+    (tmp_path / "rows.xyz").write_text("question\nhow?\n")
+    (tmp_path / "empty.csv").touch()
+
+    def never(*ignored: Any, **named: Any) -> Any:
+        raise AssertionError("weights were read")
+
+    monkeypatch.setattr("luthier.pipeline.loading.open_tuned", never)
+    assert run([command, str(made), "--dataset", str(tmp_path / name), "--json"], monkeypatch) == 3
+    fault = json.loads(capsys.readouterr().out)["error"][0]
+    assert fault["code"] in ("data-unreadable", "data-empty") and name in fault["where"]
+
+
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
 def test_a_prompt_without_room_is_an_error_of_its_row_alone(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], suffix: str

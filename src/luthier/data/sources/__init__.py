@@ -18,7 +18,7 @@ from luthier.errors import DataError
 
 PLAIN = (".txt", ".text", ".md")  # a paragraph, a line, or the whole file: what is one row cannot be told
 
-__all__ = ["FORMATS", "Limits", "read"]
+__all__ = ["FORMATS", "Limits", "look", "read"]
 
 
 def read(
@@ -46,6 +46,22 @@ def read(
     return table
 
 
+def look(dataset: Any) -> None:
+    """What can be said of a dataset's name without reading it.
+
+    Raises DataError where it leads to nothing, to a file of no known format, or to one without bytes.
+    """
+    if not isinstance(dataset, (str, Path)):
+        return
+    name, path = str(dataset), Path(dataset).expanduser()
+    if path.is_dir():
+        return
+    if path.exists():
+        _look_at_file(path, name)
+    elif not (isinstance(dataset, str) and hub.is_id(dataset)):
+        raise _nowhere(path, name)
+
+
 def _read_object(dataset: Any) -> Table:
     if memory.is_frame(dataset):
         return memory.from_frame(dataset)
@@ -64,7 +80,11 @@ def _read_path(dataset: str | Path, options: Options, sink: events.Sink) -> Tabl
         return _read_file(path, name, options)
     if isinstance(dataset, str) and hub.is_id(dataset):
         return hub.read_hub(dataset, options, sink)
-    raise DataError(
+    raise _nowhere(path, name)
+
+
+def _nowhere(path: Path, name: str) -> DataError:
+    return DataError(
         "data-unreadable",
         f"there is no dataset {name!r}",
         where=str(path.absolute()),
@@ -74,7 +94,7 @@ def _read_path(dataset: str | Path, options: Options, sink: events.Sink) -> Tabl
     )
 
 
-def _read_file(path: Path, name: str, options: Options) -> Table:
+def _look_at_file(path: Path, name: str) -> None:
     suffix = path.suffix.lower()
     if suffix not in FORMATS:
         raise DataError(
@@ -89,8 +109,12 @@ def _read_file(path: Path, name: str, options: Options) -> Table:
         )
     if path.stat().st_size == 0:
         raise empty(name, "the file has no bytes")
+
+
+def _read_file(path: Path, name: str, options: Options) -> Table:
+    _look_at_file(path, name)
     try:
-        reader = FORMATS.get(suffix)
+        reader = FORMATS.get(path.suffix.lower())
         if path.stat().st_size > LARGE:
             return imported(path, name, options, reader)
         return reader(path, name, options)
