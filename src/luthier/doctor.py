@@ -34,10 +34,20 @@ PACKAGES: dict[str, str] = {
 SUPPORT: list[list[str]] = [
     ["Linux, CPU with bf16 (AVX-512 bf16, AMX)", "bf16", "yes", "yes, in CI (Python 3.11)"],
     ["Linux, CPU without bf16", "fp32", "yes", "not yet"],
-    ["NVIDIA Ampere and newer (A10, A100, L4, H100, …)", "bf16", "yes", "one H200, by hand (Python 3.12, torch 2.11)"],
+    [
+        "NVIDIA Ampere and newer (A10, A100, L4, H100, …)",
+        "bf16",
+        "yes",
+        "one H200 and one H100, by hand (Python 3.12, torch 2.11)",
+    ],
     ["NVIDIA Turing and Volta (T4, V100)", "fp16 with loss scaling", "yes; 8 bit from Turing on", "not yet"],
     ["NVIDIA Pascal (P100)", "fp16 with loss scaling", "4 bit only", "not yet"],
-    ["two GPUs", "on the first one; on both under torchrun", "as that GPU", "not yet"],
+    [
+        "two GPUs",
+        "on the first one; on both under torchrun",
+        "as that GPU",
+        "two H100, by hand: one training equals that of one GPU (Python 3.12, torch 2.11)",
+    ],
     ["Windows through WSL", "as Linux", "as Linux", "not yet"],
     ["Windows", "as far as torch and bitsandbytes carry", "as bitsandbytes", "not yet"],
     ["macOS (MPS)", "fp32", "no", "not yet"],
