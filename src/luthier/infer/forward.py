@@ -41,12 +41,12 @@ class Prefix:
 
 
 class Heads(NamedTuple):
-    """Queries [t, heads, d], keys and values [t, n, d]; ``pairs`` [t, 2n, d] where the latter lie side by side."""
+    """Queries [t, heads, d], keys and values [t, n, d]; ``whole`` [t, heads + 2n, d] where they lie side by side."""
 
     q: torch.Tensor
     k: torch.Tensor
     v: torch.Tensor
-    pairs: torch.Tensor | None = None
+    whole: torch.Tensor | None = None
 
 
 class Forward:
@@ -123,21 +123,26 @@ class Forward:
         last_r = torch.tensor(lengths).cumsum(0).sub(1).to(self.device)
         turns = self._turns(positions_t)
         spans = _spans(lengths, start, self.device)
+        half = self._host and self.decoder.dtype.itemsize == 2  # in fp32 the general form takes the same time
+        alone = host.Prompts.of(lengths) if half and not start and self.shape.attention_softcap is None else None
         x_th = self.decoder.embed(ids_t)
         number_t = torch.tensor(list(adapters) or [0] * len(prompts)).repeat_interleave(torch.tensor(lengths))
         mix = self._choose(number_t)
         for number, layer in enumerate(self.layers):
             heads = self._heads(layer, x_th, turns, mix)
             self._keep(cache, number, places, heads)
-            q, k, v, _ = heads
+            q, k, v, whole = heads
             if start:
                 cache.spread(number, slots, prefix.keys[number], prefix.values[number])
                 k, v = torch.cat([prefix.keys[number], k]), torch.cat([prefix.values[number], v])
-            out = attend(
-                q, k, v, spans,
-                kind=self.attention, scale=self.shape.attention_scale, window=self.shape.window[number],
-                softcap=self.shape.attention_softcap,
-            ).flatten(1)  # fmt: skip
+            window, scale = self.shape.window[number], self.shape.attention_scale
+            if alone is not None and whole is not None and (window is None or window >= max(lengths)):
+                out = host.attend_prompts(whole, self.shape.heads, self.shape.kv_heads, alone, scale)
+            else:
+                softcap = self.shape.attention_softcap
+                out = attend(q, k, v, spans, kind=self.attention, scale=scale, window=window, softcap=softcap).flatten(
+                    1
+                )
             if number == len(self.layers) - 1:
                 out, x_th, mix = out[last_r], x_th[last_r], None if mix is None else mix.first(last_r)
             x_th = self._rest(layer, out, x_th, mix)
@@ -179,10 +184,10 @@ class Forward:
         return (cache.pair_places if self._host else cache.places)(slot_t, position_t)
 
     def _keep(self, cache: Cache, layer: int, places: torch.Tensor, heads: Heads) -> None:
-        if heads.pairs is None:
+        if heads.whole is None:
             cache.put(layer, places, heads.k, heads.v)
         else:
-            cache.put_pairs(layer, places, heads.pairs)
+            cache.put_pairs(layer, places, heads.whole[:, self.shape.heads :])
 
     def _attend(
         self,
@@ -223,8 +228,9 @@ class Forward:
             return Heads(*layer.split(qkv_to, turn))
         if self.shape.head_norms:
             qkv_to = layer.norm_heads(qkv_to)
-        q, pairs = host.turned(qkv_to, *turn, self.shape.heads, self.shape.kv_heads)
-        return Heads(q, pairs[:, : self.shape.kv_heads], pairs[:, self.shape.kv_heads :], pairs)
+        whole = host.turned(qkv_to, *turn, self.shape.heads, self.shape.kv_heads)
+        first_k, first_v = self.shape.heads, self.shape.heads + self.shape.kv_heads
+        return Heads(whole[:, :first_k], whole[:, first_k:first_v], whole[:, first_v:], whole)
 
     def _rest(self, layer: Layer, out: torch.Tensor, x_th: torch.Tensor, mix: Chosen | None) -> torch.Tensor:
         x_th = self._joined(layer, "o", out, x_th, mix)

@@ -6,6 +6,8 @@ Names: ``r`` rows, ``n`` key heads, ``g`` queries of each, ``d`` width, ``c`` ke
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -17,6 +19,7 @@ from luthier.kernels.norm import rms_norm
 # With AMX the fused kernel holds longer (0.7 times at 18 * 320, 1.1 times at 96 * 96).
 PLAIN, PLAIN_AMX, PAIRS, KEYS = 1024, 8192, 16, 1024
 COLUMNS = 256  # of scores whose largest is found first
+PADDED = 1.25  # times what prompts hold that a call for several of them may be padded to: a call for each costs more
 
 
 @functools.cache
@@ -63,6 +66,53 @@ def attend_rows(
     return torch.bmm(scores.softmax(-1), v_rncd.flatten(0, 1)).view(rows, heads, width)
 
 
+@dataclass(frozen=True)
+class Prompts:
+    """Prompts of a pass, neighbours padded to one length together. Made once a pass, used by every layer.
+
+    groups: how many they are, the longest of them, and the token of each of their places [count * longest].
+    back: [t] where the tokens lie among the places of all groups.
+    """
+
+    groups: tuple[tuple[int, int, torch.Tensor], ...]
+    back: torch.Tensor
+
+    @classmethod
+    def of(cls, lengths: Sequence[int]) -> Prompts:
+        """Those of prompts of these lengths laid end to end."""
+        groups: list[list[int]] = []
+        for length in lengths:
+            own = [*groups[-1], length] if groups else []
+            if own and max(own) * len(own) <= PADDED * sum(own):
+                groups[-1] = own
+            else:
+                groups.append([length])
+        made, back, token, place = [], [], 0, 0
+        for group in groups:
+            longest = max(group)
+            first_b1 = torch.tensor([0, *group[:-1]]).cumsum(0)[:, None] + token
+            place_l = torch.arange(longest)
+            held_bl = place_l < torch.tensor(group)[:, None]
+            # What stands in for padding is any token: it lies in the future of all that count.
+            made.append((len(group), longest, torch.where(held_bl, first_b1 + place_l, token).flatten()))
+            back.append(held_bl.flatten().nonzero()[:, 0] + place)
+            token, place = token + sum(group), place + held_bl.numel()
+        return cls(tuple(made), torch.cat(back))
+
+
+def attend_prompts(all_tnd: torch.Tensor, heads: int, kv_heads: int, prompts: Prompts, scale: float) -> torch.Tensor:
+    """[t, heads * d] causal attention of prompts that begin with nothing shared, from what `turned` leaves."""
+    width, outs = all_tnd.shape[-1], []
+    for count, longest, token in prompts.groups:
+        own = all_tnd.index_select(0, token).view(count, longest, -1, width).transpose(1, 2)
+        q, k, v = own.split([heads, kv_heads, kv_heads], 1)
+        out = torch.nn.functional.scaled_dot_product_attention(
+            q, k, v, is_causal=True, scale=scale, enable_gqa=heads != kv_heads
+        )
+        outs.append(out.transpose(1, 2).reshape(count * longest, heads * width))
+    return (torch.cat(outs) if len(outs) > 1 else outs[0]).index_select(0, prompts.back)
+
+
 def normed(x_th: torch.Tensor, norm: Norm) -> torch.Tensor:
     """[t, h] what `norm.rms_norm` gives, on a CPU in half its operations."""
     if x_th.device.type != "cpu" or x_th.dtype == torch.float64 or norm.offset:
@@ -99,14 +149,14 @@ def doubled(cos_td: torch.Tensor, sin_td: torch.Tensor) -> tuple[torch.Tensor, t
 
 def turned(
     qkv_to: torch.Tensor, cos_t1d: torch.Tensor, sin_t1d: torch.Tensor, heads: int, kv_heads: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """What `rotary.rotate` gives, in the place of ``qkv_to``, where all of a head is rotated.
+) -> torch.Tensor:
+    """[t, heads + 2 kv_heads, d] what `rotary.rotate` gives, in the place of ``qkv_to``: queries, keys, values.
 
-    [t, heads, d] queries, and [t, 2 kv_heads, d] keys, then values. Cosines and sines from `doubled`.
+    Where all of a head is rotated. Cosines and sines from `doubled`.
     """
     width = cos_t1d.shape[-1]
     all_tnd = qkv_to.view(len(qkv_to), heads + 2 * kv_heads, width)
     turning = all_tnd[:, : heads + kv_heads]
     plain = turning.to(cos_t1d.dtype)
     turning.copy_((plain * cos_t1d).addcmul_(plain.roll(width // 2, -1), sin_t1d))
-    return all_tnd[:, :heads], all_tnd[:, heads:]
+    return all_tnd

@@ -5,8 +5,18 @@ from __future__ import annotations
 import pytest
 import torch
 
-from luthier.kernels.attention import attend_cached
-from luthier.kernels.host import COLUMNS, attend_rows, doubled, likeliest, normed, seen_mask, turned
+from luthier.kernels.attention import attend, attend_cached, spans
+from luthier.kernels.host import (
+    COLUMNS,
+    Prompts,
+    attend_prompts,
+    attend_rows,
+    doubled,
+    likeliest,
+    normed,
+    seen_mask,
+    turned,
+)
 from luthier.kernels.linear import Norm
 from luthier.kernels.norm import rms_norm
 from luthier.kernels.rotary import rotate
@@ -32,6 +42,22 @@ def test_attention_of_a_step(dtype: torch.dtype, window: int | None, sizes: tupl
         got = attend_rows(q, *store, seen_mask(held_r, keys, window, dtype), 0.25, longest)
         assert got.dtype == dtype and got.shape == (rows, heads, 16)
         assert (got.double() - want).abs().max() < LIMIT[dtype]
+
+
+@pytest.mark.parametrize("dtype", LIMIT)
+@pytest.mark.parametrize("lengths", [[7], [1, 1], [9, 8, 8, 3, 1], [2, 30, 29, 1, 28, 5, 5]])
+def test_attention_of_prompts(dtype: torch.dtype, lengths: list[int]) -> None:
+    torch.manual_seed(0)
+    whole = torch.randn(sum(lengths), 6 + 2 * 2, 16).to(dtype)
+    prompts = Prompts.of(lengths)
+    assert sum(count for count, _, _ in prompts.groups) == len(lengths)
+    q, k, v = whole.double().split([6, 2, 2], 1)
+    want = attend(q, k, v, spans(lengths, "cpu"), kind="padded", scale=0.25).flatten(1)
+    got = attend_prompts(whole, 6, 2, prompts, 0.25)
+    assert got.dtype == dtype and (got.double() - want).abs().max() < LIMIT[dtype]
+    other = whole.clone()
+    other[lengths[0] :] = 50.0  # a prompt does not see its neighbours
+    assert torch.equal(attend_prompts(other, 6, 2, prompts, 0.25)[: lengths[0]], got[: lengths[0]])
 
 
 def test_what_a_row_does_not_hold_is_not_seen() -> None:
@@ -68,6 +94,6 @@ def test_rotation(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     qkv, angles = torch.randn(5, 8 * 16).to(dtype), torch.randn(5, 8) * 9
     cos, sin = angles.cos(), angles.sin()
-    q, pairs = turned(qkv.clone(), *doubled(cos, sin), 4, 2)
-    for one, other in zip((q, pairs[:, :2], pairs[:, 2:]), rotate(qkv, cos, sin, 4, 2, 16), strict=True):
+    got = turned(qkv.clone(), *doubled(cos, sin), 4, 2).split([4, 2, 2], 1)
+    for one, other in zip(got, rotate(qkv, cos, sin, 4, 2, 16), strict=True):
         assert one.dtype == dtype and torch.allclose(one, other, atol=1e-6 if dtype == torch.float32 else 2e-2)
