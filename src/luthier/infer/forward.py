@@ -140,9 +140,8 @@ class Forward:
                 out = host.attend_prompts(whole, self.shape.heads, self.shape.kv_heads, alone, scale)
             else:
                 softcap = self.shape.attention_softcap
-                out = attend(q, k, v, spans, kind=self.attention, scale=scale, window=window, softcap=softcap).flatten(
-                    1
-                )
+                out = attend(q, k, v, spans, kind=self.attention, scale=scale, window=window, softcap=softcap)
+                out = out.flatten(1)
             if number == len(self.layers) - 1:
                 out, x_th, mix = out[last_r], x_th[last_r], None if mix is None else mix.first(last_r)
             x_th = self._rest(layer, out, x_th, mix)
