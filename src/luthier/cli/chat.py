@@ -42,13 +42,19 @@ def command(
         tuned = pipeline.load(path, overrides=sets or [], trust_remote_code=trust_remote_code, sink=sink)
     conversation = tuned.chat(system=system)
     interactive = sys.stdin.isatty()
-    if interactive and conversation.column is not None:
-        typer.echo(f"This model learned from a template: a message fills {{{conversation.column}}}, by itself.")
-        for name, value in conversation.others.items():
-            typer.echo(f"  {{{name}}} is {value!r}" if value else f"  {{{name}}} is empty; /set {name} TEXT fills it")
+    if conversation.column is not None:
+        _say_template(conversation)
     if interactive:
         typer.echo("Type a message. /help lists what else there is, Ctrl-C ends an answer, /quit ends.")
     Chat(conversation, as_json).run(interactive)
+
+
+def _say_template(conversation: Conversation) -> None:
+    """Say on stderr what a message means to a model that learned from a template: piped answers stay alone."""
+    typer.echo(f"This model learned from a template: a message fills {{{conversation.column}}}, by itself.", err=True)
+    for name, value in conversation.others.items():
+        said = f"is {value!r}" if value else f"is empty; /set {name} TEXT fills it"
+        typer.echo(f"  {{{name}}} {said}", err=True)
 
 
 class Chat:

@@ -54,8 +54,9 @@ class Lora(BaseAdapter):
     bias_type: Literal["none", "all", "lora_only"] = key("none", "Which bias terms are trained too.")
     use_dora: bool = key(False, "Learn direction and magnitude apart (DoRA).")
     use_rslora: bool = key(False, "Scale by alpha / sqrt(r) (rsLoRA).")
-    init_lora_weights: Literal["default", "gaussian", "olora", "pissa", "orthogonal"] = key(
-        "default", "How the two factors start; pissa and olora start from the base's own weights."
+    init_lora_weights: Literal["default", "gaussian", "olora", "pissa", "mica", "orthogonal"] = key(
+        "default",
+        "How the two factors start; pissa, olora and mica start from the base's own weights, and mica trains A alone.",
     )
     loraplus_lr_ratio: Float | None = key(None, "Learning rate of B over that of A (LoRA+).", gt=0)
     rank_pattern: dict[str, Int] | None = key(None, "Rank of layers whose name matches, instead of r.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
 from typing import Any
 
 LATER = "this comes in a later version of Luthier"
@@ -118,6 +119,10 @@ for (_holder, _advice), _names in _GROUPS.items():
 _PREFERENCES = f"not yet: {LATER}; `finetune` on the chosen answers comes before it in any case"
 _ADAPTER = "use lora, or one of adalora, ia3, vera, loha, lokr, oft, boft, ln_tuning"
 _DATA_AWARE = "it needs a pass over the data before training; use pissa, olora or default"
+_DRAWN = (
+    "what it takes out of the base is found by drawing, and another machine would draw another base; use pissa, which "
+    "finds the same without"
+)
 _FEATURE = "a language model reads and writes text: declare the column as text, or a category answer as category"
 
 # Path -> {value: advice}
@@ -132,6 +137,8 @@ VALUES: dict[str, dict[str, str]] = {
     "adapter.init_lora_weights": {
         "eva": _DATA_AWARE,
         "corda": _DATA_AWARE,
+        "lora_ga": _DATA_AWARE,
+        "pissa_niter_*": _DRAWN,
         "loftq": "it replaces the base model's weights; use pissa or default beside `quantization`",
     },
     "backend.type": dict.fromkeys(("ray", "horovod", "deepspeed"), f"not yet: {LATER}; use local")
@@ -165,8 +172,9 @@ def refusals(data: Any) -> list[Refusal]:
         for holder, path in _holders(data, pattern):
             name = str(path[-1])
             value = holder[name]
-            if isinstance(value, str) and value.lower() in values:
-                found.append((path, value, values[value.lower()]))
+            said = next((said for like, said in values.items() if fnmatchcase(str(value).lower(), like)), None)
+            if isinstance(value, str) and said is not None:
+                found.append((path, value, said))
                 del holder[name]
                 if path == ("adapter", "type"):
                     data["adapter"] = {"type": "lora"}  # its other keys mean nothing without it

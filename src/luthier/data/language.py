@@ -25,7 +25,7 @@ SCRIPTS: tuple[tuple[str, str], ...] = (
 )
 KANA = re.compile(r"[\u3041-\u30fa\uff66-\uff9d]")
 HAN = re.compile(r"[\u4e00-\u9fff\u3400-\u4dbf]")
-LATIN = re.compile(r"[^\W\d_]+")
+LATIN = re.compile(r"\b[^\W\d_]+\b")  # the e of 1e5 is no word
 WORDS: dict[str, str] = {
     "en": "the of and to is in that it for was with are this on what be how by an a i my you has have not no can please",
     "de": "der die und das ist nicht ein eine zu den mit von für auf wie ich sie wir",

@@ -43,6 +43,9 @@ class RunSummary:
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, str]:
+    """Dotted keys to values as JSON; an item of a list that has a name, such as a feature, is called by it."""
+    if isinstance(value, list) and value and all(isinstance(item, dict) and "name" in item for item in value):
+        value = {f"[{item['name']}]": {key: inner for key, inner in item.items() if key != "name"} for item in value}
     if not isinstance(value, dict):
         return {prefix: json.dumps(value, ensure_ascii=False)}
     out: dict[str, str] = {}

@@ -65,13 +65,10 @@ class Conversation:
         """
         tuned = self._tuned
         asked = [*self.messages, Message("user", text)]
-        if self.column is None:
-            ids = tuned.renderer.chat_prompt(asked).ids
-        else:
-            ids = tuned.renderer.prompt({**self.others, self.column: text}).ids
-        sampling = tuned.sampling(generation)
+        row = dict.fromkeys(tuned.layout.inputs, text) if self.column is None else {**self.others, self.column: text}
+        ids = (tuned.renderer.chat_prompt(asked) if self.column is None else tuned.renderer.prompt(row)).ids
         pieces = []
-        for piece in tuned.stream_ids(ids, sampling, use_base=use_base):
+        for piece in tuned.reply(row, ids, tuned.sampling(generation), use_base=use_base):
             pieces.append(piece)
             yield piece
         if remember:

@@ -166,12 +166,42 @@ class Tuned:
         sampling = self.sampling(generation)
         requests, failed = self.requests_of(table, rows, sampling, prompts)
         yield from ((done, ()) for done in failed)
-        reader = self.reader
-        if not requests:
+        if requests:
+            row = table.row(requests[0].key)
+            yield from self._answers(
+                requests, row, use_base=use_base, batch_size=batch_size, probabilities=probabilities, sink=sink
+            )
+
+    def reply(
+        self, row: Mapping[str, Any], ids: Sequence[int], sampling: Sampling, *, use_base: bool = False
+    ) -> Iterator[str]:
+        """The answer to the prompt of one row, as it grows; where `predict` answers with a class, that class.
+
+        Raises ValueError where the prompt cannot be answered.
+        """
+        if self.reader is None or self.reader.choices is None:
+            yield from self.stream_ids(ids, sampling, use_base=use_base)
             return
+        for done, _ in self._answers([Request(0, ids, sampling)], row, use_base=use_base):
+            if done.finish_reason == "error":
+                raise ValueError(done.error)
+            yield done.text
+
+    def _answers(
+        self,
+        requests: Sequence[Request],
+        row: Mapping[str, Any],
+        *,
+        use_base: bool,
+        batch_size: int | None = None,
+        probabilities: bool = False,
+        sink: events.Sink = events.silent,
+    ) -> Iterator[Scored]:
+        """What `each` gives, of requests that are alike in their settings; ``row`` is that of any of them."""
+        reader, sampling = self.reader, requests[0].sampling
         choices = None
         if reader is not None:
-            choices = Choices.of(self.renderer, table.row(requests[0].key), reader.choices or reader.classes)
+            choices = Choices.of(self.renderer, row, reader.choices or reader.classes)
         model, adapter_off = self._model(use_base)
         with model.base_only() if adapter_off else nullcontext():
             if choices is not None and reader is not None and reader.choices is not None:

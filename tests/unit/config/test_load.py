@@ -99,6 +99,7 @@ def test_names_of_variants_and_values_are_suggested():
         ({"adapter": {"type": "vblora", "r": 4, "num_vectors": 3}}, "vblora"),
         ({"model_type": "ecd"}, "llm"),
         ({"adapter": {"type": "lora", "init_lora_weights": "loftq"}}, "pissa"),
+        ({"adapter": {"type": "lora", "init_lora_weights": "pissa_niter_16"}}, "by drawing"),
         ({"input_features": [{"name": "a", "type": "image"}]}, "text"),
         ({"prompt": {"retrieval": {"type": "semantic", "model_name": "m"}}}, "column"),
         ({"preprocessing": {"sample_ratio": 0.5}}, "cut the table"),

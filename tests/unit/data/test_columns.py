@@ -152,6 +152,7 @@ def test_conversations_that_cannot_be_understood(value):
         ("def f(x): return x", "en"),
         ("Ann has a billing problem, no 3", "en"),
         ("positive review, I want no refund", "en"),
+        ("1e5 2e7 0o7 3e_4", "en"),
     ],
 )
 def test_language(text, code):

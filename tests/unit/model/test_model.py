@@ -93,6 +93,7 @@ KINDS = {
     "rslora": sections.Lora(r=4, use_rslora=True),
     "pissa": sections.Lora(r=4, init_lora_weights="pissa"),
     "olora": sections.Lora(r=4, init_lora_weights="olora"),
+    "mica": sections.Lora(r=4, init_lora_weights="mica"),
     "gaussian": sections.Lora(r=4, init_lora_weights="gaussian"),
     "orthogonal": sections.Lora(r=4, init_lora_weights="orthogonal"),
     "adalora": sections.AdaLora(),

@@ -66,6 +66,17 @@ def test_draws_are_made_among_the_classes_alone(settings, rows) -> None:
     assert not {"late", "early"} & set(free.predict(rows[:4], generation=hot).texts)
 
 
+@pytest.mark.parametrize("template", [True, False])
+def test_chat_answers_with_the_class_that_predict_gives(settings, rows, template) -> None:
+    made = zero_shot(settings, preprocessing={"vocab": ["late", "early"]})
+    if not template:
+        made = config.load({**made.model_dump(exclude_unset=True), "prompt": {"chat_template": True}})
+    tuned = pipeline.untuned(made)
+    talk = tuned.chat()
+    assert ["".join(talk.say(row["text"])) for row in rows[:6]] == tuned.predict(rows[:6]).texts
+    assert {"".join(talk.say(rows[0]["text"], generation={"temperature": 3.0})) for _ in range(4)} <= {"late", "early"}
+
+
 def test_free_answers_are_read_by_the_rules_and_the_fallback_is_a_class(settings, rows) -> None:
     decoder = {"type": "category_extractor", "match": rules(late="\0", early="\1"), "fallback_label": "unclear"}
     free = pipeline.untuned(zero_shot(settings, decoder=decoder, constrained=False)).predict(rows[:3])

@@ -21,7 +21,7 @@ class Asked:
     def sampling(self, generation: Any) -> Sampling:
         return Sampling()
 
-    def stream_ids(self, ids: list[str], sampling: Any, use_base: bool) -> Iterator[str]:
+    def reply(self, row: Any, ids: list[str], sampling: Any, *, use_base: bool) -> Iterator[str]:
         yield str(len(ids))
         yield " base" if use_base else ""
 
