@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from luthier import config, pipeline
 from luthier.config.optimizer import Optimizer as Declared
@@ -57,29 +60,50 @@ def test_the_update_is_that_of_32_bits_nearly_and_goes_on_from_a_checkpoint(kind
     assert off < (0.1 if "8bit" in kind else 1e-4), off
 
 
+@pytest.fixture(scope="module")
+def base(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny Llama, wide enough for the blocks of 64 weights that bitsandbytes multiplies by."""
+    folder = Path(shutil.copytree(tiny_llama, tmp_path_factory.mktemp("base") / "wide"))
+    shape = AutoConfig.from_pretrained(folder)
+    shape.hidden_size, shape.intermediate_size, shape.head_dim = 64, 128, 16
+    torch.manual_seed(1)
+    AutoModelForCausalLM.from_config(shape).save_pretrained(folder)
+    return folder
+
+
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("model", ["generic", "auto"])
-def test_a_run_on_a_quantised_base_learns_and_answers(tiny_llama: Path, tmp_path: Path, bits: int, model: str) -> None:
-    made = config.load(
-        {
-            "base_model": str(tiny_llama),
-            "prompt": {"template": "{question}\n"},
-            "input_features": [{"name": "question"}],
-            "output_features": [{"name": "answer"}],
-            "quantization": {"bits": bits},
-            "execution": {"model": model},
-            "generation": {"max_new_tokens": 4},
-            "trainer": {
-                "epochs": 8, "batch_size": 8, "learning_rate": 1e-2, "optimizer": {"type": "paged_adamw_8bit"},
-                "eval_generation_rows": 0,
-            },
-        }
-    )  # fmt: skip
+def test_a_run_on_a_quantised_base_learns_and_answers(base: Path, tmp_path: Path, bits: int, model: str) -> None:
     rows = [{"question": f"say {i}", "answer": "yes", "split": 0 if i < 32 else 1} for i in range(40)]
-    trained = pipeline.train(made, rows, output=tmp_path / "run")
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    losses = [line["loss"] for line in lines if line["split"] == "validation"]
-    assert losses[-1] < 0.7 * losses[0], losses
-    assert json.loads((tmp_path / "run" / "plan.json").read_text())["device"].startswith("cuda")
+
+    def losses(name: str, **changes: Any) -> tuple[pipeline.Trained, list[float]]:
+        made = config.load(
+            {
+                "base_model": str(base),
+                "prompt": {"template": "{question}\n"},
+                "input_features": [{"name": "question"}],
+                "output_features": [{"name": "answer"}],
+                "generation": {"max_new_tokens": 4},
+                **changes,
+                "trainer": {
+                    "epochs": 8, "batch_size": 8, "learning_rate": 1e-2, "eval_generation_rows": 0,
+                    **changes.get("trainer", {}),
+                },
+            }
+        )  # fmt: skip
+        trained = pipeline.train(made, rows, output=tmp_path / name)
+        assert json.loads((tmp_path / name / "plan.json").read_text())["device"].startswith("cuda")
+        lines = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        return trained, [line["loss"] for line in lines if line["split"] == "validation"]
+
+    _, plain = losses("plain")
+    trained, found = losses(
+        "quantised",
+        quantization={"bits": bits},
+        execution={"model": model},
+        trainer={"optimizer": {"type": "paged_adamw_8bit"}},
+    )
+    assert found[0] - found[-1] > 0.9 * (plain[0] - plain[-1]) > 0.05, (plain, found)
+    assert found == pytest.approx(plain, abs=0.05)
     there = trained.tuned.predict(rows[32:]).texts
-    assert pipeline.load(tmp_path / "run").predict(rows[32:]).texts == there
+    assert pipeline.load(tmp_path / "quantised").predict(rows[32:]).texts == there
