@@ -36,7 +36,12 @@ class Optimizer(Section):
         None, "Smoothing of the gradient and its square; empty: 0.9 and 0.999, for lion 0.9 and 0.99."
     )
     eps: Float | None = key(None, "Added to the denominator; empty: 1e-8 (adam kinds).", gt=0)
-    weight_decay: Float = key(0.0, "Decay of the weights each step.", ge=0)
+    weight_decay: Float = key(
+        0.0,
+        "Decay of the weights each step: adam and sgd add it to the gradient, the others take it off the weights, "
+        "bitsandbytes' adam_8bit and paged_adam kinds among them.",
+        ge=0,
+    )
     momentum: Float = key(0.0, "Momentum (sgd).", ge=0, lt=1)
     nesterov: bool = key(False, "Nesterov's momentum (sgd).")
     amsgrad: bool = key(False, "The AMSGrad variant (adam, adamw).")
