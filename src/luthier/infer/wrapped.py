@@ -72,7 +72,7 @@ class Wrapped(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
             position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, -new:]
         turns = decoder.turns(position_ids.expand(rows, new).reshape(-1).to(decoder.device))
         x_th = decoder.embed(input_ids.reshape(-1))
-        for layer in cast(list[Layer], list(decoder.layers)):
+        for layer in decoder.layers:
             x_th = _layer(layer, x_th, turns, attention_mask.bool(), past_key_values)
         norm = decoder.norm
         kept = x_th.view(rows, new, -1)[:, -logits_to_keep:] if logits_to_keep else x_th.view(rows, new, -1)

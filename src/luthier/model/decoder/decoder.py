@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -53,7 +54,7 @@ class Decoder(nn.Module):
         """``embedding`` [v, h] on the device or the host; ``head`` [v, h], None where the embedding serves."""
         super().__init__()
         self.shape, self.dtype, self.device = shape, dtype, torch.device(device)
-        self.layers = nn.ModuleList(layers)
+        self.layers = cast(Sequence[Layer], nn.ModuleList(layers))  # torch knows its items as modules alone
         self.embedding, self.norm, self.head = embedding, norm, head
         self.execution = Execution()
         self._copies: lora.Copies | None = None
@@ -156,12 +157,12 @@ class Decoder(nn.Module):
             return cast(torch.Tensor, self.layers[-1](self._graphs_for()(x_th, now), now))
         return self._layers(self.layers, x_th, now)
 
-    def _layers(self, layers: Iterable[nn.Module], x_th: torch.Tensor, now: Pass) -> torch.Tensor:
+    def _layers(self, layers: Iterable[Layer], x_th: torch.Tensor, now: Pass) -> torch.Tensor:
         again = self.execution.recompute_layers if torch.is_grad_enabled() else 0
         anchor = next(self.parameters(), None)
         for layer in layers:
             if layer.number < again and anchor is not None:
-                x_th = recomputed(lambda x, layer=layer: layer(x, now), x_th, anchor, offload=self.execution.offload)
+                x_th = recomputed(partial(layer, now=now), x_th, anchor, offload=self.execution.offload)
             else:
                 x_th = layer(x_th, now)
         return x_th
@@ -179,8 +180,7 @@ class Decoder(nn.Module):
 
     def _graphs_for(self) -> Graphs:
         if self._graphs is None:
-            layers = cast(list[Layer], list(self.layers)[:-1])
-            self._graphs = Graphs(layers, self.device, self.execution.tokens)
+            self._graphs = Graphs(list(self.layers)[:-1], self.device, self.execution.tokens)
         return self._graphs
 
     def turns(self, positions_t: torch.Tensor) -> dict[Rotary, tuple[torch.Tensor, torch.Tensor]]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from torch import nn
@@ -41,7 +42,7 @@ class Layer(nn.Module):
         super().__init__()
         self.shape, self.number = shape, number
         self.products, self.norms = dict(products), dict(norms)
-        self.pairs = nn.ModuleDict()
+        self.pairs = cast(MutableMapping[str, Pair], nn.ModuleDict())  # torch knows its items as modules alone
         self.groups: list[Group] = []
 
     def adapt(self, product: str, pairs: list[tuple[Pair, slice]], dtype: torch.dtype) -> None:

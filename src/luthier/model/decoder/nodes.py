@@ -32,7 +32,7 @@ class _Normed(torch.autograd.Function):
 
 def normed(x: torch.Tensor, norm: Norm) -> torch.Tensor:
     """RMSNorm over the last dimension of [t, h]."""
-    out: torch.Tensor = _Normed.apply(x, norm.weight, norm.eps, norm.offset)
+    out: torch.Tensor = _Normed.apply(x, norm.weight, norm.eps, norm.offset)  # type: ignore[no-untyped-call]
     return out
 
 
@@ -52,7 +52,7 @@ class _Rotated(torch.autograd.Function):
 
 def rotated(qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, heads: int, kv_heads: int, head_dim: int) -> Heads:
     """`kernels.rotary.rotate`, differentiable in the fused product."""
-    out: Heads = _Rotated.apply(qkv, cos, sin, heads, kv_heads, head_dim)
+    out: Heads = _Rotated.apply(qkv, cos, sin, heads, kv_heads, head_dim)  # type: ignore[no-untyped-call]
     return out
 
 
@@ -72,7 +72,7 @@ class _Taken(torch.autograd.Function):
 
 def taken(x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     """x[rows] for rows that differ: the gradient is then a plain copy, without atomic additions."""
-    out: torch.Tensor = _Taken.apply(x, rows)
+    out: torch.Tensor = _Taken.apply(x, rows)  # type: ignore[no-untyped-call]
     return out
 
 
@@ -106,7 +106,7 @@ def recomputed(
     """
     if not torch.is_grad_enabled():
         return run(x)
-    out: torch.Tensor = _Recomputed.apply(run, offload, x, anchor)
+    out: torch.Tensor = _Recomputed.apply(run, offload, x, anchor)  # type: ignore[no-untyped-call]
     return out
 
 

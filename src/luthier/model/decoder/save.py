@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 
@@ -14,7 +14,6 @@ from luthier.errors import AssetError
 from luthier.model.adapters import read_weights, require_same
 from luthier.model.decoder import lora
 from luthier.model.decoder.decoder import Decoder, modules
-from luthier.model.decoder.layer import Layer
 from luthier.model.decoder.load import norm_names
 from luthier.run.atomic import write_json
 
@@ -69,8 +68,7 @@ def named_weights(decoder: Decoder) -> Iterator[tuple[str, torch.Tensor]]:
     if decoder.head is not None:
         yield "lm_head.weight", decoder.head
     yield "model.norm.weight", decoder.norm.weight
-    for each in decoder.layers:
-        layer = cast(Layer, each)
+    for layer in decoder.layers:
         prefix = f"model.layers.{layer.number}."
         for product, parts in modules(decoder.shape).items():
             op = layer.products[product]
