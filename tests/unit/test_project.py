@@ -44,24 +44,27 @@ def blocks(pattern: re.Pattern[str]) -> Iterator[tuple[str, str]]:
             yield page.relative_to(ROOT).as_posix(), found.group(1)
 
 
-def processor_seconds(code: str, *arguments: str) -> float:
-    """What a fresh process takes on an idle machine: it waits for nothing, so its processor time; least of five."""
+def takes_under(limit: float, code: str, *arguments: str) -> bool:
+    """Whether a fresh process stays under so many seconds on an idle machine, in one of twenty tries.
+
+    It waits for nothing, so that is its processor time; other work on the core's other half makes that longer.
+    """
     resource = pytest.importorskip("resource")
-    taken = []
-    for _ in range(5):
+    for _ in range(20):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         assert python(code, *arguments).returncode == 0
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        taken.append(after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime)
-    return float(min(taken))
+        if after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime < limit:
+            return True
+    return False
 
 
 def test_importing_luthier_takes_under_a_fifth_of_a_second() -> None:
-    assert processor_seconds("import luthier") < 0.2
+    assert takes_under(0.2, "import luthier")
 
 
 def test_help_takes_under_three_tenths_of_a_second() -> None:
-    assert processor_seconds("from luthier.cli import main; main()", "--help") < 0.3
+    assert takes_under(0.3, "from luthier.cli import main; main()", "--help")
 
 
 @pytest.mark.parametrize("module", ["errors", "events", "config", "run", "assets", "data", "plan", "cli"])

@@ -63,7 +63,7 @@ def remembered_hash(path: Path, root: Path) -> str:
     if record.is_file():
         try:
             known = json.loads(record.read_text(encoding="utf-8"))
-        except ValueError:
+        except (ValueError, RecursionError):
             known = {}  # a damaged record costs one hashing, nothing else
         if known.get("stamp") == stamp:
             return str(known["sha256"])

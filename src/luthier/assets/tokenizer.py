@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.assets.controls import ControlStrings, Span
-from luthier.assets.tokenizer_bounds import check_growth, in_time
+from luthier.assets.tokenizer_bounds import check_growth, in_time, is_panic
 from luthier.assets.tokenizer_files import Mode, content_of, declare_specials, read_json, template_of, without_prefix
 from luthier.errors import AssetError
 
@@ -107,7 +107,9 @@ class Tokenizer:
             )
         try:
             backend = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises plain Exception
+        except BaseException as error:  # the library raises plain Exception, and panics
+            if not (isinstance(error, Exception) or is_panic(error)):
+                raise
             raise AssetError(
                 "asset-damaged", f"tokenizer.json cannot be read: {error}", where=str(path), fix="fetch the model again"
             ) from error

@@ -26,6 +26,11 @@ GROWTH = 256  # characters that may come of one
 MIXED = 2  # at most, of what a step that only writes characters differently makes of one
 
 
+def is_panic(error: BaseException) -> bool:
+    """Whether the library gave up in its own language; such an error is no Exception."""
+    return type(error).__name__ == "PanicException"
+
+
 def in_time(work: Callable[[], Result], characters: int, where: str) -> Result:
     """What ``work`` returns, if it does in the time that ``characters`` may take.
 
@@ -38,7 +43,7 @@ def in_time(work: Callable[[], Result], characters: int, where: str) -> Result:
     def run() -> None:
         try:
             done.append(work())
-        except BaseException as error:  # the library's panics are no Exception
+        except BaseException as error:
             failed.append(error)
 
     patience = PATIENCE + characters / PACE
@@ -47,7 +52,7 @@ def in_time(work: Callable[[], Result], characters: int, where: str) -> Result:
     thread.join(patience)
     if done:
         return done[0]
-    if failed and type(failed[0]).__name__ != "PanicException":
+    if failed and not is_panic(failed[0]):
         raise failed[0]
     why = str(failed[0]) if failed else f"it takes longer than {patience:.0f} s"
     raise AssetError(

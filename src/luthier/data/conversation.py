@@ -75,7 +75,7 @@ def is_conversation(value: Any, *, any_role: bool = False) -> bool:
             return False
         try:
             value = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             return False
     if not isinstance(value, list) or not value:
         return False
@@ -168,7 +168,7 @@ def _calls(value: Any, where: str) -> tuple[dict[str, Any], ...]:
 def _json(text: str, where: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _fault(where, f"this is not JSON ({error})", text) from error
 
 

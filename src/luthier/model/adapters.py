@@ -340,15 +340,19 @@ def check_base(folder: Path, expected: str | None) -> None:
     record = folder / RECORD
     if expected is None or not record.is_file():
         return
-    known = json.loads(record.read_text(encoding="utf-8"))
-    if known["base_hash"] != expected:
+    try:
+        known = json.loads(record.read_text(encoding="utf-8"))
+        base, base_hash = str(known["base"]), str(known["base_hash"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise AssetError("asset-damaged", f"{RECORD} does not name the adapter's base", where=str(record)) from error
+    if base_hash != expected:
         raise AssetError(
             "asset-wrong-base",
-            f"the adapter was trained on another base: {known['base']} with another content",
+            f"the adapter was trained on another base: {base} with another content",
             where=str(folder),
             received=expected[:16],
-            allowed=known["base_hash"][:16],
-            fix=f"load it on {known['base']} as it was when the adapter was trained",
+            allowed=base_hash[:16],
+            fix=f"load it on {base} as it was when the adapter was trained",
         )
 
 

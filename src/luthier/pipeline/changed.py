@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from luthier.assets import file_hashes
 from luthier.assets.tokenizer import FILES
 from luthier.data import rowdiff
 from luthier.pipeline.preparing import Work
+from luthier.run.folder import read_record
 from luthier.run.inputs import RECORD, ROWS
 
 
@@ -18,7 +18,7 @@ def inside(key: str, folder: Path, work: Work) -> Sequence[str]:
     record = folder / RECORD
     if not record.is_file():
         return ()
-    known = json.loads(record.read_text(encoding="utf-8"))
+    known = read_record(record)
     if key == "data_hash":
         return _data(known, folder, work)
     if key in ("base_hash", "tokenizer_hash") and known.get("base_files"):

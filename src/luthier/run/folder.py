@@ -224,7 +224,7 @@ class RunFolder:
 
     def read_json(self, name: str) -> Any:
         """One of the run's JSON files. Raises RunError run-damaged when it is missing or cannot be parsed."""
-        return _json(self.path / name)
+        return read_record(self.path / name)
 
     def _update(self, **changes: Any) -> None:
         self.record = {**self.record, **changes}
@@ -326,7 +326,7 @@ def _foreign(folder: Path) -> list[str]:
 
 
 def _read(folder: Path) -> dict[str, Any]:
-    record = _json(folder / "run.json")
+    record = read_record(folder / "run.json")
     if not isinstance(record, dict) or not isinstance(record.get("format"), int) or "state" not in record:
         raise RunError("run-foreign-files", "run.json is not one of Luthier's", where=str(folder), fix=_OTHER)
     if record["format"] > FORMAT:
@@ -341,10 +341,11 @@ def _read(folder: Path) -> dict[str, Any]:
     return record
 
 
-def _json(path: Path) -> Any:
+def read_record(path: Path) -> Any:
+    """What a JSON file of a run holds. Raises RunError run-damaged, for nesting beyond Python's depth too."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RunError(
             "run-damaged",
             f"{path.name} cannot be read: {error}",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
+
+from luthier.run.folder import read_record
 
 RECORD = "data.json"  # in a run folder: what was read, and how
 ROWS = "rows.hash"  # beside it: a few bytes of each row, which tell later on which of them were changed
@@ -31,7 +32,7 @@ def recorded_inputs(declared: str | None, config_path: str | Path | None) -> Inp
         return Inputs(str(folder / declared))
     record = folder / RECORD
     if record.is_file() and (folder / "run.json").is_file():
-        known = json.loads(record.read_text(encoding="utf-8"))
+        known = read_record(record)
         name = known.get("dataset")
         if name is not None and (Path(name).exists() or not Path(name).is_absolute()):  # a file, or a hub dataset
             return Inputs(name, known.get("encoding"))

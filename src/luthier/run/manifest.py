@@ -24,7 +24,7 @@ def faults(folder: Path) -> list[str]:
     """
     try:
         said = json.loads((folder / NAME).read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{NAME} cannot be read: {error}") from error
     if not isinstance(said, dict) or not isinstance(said.get("files"), dict) or said.get("format") != FORMAT:
         raise ValueError(f"{NAME} is not a manifest")

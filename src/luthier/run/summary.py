@@ -58,7 +58,7 @@ def read(path: Path) -> RunSummary:
     """Summarise one run folder. Raises RunError when it is none."""
     try:
         record = json.loads((path / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RunError(
             "run-not-a-run",
             "this folder holds no readable run.json",

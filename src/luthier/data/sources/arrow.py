@@ -230,11 +230,12 @@ def _ipc(path: Path, name: str, options: Options) -> pa.Table:
             _require_most(max(taken, CELL * count), most, size, name)
             source.seek(begin)
             rows = pa.ipc.open_stream(source).read_all()
+        columns = rows.columns  # reads their names, which may be no UTF-8
     except (pa.ArrowException, OSError, ValueError) as error:
         raise unreadable(name, str(error), str(path)) from error
     check_columns(rows.num_columns, name, options)
     _refuse_shared_parts(rows, name)
-    taken = sum(_spread_bytes(chunk) for column in rows.columns for chunk in column.chunks)
+    taken = sum(_spread_bytes(chunk) for column in columns for chunk in column.chunks)
     _require_most(max(taken, CELL * rows.num_rows), most, size, name)
     return rows
 
@@ -263,7 +264,7 @@ def _refuse_shared_parts(rows: pa.Table, name: str) -> None:
 def _json(path: Path, name: str) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise unreadable(name, str(error), str(path)) from error
     if not isinstance(value, dict):
         raise unreadable(name, "it does not hold an object", str(path))
