@@ -137,6 +137,15 @@ def test_conversations_that_cannot_be_understood(value):
     assert caught.value.code == "data-chat" and "t row 4" in caught.value.faults[0].where
 
 
+@pytest.mark.parametrize("text", ["[" * 100_000, '[{"a":' * 100_000])
+def test_a_cell_that_nests_too_deep_is_no_conversation(text):
+    assert detect(table(messages=[text, text])).kind != "chat"
+    layout = detect(table(messages=['[{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]']))
+    with pytest.raises(DataError) as caught:
+        conversation({"messages": text}, layout)
+    assert caught.value.code == "data-chat"
+
+
 @pytest.mark.parametrize(
     "text, code",
     [

@@ -148,6 +148,12 @@ def test_another_base_and_missing_weights_are_refused(base: Base, tmp_path: Path
     with pytest.raises(AssetError) as wrong:
         adapters.load_adapter(load_base(base), tmp_path, expect_base_hash="0" * 64)
     assert wrong.value.code == "asset-wrong-base"
+    for damaged in ("[" * 100_000, "[]", "{}"):
+        (tmp_path / "luthier.json").write_text(damaged)
+        with pytest.raises(AssetError) as wrong:
+            adapters.load_adapter(load_base(base), tmp_path, expect_base_hash=base.content_hash)
+        assert wrong.value.code == "asset-damaged"
+    (tmp_path / "luthier.json").unlink()
     weights = load_file(tmp_path / adapters.WEIGHTS)
     weights.pop(sorted(weights)[0])
     save_file(weights, tmp_path / adapters.WEIGHTS)

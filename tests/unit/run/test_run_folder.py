@@ -16,8 +16,10 @@ from luthier.run import (
     drift,
     hash_config,
     list_runs,
+    manifest,
     numbered,
     read_metrics,
+    summary,
 )
 from luthier.run import require_space as require
 
@@ -115,6 +117,16 @@ def test_damaged_and_newer_records_are_refused(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text('{"format": 99, "state": "finished"}')
     with pytest.raises(RunError, match="newer"):
         RunFolder.load(tmp_path)
+
+
+def test_records_that_nest_too_deep_are_damaged(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text("[" * 100_000)
+    for read in (lambda: RunFolder.load(tmp_path), lambda: summary.read(tmp_path)):
+        with pytest.raises(RunError):
+            read()
+    (tmp_path / manifest.NAME).write_text('{"a":' * 100_000)
+    with pytest.raises(ValueError, match="cannot be read"):
+        manifest.faults(tmp_path)
 
 
 def test_no_space_is_said_before_anything_is_written(tmp_path: Path) -> None:
