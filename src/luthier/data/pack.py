@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from luthier.types import Plan
 
+ROWS = 32  # rows that a CPU multiplies together are padded to a multiple: fewer shapes, each of which it compiles
+
 
 def schedule(lengths: Sequence[int], plan: Plan, world: int = 1, *, shared: int = 0) -> list[list[list[int]]]:
     """Indices of one step's examples by rank, then by pass. Every rank gets as many passes; some may be empty.
@@ -63,3 +65,20 @@ def _packed(lengths: Sequence[int], order: Sequence[int], room: int, world: int)
         filled[least] += lengths[index]
     fits = all(tokens <= room or len(indices) == 1 for tokens, indices in zip(filled, level, strict=True))
     return level if fits and max(filled, default=0) <= max(used, default=0) else first_fit
+
+
+def alike(lengths: Sequence[int]) -> list[tuple[list[int], int]]:
+    """Neighbouring rows of a packed pass whose padding together is at most a quarter, and their padded length."""
+    found: list[tuple[list[int], int]] = []
+    held = 0
+    for index, own in enumerate(lengths):
+        padded = -(-own // ROWS) * ROWS
+        if found:
+            rows, longest = found[-1]
+            most = max(longest, padded)
+            if most * (len(rows) + 1) <= 1.25 * (held + padded):
+                found[-1], held = ([*rows, index], most), held + padded
+                continue
+        found.append(([index], padded))
+        held = padded
+    return found

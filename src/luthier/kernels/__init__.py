@@ -9,6 +9,8 @@
     attention.py  causal attention over packed samples: varlen Flash, or rows padded for SDPA
     linear.py     matrix products with norm, gate and low-rank update, one autograd node each
     prepacked.py  a matrix laid out for short products on a CPU, for generation
+    host.py       a step of generation on a CPU, in fewer operations
+    host_training.py  the same for training an adapter there: products, attention, loss
     gpu/          the same operations in Triton, used on CUDA; cached.py there reads a key-value cache
 
 The plain form defines what is computed, in any floating type; the Triton form computes the same at memory speed.

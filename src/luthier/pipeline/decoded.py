@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from luthier.data.pack import ROWS
 from luthier.events import Sink, silent
 from luthier.model.adapters import RECORD
 from luthier.model.decoder.adapter import Adapter
@@ -123,5 +124,5 @@ def execution_of(plan: Plan) -> Execution:
         loss_chunk=plan.loss_chunk,
         graphs=plan.graphs,
         tokens=plan.tokens_per_pass,
-        multiple=ROUND if plan.device.startswith("cuda") else 1,
+        multiple=ROUND if plan.device.startswith("cuda") else ROWS,
     )

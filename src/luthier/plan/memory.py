@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from luthier.plan.job import Job
-from luthier.plan.passes import graph_tokens, graphs_of
+from luthier.plan.passes import graph_tokens, graphs_of, laid_of
 from luthier.plan.shape import quantised_bytes
 from luthier.plan.slots import LEAST, Sizes, Slots, capacity_of
 from luthier.types import Plan
@@ -25,7 +25,10 @@ UPDATED = 128 * MIB  # weights whose optimizer state is on the device at one tim
 CUBLAS = 64 * MIB  # what cuBLAS works in, for the thread that runs forwards and the one that runs backwards
 POOL = 0.15  # of a graph's activations, lost between the blocks of its pool; 12 and 24 % measured with one length
 
-SHORT = 256  # keys up to which a CPU's attention in 16 bit is made of plain products (kernels/attention.py)
+# A CPU's attention in 16 bit keeps its weights for rows of so many tokens where nothing is trained but an adapter
+# (kernels/host_training.py), of fewer elsewhere (kernels/attention.py).
+LONGEST, SHORT = 512, 256
+BLOCK = 16  # rows of logits whose softmax a CPU makes at a time (kernels/host_training.py)
 PADDED = 1.2  # entries over tokens where similar rows are padded to one length
 UNION = 1.6  # columns that any row of a pass needs, over those that one row needs
 
@@ -109,6 +112,7 @@ class Parts:
     work: float
     loss: float
     scores: float  # of an evaluation's loss
+    turning: float = 0.0  # what the last layer's attention needs beside all that is saved
 
     @classmethod
     def of(cls, job: Job, plan: Plan, tokens: int) -> Parts:
@@ -134,6 +138,7 @@ class Parts:
             work=_work(job, plan, tokens),
             loss=_loss(job, plan, tokens, supervised),
             scores=_scores(job, plan, supervised),
+            turning=_turning(job, plan, tokens, supervised) if again < layers else 0.0,
         )
 
     def moments(self, job: Job, plan: Plan, gradients: float) -> dict[str, float]:
@@ -156,6 +161,8 @@ class Parts:
         }
         if again:
             out["recomputing"] = self.inputs + self.layer + self.work + head + (layers - again + 1) * each
+        if self.turning:
+            out["attention of the last layers"] = self.saved + self.turning + each
         if again == layers:
             del out["backward of the last layers"]
         return out
@@ -209,12 +216,58 @@ def layer_bytes(job: Job, plan: Plan) -> float:
         h, i, q, kv = GENERIC[c == 4, what]
         low = 4 * c * job.trained.ranks if job.trained.ranks else 0
         return h * spec.hidden + i * spec.intermediate + q * shape.q + kv * shape.kv + low
+    if hosted(job, plan):
+        return _hosted_bytes(job, plan)
     packed, keys = plan.attention == "flash", job.real if plan.share_prefix else 1.0  # each row has its prefix's too
     # where rows are padded, keys and values are repeated for each head
     heads = 2 * shape.q + 2 * shape.kv * keys if packed else (1 + 2 * PADDED * (1 + keys)) * shape.q
     inside = 0 if plan.mlp_tile else 2 * spec.intermediate  # gate and up, which a tile makes again
     kept = 2 * spec.hidden + heads + inside + job.trained.ranks
     return c * kept + 4 * spec.heads + 8 + _weights_of_attention(job, plan)  # and in fp32 a log-sum-exp and two norms
+
+
+def hosted(job: Job, plan: Plan) -> bool:
+    """Whether a CPU trains an adapter of the decoder: kernels/host_training.py then does the work."""
+    return plan.device == "cpu" and plan.model == "decoder" and not job.trained.full
+
+
+def _hosted_bytes(job: Job, plan: Plan) -> float:
+    """`layer_bytes` there: what enters a norm that an adapter follows is kept too, and an activation."""
+    spec, shape, c = job.shape.spec, job.shape, job.compute
+    kept = 2 * spec.hidden + shape.q + job.trained.ranks + spec.hidden * job.trained.normed
+    if plan.mlp_tile:  # makes what its adapters need again
+        kept -= (job.trained.normed - min(job.trained.normed, 1.0)) * spec.hidden
+    else:
+        kept += 3 * spec.intermediate  # gate, up and the gate's activation
+    if not _laid_out(job, plan):  # torch's kernel wants keys and values for each head
+        keys = job.real if plan.share_prefix else 1.0
+        kept += 2 * PADDED * (1 + keys) * shape.q - shape.q
+        return c * kept + 4 * spec.heads + 8 + _weights_of_attention(job, plan)
+    padding, squares, _ = laid_of(job.steps, plan.tokens_per_pass)
+    return c * (kept + padding * (shape.q + 2 * shape.kv) + spec.heads * squares) + 8
+
+
+def _laid_out(job: Job, plan: Plan) -> bool:
+    """Whether attention is made of products over rows that are laid out for it, and keeps those and its weights."""
+    return hosted(job, plan) and job.compute == 2 and not plan.share_prefix and job.longest <= LONGEST
+
+
+def _turning(job: Job, plan: Plan, tokens: int, supervised: float) -> float:
+    """What the last layer's attention works in, over what its feed-forward layer has let go of by then."""
+    if not _laid_out(job, plan):
+        return 0.0
+    inside = 0 if plan.mlp_tile else 3 * job.shape.spec.intermediate
+    gone = job.compute * (inside + job.shape.spec.hidden + job.shape.q)
+    return tokens * _attention_work(job, plan) - supervised * gone
+
+
+def _attention_work(job: Job, plan: Plan) -> float:
+    """Buffers of the attention at work in the backward pass, for each token."""
+    spec, shape, c = job.shape.spec, job.shape, job.compute
+    laid, (_, squares, share) = shape.q + 2 * shape.kv, laid_of(job.steps, plan.tokens_per_pass)
+    scored = c * (shape.q + laid + share * (shape.q + laid + 2 * spec.heads * squares) + 2 * spec.hidden)
+    turned = c * (shape.q + laid + 2 * spec.hidden) + (8 + c) * (shape.q + shape.kv)
+    return max(scored, turned)
 
 
 def _weights_of_attention(job: Job, plan: Plan) -> float:
@@ -233,6 +286,11 @@ def _work(job: Job, plan: Plan, tokens: int) -> float:
     # a tile's own, with what it saves; of all tokens the gradients on both sides, or those of attention
     tile = plan.mlp_tile * (_work_bytes(job, plan) + 2 * job.compute * job.shape.spec.intermediate)
     wide = 8 if plan.device.startswith("cuda") else 6 if job.compute == 2 else 2
+    if _laid_out(job, plan):
+        gone = job.compute * (job.shape.spec.hidden + job.shape.q)  # what the products after attention had kept
+        return max(
+            tile + 4 * tokens * job.compute * job.shape.spec.hidden, tokens * (_attention_work(job, plan) - gone)
+        )
     return tile + tokens * job.compute * wide * job.shape.spec.hidden
 
 
@@ -246,6 +304,8 @@ def _work_bytes(job: Job, plan: Plan) -> float:
         return 8.0 * spec.intermediate + 8.0 * spec.hidden
     if plan.device.startswith("cuda"):
         return c * (4.0 * spec.intermediate + 4.0 * spec.hidden)
+    if hosted(job, plan):
+        return c * ((3.0 + job.trained.mlp) * spec.intermediate + 2.0 * spec.hidden)
     return (23.0 if c == 4 else 9.5) * spec.intermediate + 8.0 * spec.hidden
 
 
@@ -254,6 +314,8 @@ def _loss(job: Job, plan: Plan, tokens: int, supervised: float) -> float:
     spec, c = job.shape.spec, job.compute
     if plan.model == "decoder":
         chunk = min(plan.loss_chunk, supervised)
+        if hosted(job, plan):  # the softmax is made of a few rows at a time
+            return (chunk * c + min(chunk, BLOCK) * 8) * spec.vocab + (3 * supervised + 6 * chunk) * spec.hidden * c
         softmax = 0 if plan.device.startswith("cuda") else 12 if c == 2 else 8  # fused kernels overwrite the logits
         return chunk * spec.vocab * (c + softmax) + 3 * supervised * spec.hidden * c
     kept = min(tokens, UNION * supervised / job.fill)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from luthier.data.pack import schedule
+from luthier.data.pack import alike, schedule
 from luthier.types import Plan
 
 # On a GPU the tokens of a pass, and those that predict supervised ones, are padded to a multiple: for a shape that is
@@ -36,3 +36,17 @@ def graphs_of(steps: tuple[tuple[int, ...], ...], tokens: int) -> int:
     """How many graphs the passes of these steps need: one for each rounded length, that of the largest among them."""
     lengths = {graph_tokens(sum(rows)) for step in steps for rows in passes_of(step, tokens, "decoder", 0)}
     return len(lengths | {graph_tokens(tokens)})
+
+
+@lru_cache(maxsize=256)
+def laid_of(steps: tuple[tuple[int, ...], ...], tokens: int) -> tuple[float, float, float]:
+    """Of a CPU's attention: places of rows and scores of a head, for each token; the most that is worked on at once.
+
+    That is a share of a pass's scores.
+    """
+    passes = [alike(rows) for step in steps for rows in passes_of(step, tokens, "decoder", 0)]
+    places = sum(len(own) * length for groups in passes for own, length in groups)
+    scores = [[len(own) * length * length for own, length in groups] for groups in passes]
+    every, most = sum(map(sum, scores)), sum(max(own, default=0) for own in scores)
+    real = max(sum(map(sum, steps)), 1)
+    return places / real, every / real, most / max(every, 1)

@@ -17,6 +17,7 @@ ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 GATED = ("gate_proj", "up_proj", "down_proj")
 PLAIN = ("up_proj", "down_proj")
 FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}  # Phi-3's names
+NORMED = ({"q_proj", "k_proj", "v_proj"}, {"gate_proj", "up_proj"})  # matrices that follow a norm, fused
 BLOCK = 64  # weights of a 4-bit block, which share one scale
 NESTED = 256  # 8-bit scales that share one fp32 scale
 
@@ -90,6 +91,7 @@ class Trained:
     span: int = 0
     mlp: bool = False  # whether a matrix of the MLP is adapted
     pairs: float = 0.0  # low-rank pairs of a layer
+    normed: float = 0.0  # norms of a layer that an adapted product follows
 
 
 def quantised_bytes(bits: int | None, double: bool, compute: int) -> float:
@@ -122,6 +124,7 @@ def trained(adapter: Any, shape: Shape) -> Trained:
         span=int(fraction * sum(sum(shape.matrices[name]) for name in chosen)) if low_rank else 0,
         mlp=any(name in GATED for name in chosen),
         pairs=fraction * len(chosen) if low_rank else 0.0,
+        normed=fraction * sum(not part.isdisjoint(chosen) for part in NORMED) if low_rank else 0.0,
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from luthier.kernels import attention, keyed
+from luthier.kernels import attention, host_training, keyed
 from luthier.kernels.linear import Norm, Update
 from luthier.kernels.logprob import score, selected_logprob
 from luthier.model.decoder import lora
@@ -72,10 +72,11 @@ class Decoder(nn.Module):
     def logprobs(self, batch: Batch) -> torch.Tensor:
         """[n] log p of each supervised token given what precedes it in its sample, fp32; on the device."""
         hidden_nh, targets_n, count = self._predicted(batch)
-        found = selected_logprob(
-            hidden_nh, self.head_weight(), targets_n,
-            chunk=self.execution.loss_chunk, softcap=self.shape.final_softcap,
-        )  # fmt: skip
+        head_vh, chunk, softcap = self.head_weight(), self.execution.loss_chunk, self.shape.final_softcap
+        if host_training.scores(hidden_nh, head_vh, softcap):
+            found = host_training.selected_logprob(hidden_nh, head_vh, targets_n, chunk=chunk)
+        else:
+            found = selected_logprob(hidden_nh, head_vh, targets_n, chunk=chunk, softcap=softcap)
         return found[:count]
 
     def score(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:

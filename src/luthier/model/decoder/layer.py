@@ -9,11 +9,12 @@ from typing import cast
 import torch
 from torch import nn
 
+from luthier.kernels import host_training
 from luthier.kernels.attention import Kind, Spans, attend
 from luthier.kernels.linear import Linear, Norm
 from luthier.kernels.rotary import Heads
 from luthier.model.decoder.lora import Group, Pair
-from luthier.model.decoder.nodes import in_tiles, normed, rotated, taken
+from luthier.model.decoder.nodes import in_tiles, normed, product, rotated, taken
 from luthier.model.decoder.shape import Rotary, Shape
 
 
@@ -65,13 +66,24 @@ class Layer(nn.Module):
 
     def attention(self, x_th: torch.Tensor, now: Pass) -> tuple[torch.Tensor, torch.Tensor]:
         """[t, heads d] of what the heads have gathered, and x for the residual path."""
-        q, k, v, x_th = self.heads(x_th, now.turns[self.shape.rotary[self.number]], now.key_t)
+        shape, turn = self.shape, now.turns[self.shape.rotary[self.number]]
+        frozen = host_training.serves(self.products["qkv"], x_th)
+        if frozen and host_training.attends(
+            x_th, now.spans, turn[0].shape[-1], shape.head_dim, shape.attention_softcap
+        ):
+            qkv, x_th = product(self.products["qkv"], x_th, now.key_t)
+            out = host_training.attention(
+                self.norm_heads(qkv) if shape.head_norms else qkv, turn, now.spans, shape.heads, shape.kv_heads,
+                scale=shape.attention_scale, window=shape.window[self.number],
+            )  # fmt: skip
+            return out, x_th
+        q, k, v, x_th = self.heads(x_th, turn, now.key_t)
         out = attend(
             q, k, v, now.spans,
             kind=now.attention,
-            scale=self.shape.attention_scale,
-            window=self.shape.window[self.number],
-            softcap=self.shape.attention_softcap,
+            scale=shape.attention_scale,
+            window=shape.window[self.number],
+            softcap=shape.attention_softcap,
         )  # fmt: skip
         return out.flatten(1), x_th
 
@@ -79,7 +91,7 @@ class Layer(nn.Module):
         self, x_th: torch.Tensor, turn: tuple[torch.Tensor, torch.Tensor], key_t: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """Rotated queries and keys, values ([t, their heads, d] each), and x for the residual path."""
-        qkv, x_th = self.products["qkv"].with_input(x_th, key_t)
+        qkv, x_th = product(self.products["qkv"], x_th, key_t)
         return *self.split(qkv, turn), x_th
 
     def split(self, qkv: torch.Tensor, turn: tuple[torch.Tensor, torch.Tensor]) -> Heads:
@@ -91,14 +103,15 @@ class Layer(nn.Module):
 
     def feed_forward(self, x_th: torch.Tensor, key_t: torch.Tensor | None) -> torch.Tensor:
         """The gated feed-forward layer, added to x."""
-        gate_up, x_th = self.products["gate_up"].with_input(x_th, key_t)
+        gate_up, x_th = product(self.products["gate_up"], x_th, key_t)
         return self.joined("down", gate_up, x_th, key_t)
 
-    def joined(self, product: str, value: torch.Tensor, x_th: torch.Tensor, key_t: torch.Tensor | None) -> torch.Tensor:
+    def joined(self, name: str, value: torch.Tensor, x_th: torch.Tensor, key_t: torch.Tensor | None) -> torch.Tensor:
         """X + the product of ``value``, with a norm between where the architecture has one."""
-        if product in self.norms:
-            return x_th + normed(self.products[product](value, key_t), self.norms[product])
-        return self.products[product](value, key_t, residual=x_th)
+        op = self.products[name]
+        if name in self.norms:
+            return x_th + normed(product(op, value, key_t)[0], self.norms[name])
+        return product(op, value, key_t, x_th)[0]
 
     def norm_heads(self, qkv: torch.Tensor) -> torch.Tensor:
         """The fused product with each head of queries and keys normalised."""

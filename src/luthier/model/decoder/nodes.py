@@ -7,11 +7,19 @@ from typing import Any
 
 import torch
 
-from luthier.kernels.linear import Norm
+from luthier.kernels import host_training
+from luthier.kernels.linear import Linear, Norm
 from luthier.kernels.norm import rms_norm, rms_norm_backward, rms_norm_weight_grad
 from luthier.kernels.rotary import Heads, rotate, rotate_backward
 
 Grads = tuple[torch.Tensor | None, ...]
+
+
+def product(
+    op: Linear, x: torch.Tensor, key_t: torch.Tensor | None, residual: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`Linear.with_input`, in the form that suits the device and what is trained."""
+    return (host_training.product if host_training.serves(op, x) else Linear.with_input)(op, x, key_t, residual)
 
 
 class _Normed(torch.autograd.Function):
