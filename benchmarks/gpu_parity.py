@@ -105,7 +105,7 @@ def adapted(decoder: Decoder, seed: int) -> Decoder:
     return decoder.train()
 
 
-def plain_loop(folder: Path, like: Decoder, quantised: bool, passes: list[list[Example]]) -> Any:
+def plain_loop(folder: Path, like: Decoder, quantised: bool, passes: list[list[Example]], device: str) -> Any:
     """Transformers and PEFT in bf16 under autocast, with the decoder's adapter."""
     import peft
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
@@ -117,7 +117,7 @@ def plain_loop(folder: Path, like: Decoder, quantised: bool, passes: list[list[E
         bnb_4bit_compute_dtype=torch.bfloat16,
     )  # fmt: skip
     model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.bfloat16, device_map={"": "cuda"}, quantization_config=four if quantised else None
+        folder, dtype=torch.bfloat16, device_map={"": device}, quantization_config=four if quantised else None
     )
     config = peft.LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
     tuned = peft.get_peft_model(model, config)
@@ -126,12 +126,12 @@ def plain_loop(folder: Path, like: Decoder, quantised: bool, passes: list[list[E
     for pair in like.pairs:
         for factor in ("lora_A", "lora_B"):
             own = state[f"base_model.model.{pair.name}.{factor}.default.weight"]
-            own.data = getattr(pair, factor).detach().to("cuda", torch.float32)
+            own.data = getattr(pair, factor).detach().to(device, torch.float32)
             parameters.append(own)
     generic = GenericModel(tuned)
 
     def run(batch: Any) -> torch.Tensor:
-        with torch.autocast("cuda", torch.bfloat16):
+        with torch.autocast(device, torch.bfloat16):
             return generic.logprobs(batch)
 
     return gradient(run, parameters, passes)
@@ -157,8 +157,20 @@ def ways(packed: list[list[Example]], graphs: bool) -> dict[str, tuple[Execution
     return found | ({"graphs": (replace(flash, graphs=True), packed)} if graphs else {})
 
 
-def one_seed(seed: int, ratios: dict[str, list[float]]) -> None:
-    """Add this seed's ratios."""
+def host_ways(packed: list[list[Example]]) -> dict[str, tuple[Execution, list[list[Example]]]]:
+    """Name -> how a step is executed on a CPU."""
+    plain = Execution(loss_chunk=64, multiple=32)
+    return {
+        "packed": (plain, packed),
+        "two passes": (plain, [packed[0][:3], packed[0][3:]]),
+        "prefix shared": (plain, packed),
+        "recomputed": (replace(plain, recompute_layers=4), packed),
+        "tiles": (replace(plain, mlp_tile=64, recompute_layers=2), packed),
+    }
+
+
+def one_seed(seed: int, ratios: dict[str, list[float]], device: str = "cuda") -> None:
+    """Add this seed's ratios; on a CPU those of its own ways alone."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make(folder, seed)
@@ -166,20 +178,22 @@ def one_seed(seed: int, ratios: dict[str, list[float]]) -> None:
         every, single = [rows(seed)], [[row] for row in rows(seed)]
         for quantised in (False, True):
             kind = "nf4" if quantised else "bf16"
-            on = {"dtype": torch.bfloat16, "device": "cuda", "quantised": "nf4" if quantised else None}
+            on = {"dtype": torch.bfloat16, "device": device, "quantised": "nf4" if quantised else None}
             exact = adapted(_exact(folder, shape, on, quantised), seed)
             want = gradient(exact.logprobs, masters(exact), single)
-            yardstick = _error(plain_loop(folder, exact, quantised, single), want)
-            for weights in ("resident", "quantised", "streamed") if quantised else ("resident", "streamed"):
+            yardstick = _error(plain_loop(folder, exact, quantised, single, device), want)
+            placed = ["resident", *(["quantised"] if quantised else []), "streamed"]
+            for weights in placed if device == "cuda" else placed[:1]:
                 decoder = adapted(load_decoder(folder, shape, Placing(**on, weights=weights)), seed)  # type: ignore[arg-type]
-                for way, (execution, passes) in ways(every, weights != "streamed").items():
+                found = ways(every, weights != "streamed") if device == "cuda" else host_ways(every)
+                for way, (execution, passes) in found.items():
                     decoder.execution = execution
                     if execution.graphs:
                         gradient(decoder.logprobs, masters(decoder), passes)  # the first pass is never a graph
                     share = way == "prefix shared"
                     got = gradient(decoder.logprobs, masters(decoder), passes, share)
                     ratios.setdefault(f"{kind} {weights}, {way}", []).append(_error(got, want) / yardstick)
-                decoder.execution = Execution("flash")
+                decoder.execution = Execution("flash" if device == "cuda" else "padded")
                 if weights == "resident":
                     _mutants(decoder, every, want, yardstick, kind, ratios)
 
