@@ -50,6 +50,7 @@ def test_heights_are_put_together(
         return 0.010 + 0.003 * layers + 0.001 * tried.recompute_layers
 
     monkeypatch.setattr(probing, "_seconds", seconds)
+    monkeypatch.setitem(probing.WHOLE, "cpu", 0)
     machine = probe("cpu")
     start = forecast(settings, base.spec, DataStats((30, 40), 30, "x"), machine, plan)
     start = replace(start, job=job, plan=plan, speed=speed(job, plan, start.rates))
@@ -99,7 +100,8 @@ def test_nothing_is_probed_without_weights_or_of_a_large_model_on_the_generic_pa
     assert probing.can_probe(given, base)
     assert not probing.can_probe(given, replace(base, path=tmp_path))
     generic = replace(given, plan=replace(given.plan, model="generic"))
+    monkeypatch.setitem(probing.WHOLE, "cpu", 0)
     assert not probing.can_probe(generic, base)
-    monkeypatch.setitem(probing.WHOLE, "cpu", 2**30)  # a GPU probes small models whole, whoever runs them
+    monkeypatch.setitem(probing.WHOLE, "cpu", 2**30)  # small models are probed whole, whoever runs them
     assert probing.can_probe(generic, base) and probing.probed(settings, base, generic).speed.seconds > 0
     assert not probing.can_probe(replace(given, fits=False), base)
