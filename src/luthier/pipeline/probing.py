@@ -22,9 +22,9 @@ from luthier.plan.speed import speed
 from luthier.types import Base, Example, Plan
 
 LAYERS = {"cpu": (1, 3), "cuda": (2, 6)}  # the two heights; graphs leave the last layer out, so a GPU's have two
-# Bytes of weights that a probe loads: of the whole model where that is no more. Small models need it most: the difference
-# of two heights is multiplied by their many layers, its noise with it, and on a GPU their steps are bound by the host at
-# one height and by the device at another.
+# Bytes of weights that a probe loads: of the whole model where that is no more. Small models need it most: on a CPU the
+# difference of two heights is multiplied by many layers, its noise with it, and a GPU waits for the host at one height
+# and not at the other.
 WHOLE = {"cpu": 2**29, "cuda": 3 * 2**30}
 STEPS = {"cpu": 2, "cuda": 5}  # of different sizes, once to warm up, then timed until that took so many seconds
 SECONDS = 1.5
