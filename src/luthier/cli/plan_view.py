@@ -135,5 +135,5 @@ def _cost(span: Span, sure: bool, hourly: float) -> str:
 
 
 def _notes(found: Estimate) -> list[str]:
-    rates = found.planned.rates
-    return [] if rates.calibrated else [f"{rates.name} is not calibrated ({rates.source}): times are a range"]
+    told, name = found.times, found.planned.rates.name
+    return [] if told.calibrated else [f"{name} is not calibrated ({told.source}): times are a range"]

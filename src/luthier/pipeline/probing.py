@@ -1,6 +1,6 @@
-"""A forecast refined on the machine itself: a few steps of the base's first layers, through the code of training.
+"""A forecast refined on the machine itself: a few steps of the base, through the code of training.
 
-A model of a few GiB is probed whole. Of a larger one two heights tell what the whole will take, as a layer takes the
+A model of a few GiB is run whole. Of a larger one two heights tell what the whole will take, as a layer takes the
 same wherever it stands: their difference is that of their layers, the rest is head, loss and what a step costs in any
 case. Rows are made up, as long as those of steps that will come, small ones and large ones.
 """
@@ -29,7 +29,7 @@ WHOLE = {"cpu": 2**29, "cuda": 3 * 2**30}
 STEPS = {"cpu": 2, "cuda": 5}  # of different sizes, once to warm up, then timed until that took so many seconds
 SECONDS = 1.5
 ROUNDS = 6  # or so often
-SOURCE = "a probe: the first layers of this base on this machine"
+SOURCE = "a probe: {} on this machine"
 
 
 def can_probe(planned: Planned, base: Base) -> bool:
@@ -45,7 +45,7 @@ def _whole(planned: Planned) -> bool:
 
 
 def probed(settings: Config, base: Base, planned: Planned, sink: events.Sink = events.silent) -> Planned:
-    """``planned`` with the time of a step as this machine takes it. Loads a few layers; seconds, not minutes."""
+    """``planned`` with the time of a step as this machine takes it. Seconds, not minutes."""
     job, plan = planned.job, planned.plan
     kind, most = plan.device.split(":")[0], job.shape.spec.layers
     low, high = (min(layers, most) for layers in LAYERS[kind])
@@ -55,7 +55,8 @@ def probed(settings: Config, base: Base, planned: Planned, sink: events.Sink = e
     def measured(layers: int | None, recomputed: int) -> float:
         return _seconds(settings, base, planned, replace(plan, recompute_layers=recomputed), layers)
 
-    with events.stage(sink, "probe", base.name if whole else f"the first {high} layers of {base.name}"):
+    part = "" if whole else f"the first {high} layers of "
+    with events.stage(sink, "probe", f"{part}{base.name}"):
         if whole:
             parts = {"step": measured(None, again)}
         else:
@@ -68,7 +69,7 @@ def probed(settings: Config, base: Base, planned: Planned, sink: events.Sink = e
                 "head, loss and update": max(0.0, few - low * layer),
             }
     found = replace(planned.speed, parts={name: seconds for name, seconds in parts.items() if seconds})
-    return replace(planned, speed=found, rates=replace(planned.rates, calibrated=True, source=SOURCE))
+    return replace(planned, speed=found, probed=SOURCE.format(f"{part}this base"))
 
 
 def _steps_to_try(job: Job, plan: Plan) -> list[tuple[int, ...]]:

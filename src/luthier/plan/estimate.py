@@ -47,7 +47,8 @@ class Affordable:
 def times(planned: Planned, validation_tokens: int) -> Times:
     """Step, epoch and total. ``validation_tokens``: of the validation rows, all together."""
     job, plan, rates = planned.job, planned.plan, planned.rates
-    low, high = RANGE[rates.calibrated]
+    sure = bool(planned.probed) or rates.calibrated
+    low, high = RANGE[sure]
 
     def span(seconds: float) -> Span:
         return Span(seconds, low * seconds, high * seconds)
@@ -66,8 +67,8 @@ def times(planned: Planned, validation_tokens: int) -> Times:
         evaluation,
         total,
         planned.speed.tokens / planned.speed.seconds,
-        rates.calibrated,
-        rates.source,
+        sure,
+        planned.probed or rates.source,
     )
 
 

@@ -48,7 +48,10 @@ class Room:
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """A plan with what is predicted of it. ``speed`` is the average step; ``fits`` is False only for `leanest`."""
+    """A plan with what is predicted of it.
+
+    ``speed`` is the average step; ``fits`` is False only for `leanest`; ``probed`` says what was run to know the speed.
+    """
 
     plan: Plan
     job: Job
@@ -57,6 +60,7 @@ class Planned:
     rates: Rates
     room: Room
     fits: bool = True
+    probed: str = ""
 
 
 def device_of(machine: Machine, wanted: str = "auto") -> str:

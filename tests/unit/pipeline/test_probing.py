@@ -29,7 +29,7 @@ def test_a_probe_leaves_the_plan_and_writes_nothing(planned: tuple[config.Config
     found = probing.probed(settings, base, given)
     assert found.speed.seconds > 0 and set(found.speed.parts) == {"step"}  # two layers: the whole model
     assert (found.plan, found.memory, found.fits) == (given.plan, given.memory, given.fits)
-    assert found.rates.calibrated and found.rates.source == probing.SOURCE
+    assert found.probed == "a probe: this base on this machine" and found.rates == given.rates
     assert {path: path.stat().st_mtime_ns for path in base.path.rglob("*")} == before
 
 
@@ -57,6 +57,7 @@ def test_heights_are_put_together(
     found = probing.probed(settings, base, start)
     assert asked == [(1, 0), (3, 0), (3, 2)]
     assert found.speed.parts == pytest.approx({"layers": 0.036, "recompute": 0.005, "head, loss and update": 0.010})
+    assert found.probed == "a probe: the first 3 layers of this base on this machine"
 
 
 def test_a_small_model_is_probed_whole(
@@ -75,7 +76,8 @@ def test_a_small_model_is_probed_whole(
 
     monkeypatch.setattr(probing, "_seconds", seconds)
     monkeypatch.setitem(probing.WHOLE, "cpu", shape.linear * given.job.compute)
-    assert probing.probed(settings, base, start).speed.parts == {"step": 0.5}
+    found = probing.probed(settings, base, start)
+    assert found.speed.parts == {"step": 0.5} and found.probed == "a probe: this base on this machine"
     assert asked == [(None, 5)]
     monkeypatch.setitem(probing.WHOLE, "cpu", shape.linear * given.job.compute - 1)
     probing.probed(settings, base, start)
