@@ -30,6 +30,7 @@ def test_pad_is_eos_when_none_is_named() -> None:
 def test_special_strings_in_text_are_ordinary(family: str) -> None:
     tokenizer = FAMILIES[family]
     controls = {tokenizer.control_id(s) for s in tokenizer.special_strings}
+    assert tokenizer.special_strings and None not in controls
     for name in tokenizer.special_strings:
         assert controls.isdisjoint(tokenizer.encode(f"a{name}b"))
         assert tokenizer.control_id(name) in tokenizer.encode(f"a{name}b", controls=True)

@@ -75,7 +75,9 @@ def reference(model: Any, prompt: list[int], steps: int) -> list[int]:
 
 
 def ask(engine: Any, sampling: Sampling, prompts: list[list[int]] = PROMPTS) -> dict[int, Any]:
-    return {c.key: c for c in engine.generate([Request(key, p, sampling) for key, p in enumerate(prompts)])}
+    found = {c.key: c for c in engine.generate([Request(key, p, sampling) for key, p in enumerate(prompts)])}
+    assert sorted(found) == list(range(len(prompts)))  # tests go through what is here
+    return found
 
 
 def ids(answers: dict[int, Any]) -> dict[int, tuple[int, ...]]:

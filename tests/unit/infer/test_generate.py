@@ -52,7 +52,9 @@ def model():
 
 def ask(engine, sampling, prompts=PROMPTS):
     requests = [Request(key, prompt, sampling) for key, prompt in enumerate(prompts)]
-    return {c.key: c for c in engine.generate(requests)}
+    found = {c.key: c for c in engine.generate(requests)}
+    assert sorted(found) == list(range(len(prompts)))  # tests go through what is here
+    return found
 
 
 def test_greedy_equals_plain_generate_row_by_row(model):

@@ -12,6 +12,7 @@ from test_engine import PROMPTS, Letters, both
 from luthier.config.adapter import Lora
 from luthier.errors import AssetError
 from luthier.infer.engine import DecoderEngine
+from luthier.infer.forward import Forward
 from luthier.model.decoder.adapter import Adapter, read_adapter
 from luthier.model.decoder.decoder import Decoder
 from luthier.model.decoder.load import Placing, load_decoder
@@ -79,14 +80,24 @@ def test_each_row_is_answered_as_if_alone(world: Any, sampling: Sampling) -> Non
         assert len(answers) == len(names)  # else equality would prove nothing
 
 
-def test_a_shared_beginning_is_read_once_for_one_adapter_and_apart_for_several(world: Any) -> None:
+def test_a_shared_beginning_is_read_once_for_one_adapter_and_apart_for_several(
+    world: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     base, alone, adapters = world
     prompts = [[*range(5, 30), 40 + at] for at in range(4)]
     sampling = Sampling(max_new_tokens=6)
     engine = DecoderEngine(base, Letters(), adapters=adapters)
-    for names in (["a"] * 4, ["a", "b", "a", "c"]):
+    read: list[int] = []
+    read_prefix = Forward.read_prefix
+    monkeypatch.setattr(
+        Forward, "read_prefix", lambda self, ids, *which: read.append(len(ids)) or read_prefix(self, ids, *which)
+    )
+    for names, together in ((["a"] * 4, [25]), (["a", "b", "a", "c"], [])):
         requests = [Request(at, prompt, sampling, adapter=names[at]) for at, prompt in enumerate(prompts)]
-        for done in engine.generate(requests):
+        read.clear()
+        answered = sorted(engine.generate(requests), key=lambda done: done.key)
+        assert read == together and [done.key for done in answered] == [0, 1, 2, 3]
+        for done in answered:
             own = Request(done.key, prompts[done.key], sampling)
             (want,) = DecoderEngine(alone[names[done.key]], Letters()).generate([own])
             assert done.ids == want.ids

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -95,3 +98,41 @@ def test_two_processes_do_not_make_the_same_folder(tmp_path: Path) -> None:
             pass
         assert caught.value.code == "run-in-use" and staging_of(tmp_path / "made").is_dir()
     assert (tmp_path / "made" / "a").read_text() == "first" and names(tmp_path) == ["made"]
+
+
+def called_with(word: str) -> list[int]:
+    """The processes that have ``word`` among their arguments."""
+    found = []
+    for one in Path("/proc").iterdir():
+        try:
+            if one.name.isdigit() and word in (one / "cmdline").read_bytes().decode(errors="replace").split("\0"):
+                found.append(int(one.name))
+        except OSError:
+            continue  # it has ended
+    return found
+
+
+def until(come: Callable[[], object], seconds: float = 20.0) -> bool:
+    end = time.monotonic() + seconds
+    while not come():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="no list of processes there")
+def test_the_child_of_a_killed_conversion_ends_too(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pytorch_model.bin")  # which nobody writes into, so that reading it does not end
+    target = str(tmp_path.with_name(f"{tmp_path.name}-safetensors.partial"))
+    code = "import sys; from luthier.assets import convert_pickled; convert_pickled(sys.argv[1])"
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)]) as parent:
+        try:
+            assert until(lambda: called_with(target)), "no child was started"
+            (child,) = called_with(target)
+        finally:
+            parent.kill()
+    ended = until(lambda: not called_with(target))
+    if not ended:
+        os.kill(child, signal.SIGKILL)
+    assert ended
