@@ -36,7 +36,7 @@ CODES: dict[str, str] = {
     "asset-damaged": "Model files that are incomplete or whose content does not match.",
     "asset-wrong-base": "An adapter on a base model that it was not trained on.",
     "asset-unsupported": "A model or an adapter kind that cannot be used this way.",
-    "asset-tokenizer-bounds": "A base model's tokenizer that takes too long for a text, or could make far more of it.",
+    "asset-tokenizer-bounds": "A tokenizer that takes too long to load or for a text, or could make far more of it.",
     "asset-upload": "An upload that the hub did not take: the name, the right to write, or the connection.",
     # runs
     "run-not-a-run": "A folder that is not a run folder, or has no trained model in it.",

@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from luthier import json_reader
 from luthier.errors import DataError, Fault
 
 MEMORY = 1 << 30  # bytes of address space of the child, where the platform can limit it
@@ -100,7 +101,7 @@ class TemplateWorker:
                 process.stdin.write(len(body).to_bytes(8, "little") + body)
                 process.stdin.flush()
                 for line in _lines(process.stdout, count):
-                    replies.append(json.loads(line))
+                    replies.append(json_reader.parse(line))
                     if isinstance(replies[-1], dict):  # a fault: the child stops at the first
                         break
             except (OSError, ValueError):
@@ -173,7 +174,7 @@ def shared() -> TemplateWorker:
 
 def serve() -> None:
     """Answer requests on standard input until it ends. Runs in the child."""
-    _limit(int(sys.argv[2]))
+    limit(int(sys.argv[2]))
     incoming, outgoing = sys.stdin.buffer, sys.stdout.buffer
     while head := incoming.read(8):
         request = json.loads(incoming.read(int.from_bytes(head, "little")))
@@ -212,8 +213,8 @@ def _plain(fault: Fault) -> dict[str, Any]:
     return {**asdict(fault), "received": None if fault.received is None else str(fault.received)[:200]}
 
 
-def _limit(memory: int) -> None:
-    """Bound the child; a platform without limits (Windows) has the deadline alone."""
+def limit(memory: int) -> None:
+    """Bound this process, a child; a platform without limits (Windows) has the deadline alone."""
     try:
         import resource
     except ImportError:

@@ -19,8 +19,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.assets.controls import ControlStrings, Span
-from luthier.assets.tokenizer_bounds import check_growth, in_time, is_panic
-from luthier.assets.tokenizer_files import Mode, content_of, declare_specials, read_json, template_of, without_prefix
+from luthier.assets.tokenizer_bounds import check_growth, check_loading, in_time, is_panic
+from luthier.assets.tokenizer_files import (
+    MODES,
+    Mode,
+    content_of,
+    declare_specials,
+    read_json,
+    template_of,
+    without_prefix,
+)
 from luthier.errors import AssetError
 
 if TYPE_CHECKING:
@@ -85,12 +93,12 @@ class Tokenizer:
         self.content_hash = content_hash or hashlib.sha256(backend.to_str().encode()).hexdigest()
 
     @classmethod
-    def load(cls, folder: str | Path) -> Tokenizer:
-        """Read the tokenizer files of a model folder.
+    def load(cls, folder: str | Path, *, tried: bool = False) -> Tokenizer:
+        """Read the tokenizer files of a model folder. ``tried``: without a look at what loading it takes.
 
         Raises:
             AssetError: ``asset-no-tokenizer`` without a tokenizer.json, ``asset-damaged`` when it cannot be parsed,
-                ``asset-tokenizer-bounds`` when it could blow text up.
+                ``asset-tokenizer-bounds`` when it could blow text up, or takes too long to load.
         """
         import tokenizers
 
@@ -105,6 +113,9 @@ class Tokenizer:
                 allowed="a model folder with tokenizer.json (a fast tokenizer)",
                 fix="copy the tokenizer files of the original model into the folder, or name the original model",
             )
+        settings = {**read_json(folder / "special_tokens_map.json"), **read_json(folder / "tokenizer_config.json")}
+        if not tried:
+            check_loading(path, path.read_bytes(), settings)
         try:
             backend = tokenizers.Tokenizer.from_file(str(path))
         except BaseException as error:  # the library raises plain Exception, and panics
@@ -118,7 +129,6 @@ class Tokenizer:
             if (folder / name).is_file():
                 digest.update(name.encode() + b"\0" + (folder / name).read_bytes())
         jinja = folder / "chat_template.jinja"
-        settings = {**read_json(folder / "special_tokens_map.json"), **read_json(folder / "tokenizer_config.json")}
         return cls(
             backend,
             settings,
@@ -240,6 +250,12 @@ class Tokenizer:
             self._made[(controls, mode)] = made
         return made
 
+    def make_variants(self) -> None:
+        """Make every backend that is otherwise made when it is first needed."""
+        for mode in MODES:
+            for controls in (True, False):
+                self._variant(controls, mode)
+
     @cached_property
     def _guarded_ids(self) -> frozenset[int]:
         return frozenset(
@@ -270,9 +286,15 @@ class Tokenizer:
         return kept
 
     def _prefix(self, settings: dict[str, Any]) -> tuple[int, ...]:
-        """What the tokenizer itself puts before a text: its config's word, else what its post-processor does."""
+        """What the tokenizer itself puts before a text: its config's word, else what its post-processor does.
+
+        The post-processor is given a token from elsewhere, so that no pattern of this tokenizer runs here.
+        """
         if "add_bos_token" in settings or "add_eos_token" in settings:
             return (self.bos_id,) if settings.get("add_bos_token") and self.bos_id is not None else ()
-        (probe,) = in_time(lambda: self._backend.encode_batch(["a"], add_special_tokens=True), 1, self._where)
+        from tokenizers import Tokenizer as Backend
+        from tokenizers.models import WordLevel
+
+        probe = self._backend.post_process(Backend(WordLevel({"a": 0}, "a")).encode("a"))
         count = next((i for i, special in enumerate(probe.special_tokens_mask) if not special), 0)
         return tuple(probe.ids[:count])

@@ -1,19 +1,26 @@
-"""What a tokenizer from outside may take: time for a text, and text made of text.
+"""What a tokenizer from outside may take: time for a text, text made of text, time and memory to be loaded.
 
 A tokenizer.json is somebody else's program too: its regular expressions backtrack, its normalizer may write a page for
 each letter. The library gives up on one match after ten million steps, but not on a text, where each of its letters may
 start such a match. It runs without holding Python back, so it is watched from here; what is overdue is left to itself
-in a thread that ends with the process, since nothing can stop it.
+in a thread that ends with the process, since nothing can stop it. Loading does hold Python back, and may run the
+normalizer: where it would, it is tried in a child process before.
 """
 
 from __future__ import annotations
 
 import base64
 import json
+import os
+import re
+import subprocess
+import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from luthier.assets.template_worker import KEPT, limit
 from luthier.errors import AssetError
 
 if TYPE_CHECKING:
@@ -24,6 +31,17 @@ PATIENCE = 10.0  # seconds for one call
 PACE = 50_000.0  # characters a second that are allowed beyond it; real tokenizers take a million and more
 GROWTH = 256  # characters that may come of one
 MIXED = 2  # at most, of what a step that only writes characters differently makes of one
+LOADING_MEMORY = 4 << 30  # bytes of address space of the child that tries to load one
+LOADING_PACE = 1 << 20  # bytes of tokenizer.json a second that it is allowed beyond `PATIENCE`
+START = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+    "from luthier.assets import tokenizer_bounds; tokenizer_bounds.try_to_load(sys.argv[2])"
+)
+# What loading runs the normalizer over, and normalizers that do nothing; a number is an entry of the vocabulary.
+NORMALISED = re.compile(rb'"normalized"\s*:\s*true')
+NOTHING = rb'null|\d|\{\s*"type"\s*:\s*"Sequence"\s*,\s*"normalizers"\s*:\s*\[\s*\]'
+NORMALIZER = re.compile(rb'"normalizer"\s*:\s*+(?!' + NOTHING + rb")")
+SPELLED = (rb"\u006", rb"\u007")  # small letters, by which a key could be hidden
 
 
 def is_panic(error: BaseException) -> bool:
@@ -62,6 +80,51 @@ def in_time(work: Callable[[], Result], characters: int, where: str) -> Result:
         allowed="regular expressions in tokenizer.json that read text once, from left to right",
         fix="use the model of a publisher you trust; if the text is one very long word, split it",
     )
+
+
+def check_loading(path: Path, content: bytes, settings: Mapping[str, Any]) -> None:
+    """Refuse a tokenizer.json that takes minutes or gigabytes to load: the library then normalises its added tokens.
+
+    Where there is nothing to normalise, which is seen in the bytes, nothing is tried.
+
+    Raises:
+        AssetError: ``asset-tokenizer-bounds``
+    """
+    declared = settings.get("added_tokens_decoder")
+    more = declared.values() if isinstance(declared, Mapping) else ()
+    added = NORMALISED.search(content) or any(isinstance(one, Mapping) and one.get("normalized") for one in more)
+    if not (added and NORMALIZER.search(content)) and not any(letters in content for letters in SPELLED):
+        return
+    patience = PATIENCE + len(content) / LOADING_PACE
+    command = [sys.executable, "-I", "-c", START, json.dumps(sys.path), str(path.parent)]
+    kept = {name: os.environ[name] for name in KEPT if name in os.environ}
+    nothing = subprocess.DEVNULL
+    try:
+        done = subprocess.run(command, stdin=nothing, stdout=nothing, stderr=nothing, env=kept, timeout=patience)
+    except subprocess.TimeoutExpired:
+        why = f"it takes longer than {patience:.0f} s"
+    else:
+        if done.returncode == 0:
+            return
+        why = f"its process ended (it may use {LOADING_MEMORY >> 30} GiB)"
+    raise AssetError(
+        "asset-tokenizer-bounds",
+        f"the tokenizer exceeds its bounds while it is loaded: {why}",
+        where=str(path),
+        allowed="a normalizer that reads each added token once, from left to right",
+        fix="use the model of a publisher you trust",
+    )
+
+
+def try_to_load(folder: str) -> None:
+    """Load the tokenizer of ``folder`` in all its variants. Runs in the child; other faults are told by the parent."""
+    from luthier.assets.tokenizer import Tokenizer
+
+    limit(LOADING_MEMORY)
+    try:
+        Tokenizer.load(folder, tried=True).make_variants()
+    except AssetError:
+        return
 
 
 def check_growth(backend: tokenizers.Tokenizer, where: str) -> None:

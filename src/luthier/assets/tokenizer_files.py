@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from luthier import json_reader
 from luthier.errors import AssetError
 
 if TYPE_CHECKING:
     import tokenizers
 
 Mode = Literal["first", "later", "continuation"]
+MODES: tuple[Mode, ...] = ("first", "later", "continuation")
 # How a piece of text begins: at the very start of the ids, after a control token, or going on from other text. They
 # differ only for tokenizers that put a word-start mark before text (Llama's dummy space).
 
@@ -80,8 +81,8 @@ def read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+        found = json_reader.read(path)
+    except ValueError as error:
         raise AssetError(
             "asset-damaged", f"{path.name} is not valid JSON: {error}", where=str(path), fix="fetch the model again"
         ) from error

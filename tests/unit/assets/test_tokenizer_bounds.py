@@ -111,6 +111,84 @@ def test_sequences_in_sequences(depth: int, tmp_path: Path) -> None:
     assert caught.value.code == "asset-damaged"
 
 
+def normalised(folder: Path, *contents: str, **parts: Any) -> Path:
+    """A tokenizer's files with tokens that the library normalises while it loads them."""
+    tokens = json.loads(byte_level().to_json())["added_tokens"]
+    first = max(one["id"] for one in tokens) + 1
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "special": False, "normalized": True}
+    tokens += [{"id": first + at, "content": content, **flags} for at, content in enumerate(contents)]
+    return hostile(folder, added_tokens=tokens, **parts)
+
+
+SLOW = sequence({"type": "Replace", "pattern": {"Regex": CUBIC}, "content": "x"})
+LONG = ["a" * count for count in range(500, 700)]  # each takes a tenth of a second or more
+
+
+def hidden(folder: Path) -> Path:
+    """The same file with its telling keys spelled in escapes, which JSON allows."""
+    path = folder / "tokenizer.json"
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace('"normaliz', '"normali\\u007a'), encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize("hide", [False, True])
+def test_loading_that_takes_minutes_is_killed(hide: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenizer_bounds, "PATIENCE", 1.5)
+    folder = normalised(tmp_path, *LONG, **SLOW)
+    started = time.monotonic()
+    error = refused(lambda: Tokenizer.load(hidden(folder) if hide else folder))
+    assert time.monotonic() - started < 5 and "longer than 2 s" in str(error) and str(tmp_path) in str(error)
+
+
+def test_a_declared_token_that_takes_minutes_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenizer_bounds, "PATIENCE", 1.5)
+    folder = hostile(tmp_path, **SLOW)
+    tokens = {str(300 + at): {"content": content, "normalized": True} for at, content in enumerate(LONG)}
+    said = {"eos_token": "<|im_end|>", "added_tokens_decoder": tokens}
+    (folder / "tokenizer_config.json").write_text(json.dumps(said), encoding="utf-8")
+    refused(lambda: Tokenizer.load(folder))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no memory limit there")
+def test_loading_that_takes_gigabytes_is_killed(tmp_path: Path) -> None:
+    pages = {"type": "Replace", "pattern": {"String": "b"}, "content": "b" * 10_000}
+    error = refused(lambda: Tokenizer.load(normalised(tmp_path, "bc", **sequence(*[pages] * 3))))
+    assert "4 GiB" in str(error)
+
+
+def test_what_the_child_could_load_is_loaded(tmp_path: Path) -> None:
+    quotes = {"type": "Replace", "pattern": {"String": "``"}, "content": '"'}
+    made = Tokenizer.load(normalised(tmp_path, "<``>", **sequence(quotes)))
+    assert made.encode("``") == byte_level().encode('"') and len(made.encode("<``>")) == 1
+
+
+def test_no_child_where_nothing_is_normalised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("a child was started"))
+    for number, content in enumerate(("<a>", None)):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        parts = {} if content else SLOW
+        assert Tokenizer.load(normalised(folder, content) if content else hostile(folder, **parts)).encode("b")
+
+
+def test_every_added_token_says_whether_it_is_normalised() -> None:
+    """The library takes no token without it, so that its absence means false."""
+    spec = json.loads(byte_level().to_json())
+    del spec["added_tokens"][0]["normalized"]
+    with pytest.raises(Exception, match="normalized"):
+        type(byte_level()._backend).from_str(json.dumps(spec))
+
+
+def test_nothing_of_it_runs_while_it_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it puts before a text is asked of its post-processor alone."""
+    monkeypatch.setattr(tokenizer_bounds, "PATIENCE", 0.2)
+    grown = sequence({"type": "Prepend", "prepend": "a" * 200})
+    started = time.monotonic()
+    Tokenizer.load(hostile(tmp_path, **grown, **split("|".join([CUBIC] * 300))))
+    assert time.monotonic() - started < 1
+
+
 def test_ordinary_normalizers_pass(tmp_path: Path) -> None:
     doubled = {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "}
     quotes = {"type": "Replace", "pattern": {"String": "``"}, "content": '"'}
