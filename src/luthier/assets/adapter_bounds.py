@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from luthier import json_reader
 from luthier.assets.spec import read_json, tensors
 from luthier.errors import AssetError, Fault
 
@@ -89,5 +89,5 @@ def _largest_side(path: Path) -> int:
     """The longest side of any tensor of a safetensors file."""
     list(tensors(path))  # raises what is wrong with it
     with path.open("rb") as stream:
-        header: dict[str, Any] = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+        header: dict[str, Any] = json_reader.parse(stream.read(int.from_bytes(stream.read(8), "little")))
     return max((side for name, one in header.items() if name != "__metadata__" for side in one["shape"]), default=0)

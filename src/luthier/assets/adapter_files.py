@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from luthier import json_reader
 from luthier.assets.adapter_bounds import check_adapter
 from luthier.assets.network import trust_own_bundle
 from luthier.errors import AssetError
@@ -58,9 +58,9 @@ def adapter_values(folder: Path, declared: str) -> dict[str, Any]:
     if not path.is_file():
         raise AssetError("asset-not-found", f"the adapter's folder has no {CONFIG}", where=str(folder))
     try:
-        said = json.loads(path.read_text(encoding="utf-8"))
+        said = json_reader.read(path)
         kind = str(said["peft_type"]).lower()
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise AssetError("asset-damaged", f"{CONFIG} cannot be read: {error}", where=str(path)) from error
     if kind != declared:
         raise AssetError(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import os
 import shutil
 import sys
@@ -12,7 +11,9 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
+from luthier import json_reader
 from luthier.errors import RunError
 from luthier.run.atomic import write_json
 from luthier.run.oslock import hold
@@ -62,11 +63,11 @@ def remembered_hash(path: Path, root: Path) -> str:
     record = root / "hashes" / f"{hashlib.sha256(str(real).encode()).hexdigest()[:32]}.json"
     if record.is_file():
         try:
-            known = json.loads(record.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError):
-            known = {}  # a damaged record costs one hashing, nothing else
-        if known.get("stamp") == stamp:
-            return str(known["sha256"])
+            known = json_reader.read(record)
+            if known["stamp"] == stamp:
+                return str(known["sha256"])
+        except (ValueError, KeyError, TypeError):
+            pass  # a damaged record costs one hashing, nothing else
     digest = file_hash(real)
     record.parent.mkdir(parents=True, exist_ok=True)
     write_json(record, {"stamp": stamp, "sha256": digest})
@@ -103,6 +104,19 @@ def build_once(folder: Path, make: Callable[[Path], None], wait: float = WAIT) -
         with suppress(OSError):  # where files that are open cannot go, it stays
             lock.unlink()
         os.close(handle)  # the operating system lets the lock go with the handle, also when a process dies
+
+
+def read_made(path: Path) -> Any:
+    """What a JSON file of a folder that `build_once` made holds. Raises RunError ``run-damaged``."""
+    try:
+        return json_reader.read(path)
+    except ValueError as error:
+        raise RunError(
+            "run-damaged",
+            f"a file of the cache cannot be read: {error}",
+            where=str(path),
+            fix=f"delete {path.parent}, which is then made again",
+        ) from error
 
 
 def forget_old(folder: Path, days: int = 30) -> None:

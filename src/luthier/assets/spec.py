@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import operator
 import struct
@@ -11,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from luthier import json_reader
 from luthier.assets.measures import check_config, check_sizes
 from luthier.errors import AssetError
 from luthier.run.atomic import is_inside
@@ -62,8 +62,8 @@ def _named(index: Path) -> list[str]:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a model folder. Raises AssetError asset-damaged when it is not one."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        value = json_reader.read(path)
+    except ValueError as error:
         raise AssetError(
             "asset-damaged", f"{path.name} cannot be read: {error}", where=str(path), fix="download the model again"
         ) from error
@@ -122,10 +122,10 @@ def tensors(path: Path) -> Iterator[tuple[str, int]]:
         if length > min(HEADER_LIMIT, size):
             raise _damaged(path, "its header is cut short or is not safetensors")
         try:
-            header: dict[str, Any] = json.loads(stream.read(length))
+            header: dict[str, Any] = json_reader.parse(stream.read(length))
             header.pop("__metadata__", None)
             found = [_entry(entry) for entry in header.values()]
-        except (ValueError, RecursionError, AttributeError, KeyError, TypeError) as error:
+        except (ValueError, AttributeError, KeyError, TypeError) as error:
             raise _damaged(path, "its header is not that of a safetensors file") from error
     end = max((end for *_, end in found), default=0)
     if 8 + length + end != size:

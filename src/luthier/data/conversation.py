@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from luthier import json_reader
 from luthier.data.columns import Layout
 from luthier.errors import DataError
 from luthier.types import Message
@@ -74,8 +75,8 @@ def is_conversation(value: Any, *, any_role: bool = False) -> bool:
         if not value.lstrip().startswith("["):
             return False
         try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
+            value = json_reader.parse(value)
+        except ValueError:
             return False
     if not isinstance(value, list) or not value:
         return False
@@ -167,8 +168,8 @@ def _calls(value: Any, where: str) -> tuple[dict[str, Any], ...]:
 
 def _json(text: str, where: str) -> Any:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
+        return json_reader.parse(text)
+    except ValueError as error:
         raise _fault(where, f"this is not JSON ({error})", text) from error
 
 

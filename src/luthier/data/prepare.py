@@ -21,7 +21,7 @@ from math import inf
 from pathlib import Path
 from typing import Any, Protocol
 
-from luthier.assets.cache import build_once, code_hash, forget_old
+from luthier.assets.cache import build_once, code_hash, forget_old, read_made
 from luthier.data.audit import Audit, AuditBuilder
 from luthier.data.render import Outcome, Renderer
 from luthier.data.share import Shared
@@ -109,7 +109,7 @@ def _write(folder: Path, table: Table, splits: Sides, renderer: Renderer, sink: 
 
 
 def _read(folder: Path, table: Table) -> Prepared:
-    stored = json.loads((folder / "prepared.json").read_text(encoding="utf-8"))
+    stored = read_made(folder / "prepared.json")
     stores = {split: ExampleStore(folder, split) for split in SPLITS}
     audit = replace(Audit.restored(stored["audit"]), notes=table.notes)
     return Prepared(

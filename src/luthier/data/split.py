@@ -15,7 +15,7 @@ from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from luthier.assets.cache import build_once, code_hash, forget_old
+from luthier.assets.cache import build_once, code_hash, forget_old, read_made
 from luthier.data import rowkeys
 from luthier.data.duplicates import Groups, near_pairs
 from luthier.data.sources.splits import SPLIT_COLUMN, number
@@ -108,7 +108,7 @@ def assign(
 
     folder = build_once(cache / "splits" / key, make, inf)
     forget_old(folder)
-    known = json.loads((folder / "split.json").read_text(encoding="utf-8"))
+    known = read_made(folder / "split.json")
     return SplitResult(**{**known, "rows": list((folder / "sides").read_bytes()), "notes": tuple(known["notes"])})
 
 

@@ -14,6 +14,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, overload
 
+from luthier.assets.cache import read_made
 from luthier.types import Example
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ class ExampleStore(Sequence[Example]):
         import numpy as np
 
         self._folder, self._split = folder, split
-        described = json.loads((folder / f"{split}.json").read_text(encoding="utf-8"))
+        described = read_made(folder / f"{split}.json")
         self._ids = _mapped(folder / f"{split}.ids", np.dtype("<u4"))
         self._weights = _mapped(folder / f"{split}.weights", np.dtype(described["weights"]))
         self._ends = _mapped(folder / f"{split}.ends", np.dtype("<i8"))

@@ -9,6 +9,8 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from luthier import json_reader
+
 KINDS = ("schema", "regex", "choices")
 INNER = ("properties", "patternProperties", "$defs", "definitions")  # words that hold schemas by name
 LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")  # in a list
@@ -44,7 +46,7 @@ def fault_of(extra: Mapping[str, Any]) -> str | None:
     schema = extra.get("schema")
     if isinstance(schema, str):
         try:
-            schema = json.loads(schema)
+            schema = json_reader.parse(schema)
         except ValueError:
             return message.split("\n")[0]  # which says line and column
     if not isinstance(schema, Mapping):

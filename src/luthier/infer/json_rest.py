@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from luthier import json_reader
 from luthier.infer.closing import Automaton, automaton
 
 FEW = 6  # proposals that are kept of each part
@@ -30,7 +31,7 @@ class Rests:
     """The completions of texts of one schema."""
 
     def __init__(self, schema: Any) -> None:
-        self.schema: Any = json.loads(schema) if isinstance(schema, str) else schema
+        self.schema: Any = json_reader.parse(schema) if isinstance(schema, str) else schema
         self._least: dict[int, str | None] = {}
         self._open: set[int] = set()
         self._patterns: dict[str, Automaton | None] = {}
@@ -359,7 +360,7 @@ def _escape_rest(begun: str) -> str:
 
 def _decoded(text: str) -> str:
     try:
-        return str(json.loads(text, strict=False))
+        return str(json_reader.parse(text, strict=False))
     except ValueError:
         return text[1:-1]
 

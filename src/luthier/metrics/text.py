@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from luthier import json_reader
 from luthier.errors import missing_extra
 from luthier.metrics.words import ScriptAware, spaced_out, words
 
@@ -97,8 +97,8 @@ _NOT_JSON = object()
 
 def _parsed(text: str) -> Any:
     try:
-        return json.loads(trimmed(text))
-    except (ValueError, RecursionError):
+        return json_reader.parse(trimmed(text))
+    except ValueError:
         return _NOT_JSON
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from luthier import json_reader
 from luthier.assets.adapter_bounds import check_adapter
 from luthier.assets.adapter_files import adapter_folder, adapter_values
 from luthier.errors import AssetError
@@ -189,7 +189,7 @@ def save_adapter(model: PeftModel, folder: Path, base: Base) -> None:
         )  # PEFT asks the hub for the vocabulary
         model.save_pretrained(str(folder), save_embedding_layers=False)
     path = folder / "adapter_config.json"
-    values = json.loads(path.read_text(encoding="utf-8"))
+    values = json_reader.read(path)
     values = {key: sorted(value) if _is_names(value) else value for key, value in values.items()}
     values["base_model_name_or_path"] = base.name  # not the cache folder of this machine
     write_json(path, values)
@@ -341,9 +341,9 @@ def check_base(folder: Path, expected: str | None) -> None:
     if expected is None or not record.is_file():
         return
     try:
-        known = json.loads(record.read_text(encoding="utf-8"))
+        known = json_reader.read(record)
         base, base_hash = str(known["base"]), str(known["base_hash"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise AssetError("asset-damaged", f"{RECORD} does not name the adapter's base", where=str(record)) from error
     if base_hash != expected:
         raise AssetError(

@@ -9,7 +9,6 @@ weights/            the whole model, when all of it was trained
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import time
@@ -18,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from luthier import json_reader
 from luthier.errors import RunError
 from luthier.run import atomic
 from luthier.run.lock import Lock, diff
@@ -342,10 +342,10 @@ def _read(folder: Path) -> dict[str, Any]:
 
 
 def read_record(path: Path) -> Any:
-    """What a JSON file of a run holds. Raises RunError run-damaged, for nesting beyond Python's depth too."""
+    """What a JSON file of a run holds. Raises RunError run-damaged."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        return json_reader.read(path)
+    except ValueError as error:
         raise RunError(
             "run-damaged",
             f"{path.name} cannot be read: {error}",

@@ -6,6 +6,8 @@ import hashlib
 import json
 from pathlib import Path
 
+from luthier import json_reader
+
 NAME = "manifest.json"
 FORMAT = 1
 
@@ -20,11 +22,11 @@ def write(folder: Path) -> None:
 def faults(folder: Path) -> list[str]:
     """One line for each file that is not as the manifest says; empty: all of them are. Files beyond it do not count.
 
-    Raises OSError or ValueError when there is no manifest that can be read.
+    Raises ValueError when there is no manifest that can be read, OSError when a file cannot be.
     """
     try:
-        said = json.loads((folder / NAME).read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+        said = json_reader.read(folder / NAME)
+    except ValueError as error:
         raise ValueError(f"{NAME} cannot be read: {error}") from error
     if not isinstance(said, dict) or not isinstance(said.get("files"), dict) or said.get("format") != FORMAT:
         raise ValueError(f"{NAME} is not a manifest")

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from luthier import json_reader
+from luthier.errors import RunError
 from luthier.events import Event, Rewound, Stepped
 from luthier.run import atomic
 
@@ -53,21 +56,32 @@ class MetricsWriter:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl in order; empty when there is none. A torn last line is left out."""
+    """The lines of a metrics.jsonl in order; empty when there is none. A torn last line is left out.
+
+    Raises RunError ``run-damaged`` for any other line that is none of Luthier's.
+    """
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    out = []
-    for number, line in enumerate(lines):
-        if not line:
-            continue
-        try:
-            out.append(json.loads(line))
-        except ValueError:
-            if number == len(lines) - 1:  # no newline after it: the process ended while writing
-                break
-            raise
+    *lines, last = path.read_bytes().split(b"\n")
+    out = [_read_line(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line]
+    with suppress(RunError):  # no newline after it: the process ended while writing
+        out += [_read_line(last, str(path))] if last else []
     return out
+
+
+def _read_line(text: bytes, where: str) -> dict[str, Any]:
+    try:
+        line = json_reader.parse(text)
+        if not isinstance(line, dict) or not {"step", "split", "loss"} <= line.keys():
+            raise ValueError("it has no step, split and loss")
+    except ValueError as error:
+        raise RunError(
+            "run-damaged",
+            f"a line of the run's metrics cannot be read: {error}",
+            where=where,
+            fix="restore the file from a copy, or delete the line",
+        ) from error
+    return line
 
 
 def _place(split: str) -> int:

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from luthier import json_reader
 from luthier.errors import RunError
 from luthier.events import Event, Note, Saved, Sink, Warned
 from luthier.run import atomic
@@ -184,7 +185,7 @@ class Mirror:
         for slot in range(SLOTS):
             try:
                 with self._files.open(f"{self._root}/slot-{slot}/{DONE}", "rb") as source:
-                    done = json.loads(source.read())
+                    done = json_reader.parse(source.read())
                 if done["format"] == FORMAT and isinstance(done["files"], dict) and int(done["step"]) >= 0:
                     out.append({**done, "slot": slot})
             except Exception:  # absent, torn, or the storage is gone: training goes on without
@@ -245,7 +246,7 @@ def _gather(folder: Path, checkpoint: Path, linked: Path) -> None:
 
 def _wanted(folder: Path, checkpoint: Path) -> Iterator[Path]:
     """The records, the checkpoint, the best one that it knows of, the trained model."""
-    best = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))["hooks"]["best"]["step"]
+    best = json_reader.read(checkpoint / "state.json")["hooks"]["best"]["step"]
     kept = {checkpoint, *([checkpoint.with_name(f"step-{best:06d}")] if best is not None else [])}
     for one in (*(folder / name for name in RECORDS), *sorted(kept), folder / "adapter", folder / "weights"):
         if one.is_dir():

@@ -8,7 +8,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from luthier import json_reader
 from luthier.errors import RunError
+from luthier.run.metrics import read_metrics
 
 HEADINGS = ["run", "state", "base", "steps", "validation loss", "best", "adapter"]
 
@@ -57,8 +59,10 @@ def _flat(value: Any, prefix: str = "") -> dict[str, str]:
 def read(path: Path) -> RunSummary:
     """Summarise one run folder. Raises RunError when it is none."""
     try:
-        record = json.loads((path / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        record = json_reader.read(path / "run.json")
+        if not isinstance(record, dict):
+            raise ValueError("it holds no object")
+    except ValueError as error:
         raise RunError(
             "run-not-a-run",
             "this folder holds no readable run.json",
@@ -67,8 +71,7 @@ def read(path: Path) -> RunSummary:
         ) from error
     lock = record.get("lock") or {}
     config = lock.get("config") or {}
-    metrics = path / "metrics.jsonl"
-    lines = [json.loads(line) for line in metrics.read_text("utf-8").splitlines() if line] if metrics.exists() else []
+    lines = read_metrics(path / "metrics.jsonl")
     validation = [line["loss"] for line in lines if line.get("split") == "validation"]
     adapter = config.get("adapter")
     return RunSummary(

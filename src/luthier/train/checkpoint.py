@@ -23,6 +23,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from luthier import json_reader
 from luthier.errors import RunError
 from luthier.run import atomic, manifest
 from luthier.train import tensorfile
@@ -144,12 +145,12 @@ def load(folder: Path, step: int) -> Checkpoint:
         wrong = manifest.faults(path)
         if wrong:
             raise ValueError("; ".join(wrong))
-        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        state = json_reader.read(path / "state.json")
         if state["step"] != step:
             raise ValueError(f"it is the checkpoint of step {state['step']}")
         optimizer = _put_tensors(state.pop("optimizer"), load_file(path / "optimizer.safetensors"))
         return Checkpoint(step, load_file(path / "weights.safetensors"), optimizer, state)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise RunError(
             "run-damaged",
             f"the checkpoint of step {step} is damaged: {error}",
@@ -202,8 +203,8 @@ def _delete(path: Path) -> None:
 def _best_of(path: Path) -> int | None:
     """The step that was the best when this checkpoint was written, as far as it can be read."""
     try:
-        best = json.loads((path / "state.json").read_text(encoding="utf-8"))["hooks"]["best"]["step"]
-    except (OSError, ValueError, KeyError, TypeError):
+        best = json_reader.read(path / "state.json")["hooks"]["best"]["step"]
+    except (ValueError, KeyError, TypeError):
         return None
     return best if isinstance(best, int) else None
 

@@ -14,6 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from luthier import json_reader
 from luthier.errors import DataError, RunError
 from luthier.run import atomic
 from luthier.run.oslock import held_elsewhere
@@ -181,19 +182,21 @@ class Journal:
 
     def _at(self, row: int) -> Record:
         self._file.seek(self._places[row])
-        record: Record = json.loads(self._file.readline())
+        record: Record = json_reader.parse(self._file.readline())
         return record
 
     def _read(self, head: bytes) -> bool:
-        """Take in what an earlier process left, less a last line that it did not finish."""
+        """Take in what an earlier process left, up to a line that is not whole: what follows is done again."""
         if self._file.readline() != head:
             return False
         end = self._file.tell()
         for line in self._file:
             if not line.endswith(b"\n"):
                 break
-            record = json.loads(line)
-            self._note(record, end)
+            try:
+                self._note(json_reader.parse(line), end)
+            except (ValueError, KeyError, TypeError):
+                break
             end += len(line)
         self._file.seek(end)
         self._file.truncate()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from luthier.assets.cache import build_once, code_hash, forget_old, writable_cache
+from luthier.assets.cache import build_once, code_hash, forget_old, read_made, remembered_hash, writable_cache
 from luthier.errors import RunError
 
 
@@ -42,3 +42,22 @@ def test_a_cache_that_cannot_be_written_is_none(tmp_path: Path, monkeypatch: pyt
     assert writable_cache() == tmp_path / "not" / "yet"
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     assert writable_cache() is None
+
+
+@pytest.mark.parametrize("said", [b"[]", b"{", b"[" * 5000, b"\xff"])
+def test_a_damaged_record_costs_one_hashing(said: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_text("content")
+    first = remembered_hash(path, tmp_path)
+    (record,) = (tmp_path / "hashes").iterdir()
+    whole = record.read_bytes()
+    record.write_bytes(said)
+    assert remembered_hash(path, tmp_path) == first and record.read_bytes() == whole
+
+
+@pytest.mark.parametrize("said", [b"{", b"[" * 5000, b"\xff"])
+def test_a_damaged_file_of_the_cache_is_named_with_the_folder_to_delete(said: bytes, tmp_path: Path) -> None:
+    folder = build_once(tmp_path / "made", lambda staging: (staging / "a.json").write_bytes(said))
+    with pytest.raises(RunError) as caught:
+        read_made(folder / "a.json")
+    assert caught.value.code == "run-damaged" and f"delete {folder}," in str(caught.value)

@@ -65,6 +65,11 @@ def test_json_match(got, want, value):
     assert score([got], [want], ["json_match"])["json_match"] == value
 
 
+def test_json_that_nests_too_deep_is_compared_as_text():
+    deep = "[" * 600 + "1" + "]" * 600
+    assert score([deep, deep, deep], [deep, "[1]", deep + " "], ["json_match"])["json_match"] == pytest.approx(2 / 3)
+
+
 def test_class_metrics():
     want = ["a", "a", "b", "c"]
     got = ["A ", "b", "b", "unknown"]

@@ -159,6 +159,19 @@ def test_metrics_are_lines_and_a_resume_rewinds_them(tmp_path: Path) -> None:
     assert [line["step"] for line in read_metrics(path)] == [1, 2]
 
 
+@pytest.mark.parametrize("line", [b"[1]", b"{}", b"\xff", b'{"a":' * 5000, b"\0\0"])
+def test_a_damaged_line_of_the_metrics_is_named(line: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    MetricsWriter(path)(stepped(1))
+    whole = path.read_bytes()
+    path.write_bytes(whole + line)  # torn, even in the middle of a letter
+    assert [one["step"] for one in read_metrics(path)] == [1]
+    path.write_bytes(whole + line + b"\n" + whole)
+    with pytest.raises(RunError) as caught:
+        read_metrics(path)
+    assert caught.value.code == "run-damaged" and caught.value.faults[0].where == f"{path}:2"
+
+
 def test_atomic_write_keeps_the_old_file_when_it_fails(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     atomic.write_json(path, {"v": 1})

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
+from luthier.errors import RunError
 from luthier.run import summary
 
 
@@ -17,3 +20,19 @@ def test_features_are_compared_key_by_key(tmp_path: Path) -> None:
 
     runs = [run("one", type="text"), run("two", type="category")]
     assert summary.differences(runs) == {"input_features.[b].type": ['"text"', '"category"']}
+
+
+def test_a_run_that_was_killed_while_it_wrote_is_summarised(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text("{}", encoding="utf-8")
+    lines = [{"step": 1, "split": "train", "loss": 2.0}, {"step": 1, "split": "validation", "loss": 1.5}]
+    text = "".join(json.dumps(line) + "\n" for line in lines) + '{"step": 2, "split": "val'
+    (tmp_path / "metrics.jsonl").write_text(text, encoding="utf-8")
+    found = summary.read(tmp_path)
+    assert (found.steps, found.validation_loss) == (1, 1.5)
+
+
+def test_a_record_that_is_no_object_is_no_run(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text("[]", encoding="utf-8")
+    with pytest.raises(RunError) as caught:
+        summary.read(tmp_path)
+    assert caught.value.code == "run-not-a-run"

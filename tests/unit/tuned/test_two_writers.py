@@ -44,3 +44,19 @@ def test_another_file_beside_it_is_free(tmp_path: Path) -> None:
     one.close()
     other.close()
     Journal(tmp_path / "a.csv", "work").close()
+
+
+@pytest.mark.parametrize("line", [b"[1]", b"{}", b"\0\0", b"\xff", b'{"row": "x"}', b"[" * 5000])
+def test_what_follows_a_damaged_line_is_done_again(line: bytes, tmp_path: Path) -> None:
+    target = tmp_path / "a.csv"
+    journal = Journal(target, "work")
+    journal.add({"row": 0, "response": "a"})
+    journal.add({"row": 1, "response": "b"})
+    journal.close()
+    head, first, second = journal.path.read_bytes().splitlines(keepends=True)
+    journal.path.write_bytes(head + first + line + b"\n" + second)
+    again = Journal(target, "work")
+    assert again.done == {0} and not again.foreign
+    again.add({"row": 1, "response": "c"})
+    again.finish([0, 1])
+    assert target.read_text(encoding="utf-8").splitlines()[1:] == ["0,a", "1,c"]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from luthier import json_reader
 from luthier.data.sources import splits
 from luthier.data.sources.formats import (
     CELL,
@@ -263,8 +263,8 @@ def _refuse_shared_parts(rows: pa.Table, name: str) -> None:
 
 def _json(path: Path, name: str) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        value = json_reader.read(path)
+    except ValueError as error:
         raise unreadable(name, str(error), str(path)) from error
     if not isinstance(value, dict):
         raise unreadable(name, "it does not hold an object", str(path))

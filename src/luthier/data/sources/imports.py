@@ -9,7 +9,7 @@ from dataclasses import replace
 from math import inf
 from pathlib import Path
 
-from luthier.assets.cache import build_once, code_hash, forget_old, remembered_hash, writable_cache
+from luthier.assets.cache import build_once, code_hash, forget_old, read_made, remembered_hash, writable_cache
 from luthier.data.sources.formats import Options, Reader, check_size, mapped
 from luthier.data.table import Table
 
@@ -26,7 +26,7 @@ def imported(path: Path, name: str, options: Options, reader: Reader) -> Table:
     folder = root / "tables" / hashlib.sha256("\n".join(parts).encode()).hexdigest()[:40]
     build_once(folder, lambda staging: _write(staging, path, name, options, reader), inf)
     forget_old(folder)
-    known = json.loads((folder / "table.json").read_text(encoding="utf-8"))
+    known = read_made(folder / "table.json")
     hashes = (str(known["content_hash"]), (folder / "rows.hash").read_bytes())
     return Table(mapped(folder / "rows.arrow"), name, known["notes"], hashes=hashes)
 

@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from luthier import json_reader
 from luthier.data.sources import memory, splits
 from luthier.data.sources.encoding import codec_of, decode, open_text
 from luthier.data.sources.formats import (
@@ -39,7 +40,7 @@ def read_json(path: Path, name: str, options: Options) -> Table:
         if error.msg == "Extra data":  # a second document after the first
             return _lines(lambda: iter(text.split("\n")), path, name, [*notes, "read as JSON Lines"], options)
         raise unreadable(name, error.msg, f"{name}:{error.lineno}:{error.colno}") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise unreadable(name, str(error)) from error
     _check_spread(value, path, name, options)
     return _table(value, name, notes)
@@ -112,7 +113,7 @@ def _objects(lines: Iterator[str], name: str) -> Iterator[dict[str, Any]]:
             row = _loads(line)
         except json.JSONDecodeError as error:
             raise unreadable(name, error.msg, f"{name}:{number}:{error.colno}", "one whole object a line") from error
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             raise unreadable(name, str(error), f"{name} line {number}") from error
         if not isinstance(row, dict):
             raise unreadable(name, f"a line holds a {type(row).__name__}, not an object", f"{name} line {number}")
@@ -138,7 +139,7 @@ def _table(value: Any, name: str, notes: list[str]) -> Table:
 
 
 def _loads(text: str) -> Any:
-    return json.loads(text, object_pairs_hook=_object, parse_constant=_constant)
+    return json_reader.parse(text, object_pairs_hook=_object, parse_constant=_constant)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
