@@ -35,7 +35,7 @@ LOADING_MEMORY = 4 << 30  # bytes of address space of the child that tries to lo
 LOADING_PACE = 1 << 20  # bytes of tokenizer.json a second that it is allowed beyond `PATIENCE`
 START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from luthier.assets import tokenizer_bounds; tokenizer_bounds.try_to_load(sys.argv[2])"
+    "from luthier.assets import tokenizer_bounds; tokenizer_bounds.try_to_load(sys.argv[2], int(sys.argv[3]))"
 )
 # What loading runs the normalizer over, and normalizers that do nothing; a number is an entry of the vocabulary.
 NORMALISED = re.compile(rb'"normalized"\s*:\s*true')
@@ -96,7 +96,7 @@ def check_loading(path: Path, content: bytes, settings: Mapping[str, Any]) -> No
     if not (added and NORMALIZER.search(content)) and not any(letters in content for letters in SPELLED):
         return
     patience = PATIENCE + len(content) / LOADING_PACE
-    command = [sys.executable, "-I", "-c", START, json.dumps(sys.path), str(path.parent)]
+    command = [sys.executable, "-I", "-c", START, json.dumps(sys.path), str(path.parent), str(LOADING_MEMORY)]
     kept = {name: os.environ[name] for name in KEPT if name in os.environ}
     nothing = subprocess.DEVNULL
     try:
@@ -106,7 +106,7 @@ def check_loading(path: Path, content: bytes, settings: Mapping[str, Any]) -> No
     else:
         if done.returncode == 0:
             return
-        why = f"its process ended (it may use {LOADING_MEMORY >> 30} GiB)"
+        why = f"its process ended (it may use {LOADING_MEMORY >> 20} MiB)"
     raise AssetError(
         "asset-tokenizer-bounds",
         f"the tokenizer exceeds its bounds while it is loaded: {why}",
@@ -116,11 +116,11 @@ def check_loading(path: Path, content: bytes, settings: Mapping[str, Any]) -> No
     )
 
 
-def try_to_load(folder: str) -> None:
+def try_to_load(folder: str, memory: int) -> None:
     """Load the tokenizer of ``folder`` in all its variants. Runs in the child; other faults are told by the parent."""
     from luthier.assets.tokenizer import Tokenizer
 
-    limit(LOADING_MEMORY)
+    limit(memory)
     try:
         Tokenizer.load(folder, tried=True).make_variants()
     except AssetError:

@@ -138,7 +138,7 @@ def test_loading_that_takes_minutes_is_killed(hide: bool, tmp_path: Path, monkey
     folder = normalised(tmp_path, *LONG, **SLOW)
     started = time.monotonic()
     error = refused(lambda: Tokenizer.load(hidden(folder) if hide else folder))
-    assert time.monotonic() - started < 5 and "longer than 2 s" in str(error) and str(tmp_path) in str(error)
+    assert time.monotonic() - started < 20 and "longer than 2 s" in str(error) and str(tmp_path) in str(error)
 
 
 def test_a_declared_token_that_takes_minutes_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,13 +151,16 @@ def test_a_declared_token_that_takes_minutes_is_killed(tmp_path: Path, monkeypat
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="no memory limit there")
-def test_loading_that_takes_gigabytes_is_killed(tmp_path: Path) -> None:
+def test_loading_that_takes_gigabytes_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenizer_bounds, "PATIENCE", 60.0)
+    monkeypatch.setattr(tokenizer_bounds, "LOADING_MEMORY", 512 << 20)
     pages = {"type": "Replace", "pattern": {"String": "b"}, "content": "b" * 10_000}
     error = refused(lambda: Tokenizer.load(normalised(tmp_path, "bc", **sequence(*[pages] * 3))))
-    assert "4 GiB" in str(error)
+    assert "512 MiB" in str(error)
 
 
-def test_what_the_child_could_load_is_loaded(tmp_path: Path) -> None:
+def test_what_the_child_could_load_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenizer_bounds, "LOADING_MEMORY", 512 << 20)
     quotes = {"type": "Replace", "pattern": {"String": "``"}, "content": '"'}
     made = Tokenizer.load(normalised(tmp_path, "<``>", **sequence(quotes)))
     assert made.encode("``") == byte_level().encode('"') and len(made.encode("<``>")) == 1
@@ -186,7 +189,7 @@ def test_nothing_of_it_runs_while_it_is_loaded(tmp_path: Path, monkeypatch: pyte
     grown = sequence({"type": "Prepend", "prepend": "a" * 200})
     started = time.monotonic()
     Tokenizer.load(hostile(tmp_path, **grown, **split("|".join([CUBIC] * 300))))
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 5
 
 
 def test_ordinary_normalizers_pass(tmp_path: Path) -> None:
