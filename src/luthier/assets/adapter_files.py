@@ -77,6 +77,8 @@ def adapter_values(folder: Path, declared: str) -> dict[str, Any]:
         found = next((said[name] for name in theirs if name in said), None)
         if ours == "init_lora_weights" and found in (True, False):
             found = "default"
+        if ours == "alpha" and isinstance(found, float) and not found.is_integer():
+            continue  # of a start whose scale is a root; it is read with the weights
         if found is not None:
             values[ours] = tuple(found) if isinstance(found, list) else found
     return values

@@ -9,6 +9,13 @@ from pydantic import Field, model_validator
 from luthier.config.section import Float, Int, Section, key
 
 Targets = str | tuple[str, ...] | None
+Start = Literal[
+    "default", "gaussian", "orthogonal", "olora", "pissa", "mica", "eva", "corda", "lora_ga", "loftq"
+]  # fmt: skip
+Niter = Annotated[str, Field(pattern=r"^pissa_niter_\d{1,3}$", examples=["pissa_niter_16"])]
+TAKEN_OUT = ("pissa", "olora", "corda", "lora_ga")  # starts that PEFT takes out of the base
+FROM_ROWS = ("eva", "corda", "lora_ga")  # starts that look at training rows
+DETAILS = tuple(f"{name}_config" for name in FROM_ROWS)
 
 
 class Postprocessor(Section):
@@ -16,6 +23,34 @@ class Postprocessor(Section):
 
     merge_adapter_into_base_model: bool = key(False, "Save merged weights beside the adapter after training.")
     progressbar: bool = key(False, "Ludwig's switch for a bar while merging; Luthier always shows progress.")
+
+
+class Eva(Section):
+    """How `init_lora_weights: eva` chooses directions and ranks, in PEFT's names."""
+
+    rho: Float = key(2.0, "A layer may get up to rho r ranks, taken from others; 1: every layer keeps r.", ge=1)
+    tau: Float = key(0.99, "Cosine between the directions of two passes from which on they count as found.", ge=0, le=1)
+    use_label_mask: bool = key(True, "Look at trained tokens alone, not at prompts.")
+    whiten: bool = key(False, "Divide directions by the root of their singular values.")
+    adjust_scaling_factors: bool = key(True, "Keep the scale of the update where a layer's rank changes.")
+
+
+class Corda(Section):
+    """What `init_lora_weights: corda` trains, in PEFT's names."""
+
+    corda_method: Literal["ipm", "kpm"] = key(
+        "ipm", "Train what the rows use most (ipm), or keep that and train what they use least (kpm)."
+    )
+
+
+class LoraGa(Section):
+    """How `init_lora_weights: lora_ga` makes factors of a gradient, in PEFT's names."""
+
+    direction: Literal["ArBr", "A2rBr", "ArB2r", "random"] = key(
+        "ArB2r", "Which of the gradient's 2 r first directions A and B get."
+    )
+    scale: Literal["stable", "weight_svd", "gd_scale", "unit"] = key("stable", "How large the factors are.")
+    stable_gamma: Int = key(16, "Gamma of scale: stable.", ge=1)
 
 
 class BaseAdapter(Section):
@@ -54,10 +89,16 @@ class Lora(BaseAdapter):
     bias_type: Literal["none", "all", "lora_only"] = key("none", "Which bias terms are trained too.")
     use_dora: bool = key(False, "Learn direction and magnitude apart (DoRA).")
     use_rslora: bool = key(False, "Scale by alpha / sqrt(r) (rsLoRA).")
-    init_lora_weights: Literal["default", "gaussian", "olora", "pissa", "mica", "orthogonal"] = key(
+    init_lora_weights: Start | Niter = key(
         "default",
-        "How the two factors start; pissa, olora and mica start from the base's own weights, and mica trains A alone.",
+        "How the two factors start: drawn (default, gaussian, orthogonal); from the base's weights (pissa, the same by "
+        "N rounds of a faster search, olora, and mica, which trains A alone); from rows (eva: inputs of the layers, "
+        "corda: these and the weights, lora_ga: a gradient); from what `quantization` loses (loftq).",
     )
+    init_rows: Int = key(128, "Training rows that eva, corda and lora_ga look at: the first of the run's order.", ge=1)
+    eva_config: Eva | None = key(None, "Details of eva; empty: the defaults.")
+    corda_config: Corda | None = key(None, "Details of corda; empty: the defaults.")
+    lora_ga_config: LoraGa | None = key(None, "Details of lora_ga; empty: the defaults.")
     loraplus_lr_ratio: Float | None = key(None, "Learning rate of B over that of A (LoRA+).", gt=0)
     rank_pattern: dict[str, Int] | None = key(None, "Rank of layers whose name matches, instead of r.")
     alpha_pattern: dict[str, Int] | None = key(None, "Alpha of layers whose name matches, instead of alpha.")
@@ -66,12 +107,36 @@ class Lora(BaseAdapter):
 
     @model_validator(mode="before")
     @classmethod
-    def _alpha(cls, data: object) -> object:
-        if isinstance(data, dict) and data.get("alpha") is None:
+    def _given(cls, data: object) -> object:
+        if not isinstance(data, dict):
+            return data
+        data = {name: value for name, value in data.items() if name not in DETAILS or value != {}}
+        if data.get("init_lora_weights") is True:  # PEFT's word for it
+            data["init_lora_weights"] = "default"
+        if data.get("alpha") is None:
             rank = data.get("r", cls.model_fields["r"].default)
             if isinstance(rank, (int, str)) and not isinstance(rank, bool) and str(rank).isdigit():
                 return {**data, "alpha": 2 * int(rank)}
         return data
+
+    @model_validator(mode="after")
+    def _starts(self) -> Lora:
+        for name in DETAILS:
+            if getattr(self, name) is not None and self.init_lora_weights != name.removesuffix("_config"):
+                raise ValueError(f"{name} has no effect beside init_lora_weights: {self.init_lora_weights}")
+        if self.init_lora_weights == "loftq" and self.use_dora:
+            raise ValueError("init_lora_weights: loftq does not go with use_dora: its norms are those of other weights")
+        return self
+
+    @property
+    def takes_out(self) -> bool:
+        """Whether its start is defined by taking factors out of the base: of twice the rank, half is frozen."""
+        return self.init_lora_weights.partition("_niter_")[0] in TAKEN_OUT and not self.pretrained_adapter_weights
+
+    @property
+    def looks_at_rows(self) -> bool:
+        """Whether its start needs training rows."""
+        return self.init_lora_weights in FROM_ROWS and self.pretrained_adapter_weights is None
 
 
 class AdaLora(Lora):
@@ -90,6 +155,8 @@ class AdaLora(Lora):
 
     @model_validator(mode="after")
     def _shrinks(self) -> AdaLora:
+        if self.init_lora_weights != "default":
+            raise ValueError("adalora has a start of its own: leave init_lora_weights out")
         if self.target_r >= self.init_r:
             raise ValueError("target_r is not below init_r: there would be no rank to take away")
         return self

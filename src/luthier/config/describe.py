@@ -55,6 +55,8 @@ def words(node: dict[str, Any], defs: dict[str, Any]) -> str:
         return f"a list of {words(node.get('items', {}), defs)}"
     if kind == "object":
         return f"a mapping ({node['title']})" if "properties" in node else "a mapping"
+    if "pattern" in node and "examples" in node:
+        return f"text like {node['examples'][0]}"
     limits = [f"{said} {node[limit]:g}" for limit, said in _LIMITS.items() if limit in node]
     if node.get("minLength"):
         limits.append("not empty")

@@ -103,7 +103,7 @@ _GROUPS: dict[tuple[str, str], tuple[str, ...]] = {
     ("generation", "assisted generation changes speed only; leave it out"): (
         "assistant_model", "num_assistant_tokens", "num_assistant_tokens_schedule",
     ),
-    ("adapter", "use init_lora_weights: pissa, olora or default"): ("eva_config", "corda_config", "loftq_config"),
+    ("adapter", "the bits are quantization.bits, and one round is made: leave it out"): ("loftq_config",),
     ("adapter", "use target_modules, layers_to_transform or modules_to_save"): (
         "layers_pattern", "fan_in_fan_out", "lora_bias", "megatron_config", "trainable_token_indices",
         "layer_replication", "runtime_config",
@@ -118,11 +118,6 @@ for (_holder, _advice), _names in _GROUPS.items():
 
 _PREFERENCES = f"not yet: {LATER}; `finetune` on the chosen answers comes before it in any case"
 _ADAPTER = "use lora, or one of adalora, ia3, vera, loha, lokr, oft, boft, ln_tuning"
-_DATA_AWARE = "it needs a pass over the data before training; use pissa, olora or default"
-_DRAWN = (
-    "what it takes out of the base is found by drawing, and another machine would draw another base; use pissa, which "
-    "finds the same without"
-)
 _FEATURE = "a language model reads and writes text: declare the column as text, or a category answer as category"
 
 # Path -> {value: advice}
@@ -134,13 +129,6 @@ VALUES: dict[str, dict[str, str]] = {
     "adapter.type": dict.fromkeys(
         ("fourierft", "c3a", "hra", "waveft", "vblora", "adaption_prompt", "prompt_tuning", "prefix_tuning"), _ADAPTER
     ),
-    "adapter.init_lora_weights": {
-        "eva": _DATA_AWARE,
-        "corda": _DATA_AWARE,
-        "lora_ga": _DATA_AWARE,
-        "pissa_niter_*": _DRAWN,
-        "loftq": "it replaces the base model's weights; use pissa or default beside `quantization`",
-    },
     "backend.type": dict.fromkeys(("ray", "horovod", "deepspeed"), f"not yet: {LATER}; use local")
     | {"torchrun": "leave it local and start `torchrun --nproc-per-node=N $(which luthier) train CONFIG`"},
     **dict.fromkeys(

@@ -76,6 +76,15 @@ class Config(Section):
             raise ValueError("a quantised base cannot be trained whole: give an `adapter`, or leave `quantization` out")
         if self.quantization and self.adapter and self.adapter.postprocessor.merge_adapter_into_base_model:
             raise ValueError("an adapter is not merged into a quantised base: leave out `quantization`, or the merging")
+        start = getattr(self.adapter, "init_lora_weights", None)
+        if start == "loftq" and self.quantization is None:
+            raise ValueError(
+                "init_lora_weights: loftq makes up for what quantising loses: give `quantization`, or use pissa"
+            )
+        if start in ("corda", "lora_ga") and self.quantization:
+            raise ValueError(
+                f"init_lora_weights: {start} needs weights that are not quantised: leave `quantization` out, or use eva"
+            )
         task, template = self.prompt.task, self.prompt.template
         if task and template and "{__task__}" not in template:
             raise ValueError("prompt.task is given and prompt.template does not say where: put {__task__} into it")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -14,14 +14,15 @@ from luthier import json_reader
 from luthier.assets.adapter_bounds import check_adapter
 from luthier.assets.adapter_files import adapter_folder, adapter_values
 from luthier.errors import AssetError
+from luthier.model import starts
 from luthier.model.decoder.lora import start_a
-from luthier.model.load import MISREAD
+from luthier.model.load import MISREAD, read_weights
 from luthier.registry import Registry
 from luthier.run.atomic import write_json
-from luthier.types import Base
+from luthier.types import Base, Example
 
 if TYPE_CHECKING:
-    from peft import PeftConfig, PeftModel
+    from peft import LoraConfig, PeftConfig, PeftModel
     from transformers import PreTrainedModel
 
 RECORD = "luthier.json"
@@ -49,7 +50,7 @@ def _lora(section: Any) -> Values:
         "bias": section.bias_type,
         "use_dora": section.use_dora,
         "use_rslora": section.use_rslora,
-        "init_lora_weights": True if init == "default" else init,
+        "init_lora_weights": True if init == "default" or starts.kind_of(section) else init,
         "rank_pattern": dict(section.rank_pattern or {}),
         "alpha_pattern": dict(section.alpha_pattern or {}),
         "exclude_modules": _names(section.exclude_modules),
@@ -132,11 +133,14 @@ def add_adapter(
     *,
     total_steps: int | None = None,
     expect_base_hash: str | None = None,
+    rows: Sequence[Example] = (),
+    kept: Path | None = None,
 ) -> PeftModel:
     """``model`` with a new adapter, trainable in fp32; the same seed gives the same weights.
 
     With ``pretrained_adapter_weights`` that adapter is loaded instead, to go on from, if it belongs to the base of
-    ``expect_base_hash`` or does not say. AdaLoRA needs to know ``total_steps``.
+    ``expect_base_hash`` or does not say. AdaLoRA needs to know ``total_steps``, some starts of LoRA ``rows`` of the
+    training; ``kept`` is the file of a start that is not drawn, see `starts.begin`.
     Raises AssetError: asset-unsupported when the adapter does not fit the model, asset-wrong-base.
     """
     import peft
@@ -147,16 +151,24 @@ def add_adapter(
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), _without_remarks():
         torch.manual_seed(seed)
         try:
-            made = peft_config_with_steps(adapter_config, total_steps)
-            tuned: PeftModel = peft.get_peft_model(_ready(model), made)
+            made, ready = peft_config_with_steps(adapter_config, total_steps), _ready(model)
+            factors: starts.Factors = {}
+            if starts.kind_of(adapter_config):
+                made, factors = starts.begin(ready, cast("LoraConfig", made), adapter_config, rows, kept)
+            tuned: PeftModel = peft.get_peft_model(ready, made)
             _start(tuned, adapter_config, seed)
-        except (ValueError, RuntimeError, TypeError) as error:
+            starts.put(tuned, factors, adapter_config)
+        except torch.OutOfMemoryError:
+            raise
+        except (ValueError, RuntimeError, TypeError, LookupError) as error:
             raise AssetError(
                 "asset-unsupported",
                 f"an adapter of type {adapter_config.type} does not fit this base: {str(error).splitlines()[0]}",
                 where="adapter",
                 received=model.config.model_type,
-                fix="set adapter.target_modules to names of its linear layers, or use type: lora",
+                fix="set adapter.target_modules to names of its linear layers, or use type: lora"
+                if starts.kind_of(adapter_config) is None
+                else "use adapter.init_lora_weights: default",
             ) from error
     return tuned
 
@@ -187,7 +199,7 @@ def save_adapter(model: PeftModel, folder: Path, base: Base) -> None:
         warnings.filterwarnings(
             "ignore", message="Could not find a config file"
         )  # PEFT asks the hub for the vocabulary
-        model.save_pretrained(str(folder), save_embedding_layers=False)
+        model.save_pretrained(str(folder), save_embedding_layers=False, state_dict=starts.whole_state(model))
     path = folder / "adapter_config.json"
     values = json_reader.read(path)
     values = {key: sorted(value) if _is_names(value) else value for key, value in values.items()}
@@ -218,10 +230,11 @@ def load_adapter(
             raise AssetError("asset-not-found", f"the adapter's folder has no {name}", where=str(folder))
     check_base(folder, expect_base_hash)
     check_adapter(folder)
-    # The kind of start is kept: pissa and olora subtract from the base what they put into the factors, from its own
-    # weights alone, and the saved factors belong to that changed base.
+    # The kind of start is kept: PEFT's own pissa and olora take out of the base what they put into the factors, from
+    # its weights alone, and their saved factors belong to that changed base. Ours are saved as plain LoRA.
     try:
         config = peft.PeftConfig.from_pretrained(str(folder))
+        _refuse_lost_base(config, folder)
         config.inference_mode = not trainable
         for name, value in (changes or {}).items():
             setattr(config, name, value)
@@ -239,20 +252,17 @@ def load_adapter(
     return tuned if trainable else tuned.eval()
 
 
-def read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """The weights of an adapter's file. Raises AssetError asset-damaged when it is no whole safetensors file."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
+def _refuse_lost_base(config: PeftConfig, folder: Path) -> None:
+    """Raises AssetError asset-unsupported for factors of a changed base that cannot be made again."""
+    start = str(getattr(config, "init_lora_weights", ""))
+    if start.startswith(starts.UNSAVED):
         raise AssetError(
-            "asset-damaged",
-            f"the adapter's weights cannot be read: {error}",
-            where=str(path),
-            fix="restore the file; `luthier runs verify RUN` names what is damaged",
-        ) from error
+            "asset-unsupported",
+            f"the adapter belongs to a base that `init_lora_weights: {start}` has changed, and how is not saved",
+            where=str(folder),
+            received=start,
+            fix="save it again by PEFT's save_pretrained with path_initial_model_for_weight_conversion",
+        )
 
 
 def require_same(found: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.Tensor], where: Path) -> None:

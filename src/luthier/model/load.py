@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -74,6 +75,22 @@ def load_base(
     model.config.use_cache = False
     ready: PreTrainedModel = model.eval()
     return ready
+
+
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """The weights of an adapter's file. Raises AssetError asset-damaged when it is no whole safetensors file."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise AssetError(
+            "asset-damaged",
+            f"the adapter's weights cannot be read: {error}",
+            where=str(path),
+            fix="restore the file; `luthier runs verify RUN` names what is damaged",
+        ) from error
 
 
 def unreadable(base: Base, who: str, error: Exception) -> AssetError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import TYPE_CHECKING
 from luthier import events
 from luthier.data.columns import reference_of
 from luthier.data.source import TableSource
+from luthier.parallel import in_turn
+from luthier.pipeline.beginning import first_rows, kept_start
 from luthier.pipeline.forking import Origin, weights_of
 from luthier.pipeline.opening import open_base, open_for_tuning
 from luthier.pipeline.preparing import Work
@@ -63,7 +66,10 @@ def _fit_and_save(
     first = comm.rank == 0
     source = _source(work)
     steps = trainer.train_steps or trainer.epochs * source.steps_per_epoch
-    model = open_for_tuning(settings, work.base, precision, plan, sink, steps=steps)
+    kept = kept_start(settings, folder, origin, first=first)
+    with in_turn(comm) if kept is not None else nullcontext():  # one rank makes the start of all
+        rows = first_rows(settings, _source(work))
+        model = open_for_tuning(settings, work.base, precision, plan, sink, steps=steps, rows=rows, kept=kept)
     trained = sum(weight.numel() for weight in trainable(model.module).values())
     require_space(folder.path, trained * BYTES_PER_TRAINED_WEIGHT * (trainer.keep_last + 2))
     open_it = partial(open_base, settings, work.base, precision, plan.device, sink)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier import events
@@ -15,7 +18,7 @@ from luthier.plan import machine as machines
 from luthier.plan.slots import fits_spread
 from luthier.plan.support import BUILT, not_decoder, refusal_of
 from luthier.run import RunFolder
-from luthier.types import Base, Plan
+from luthier.types import Base, Example, Plan
 
 if TYPE_CHECKING:
     from threading import Thread
@@ -47,11 +50,14 @@ def open_for_tuning(
     *,
     steps: int,
     layers: int | None = None,
+    rows: Sequence[Example] = (),
+    kept: Path | None = None,
 ) -> Tunable:
     """The base with what shall be trained of it: a new adapter, one to go on from, or all weights.
 
     ``steps``: optimizer steps of the whole run, which adapters with a schedule of their own need to know.
     ``layers``: as if the base had its first ones alone, of the decoder's.
+    ``rows``: training rows that an adapter's start looks at; ``kept``: the file where such a start is kept.
     """
     _prepare(plan.device)
     adapter = settings.adapter
@@ -64,7 +70,7 @@ def open_for_tuning(
         tunable = Decoded(decoder, base, "adapter" if adapter else "weights", adapter=adapter)
         tunable.adopt(plan)
         return tunable
-    from luthier.model import adapters
+    from luthier.model import adapters, starts
     from luthier.pipeline.generic import Generic
 
     model = _transformers(settings, base, precision, plan.device, sink, frozen=adapter is not None)
@@ -72,9 +78,12 @@ def open_for_tuning(
     if adapter is None:
         model.requires_grad_(True)
     else:
-        adapted = adapters.add_adapter(
-            model, adapter, settings.random_seed, total_steps=steps, expect_base_hash=base.content_hash
-        )
+        made = starts.kind_of(adapter) is not None
+        with events.stage(sink, "start", adapter.init_lora_weights) if made else nullcontext():  # type: ignore[union-attr]
+            adapted = adapters.add_adapter(
+                model, adapter, settings.random_seed,
+                total_steps=steps, expect_base_hash=base.content_hash, rows=rows, kept=kept,
+            )  # fmt: skip
     return Generic(
         adapted,
         base,

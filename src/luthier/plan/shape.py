@@ -118,9 +118,10 @@ def trained(adapter: Any, shape: Shape) -> Trained:
         weights = layers * 2 * shape.spec.hidden + shape.spec.hidden
     fraction = share / max(layers, 1)
     low_rank = adapter.type in ("lora", "adalora")
+    beside = 2 if getattr(adapter, "takes_out", False) else 1  # a frozen half goes through the products too
     return Trained(
         weights,
-        ranks=int(fraction * sum(_rank(adapter, name) for name in chosen)) if low_rank else 0,
+        ranks=int(beside * fraction * sum(_rank(adapter, name) for name in chosen)) if low_rank else 0,
         span=int(fraction * sum(sum(shape.matrices[name]) for name in chosen)) if low_rank else 0,
         mlp=any(name in GATED for name in chosen),
         pairs=fraction * len(chosen) if low_rank else 0.0,

@@ -2,6 +2,7 @@
 
 run.json            state and lock; written first
 config.yaml plan.json audit.json data.json rows.hash metrics.jsonl report.html
+start.safetensors   the factors that LoRA began with, where they are not drawn
 checkpoints/        step-000120/ …
 adapter/            the trained adapter (PEFT format), or
 weights/            the whole model, when all of it was trained
@@ -28,6 +29,7 @@ from luthier.run.oslock import FolderLock
 FORMAT = 1
 MOST = 20  # lines of differences that are told
 ADAPTER, WEIGHTS = "adapter", "weights"  # of these two, a finished run has one
+START = "start.safetensors"
 State = Literal["preparing", "training", "interrupted", "failed", "finished"]
 Standing = Literal["new", "resume", "finished"]
 
@@ -119,6 +121,11 @@ class RunFolder:
     def checkpoints(self) -> Path:
         """The folder of the checkpoints."""
         return self.path / "checkpoints"
+
+    @property
+    def start(self) -> Path:
+        """The factors that LoRA began with, where they are not drawn: checkpoints go with them."""
+        return self.path / START
 
     @property
     def adapter(self) -> Path:

@@ -23,7 +23,7 @@ from luthier import json_reader
 from luthier.errors import RunError
 from luthier.events import Event, Note, Saved, Sink, Warned
 from luthier.run import atomic
-from luthier.run.folder import RunFolder
+from luthier.run.folder import START, RunFolder
 
 FORMAT = 1
 SLOTS = 2
@@ -245,10 +245,10 @@ def _gather(folder: Path, checkpoint: Path, linked: Path) -> None:
 
 
 def _wanted(folder: Path, checkpoint: Path) -> Iterator[Path]:
-    """The records, the checkpoint, the best one that it knows of, the trained model."""
+    """The records, the start, the checkpoint, the best one that it knows of, the trained model."""
     best = json_reader.read(checkpoint / "state.json")["hooks"]["best"]["step"]
     kept = {checkpoint, *([checkpoint.with_name(f"step-{best:06d}")] if best is not None else [])}
-    for one in (*(folder / name for name in RECORDS), *sorted(kept), folder / "adapter", folder / "weights"):
+    for one in (*(folder / name for name in (*RECORDS, START, "adapter", "weights")), *sorted(kept)):
         if one.is_dir():
             yield from (path for path in one.iterdir() if path.is_file())
         elif one.is_file():

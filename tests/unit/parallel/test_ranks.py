@@ -56,8 +56,8 @@ def ran(settings: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..
     """Train on so many ranks, in a folder of the name; what came out."""
     root = tmp_path_factory.mktemp("runs")
 
-    def run(name: str, ranks: int, *stop: str) -> Ran:
-        done = launched(ranks, str(WORKER), str(settings), str(root / name), *stop)
+    def run(name: str, ranks: int, *stop: str, made: Path = settings) -> Ran:
+        done = launched(ranks, str(WORKER), str(made), str(root / name), *stop)
         assert done.returncode == 0, done.stderr[-3000:]
         steps: dict[int, list[int]] = {}
         for rank in range(ranks):
@@ -92,6 +92,18 @@ def test_two_ranks_give_what_one_gives(ran: Callable[..., Ran], alone: Ran) -> N
     assert [len(rows) for _, rows in first] == [4] * 5 + [1]
     assert [len(rows) for _, rows in second] == [4] * 5  # the last step has no row for it
     assert json.loads((found[0] / "run.json").read_text(encoding="utf-8"))["state"] == "finished"
+
+
+def test_ranks_begin_with_the_same_factors(ran: Callable[..., Ran], settings: Path, tmp_path: Path) -> None:
+    """One looks at the rows and keeps what it made of them, the other reads it."""
+    made = json.loads(settings.read_text(encoding="utf-8"))
+    made["config"]["adapter"] = {"type": "lora", "r": 4, "init_lora_weights": "lora_ga"}
+    path = tmp_path / "lora_ga.json"
+    path.write_text(json.dumps(made), encoding="utf-8")
+    one, two = ran("one-start", 1, made=path), ran("two-start", 2, made=path)
+    same(two, one)
+    kept = [(found[0] / "start.safetensors").read_bytes() for found in (one, two)]
+    assert kept[0] == kept[1]
 
 
 @pytest.mark.gpu

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 
 from luthier.kernels.linear import Part, Update
-from luthier.model.adapters import read_weights, require_same
+from luthier.model.adapters import require_same
 from luthier.model.decoder import lora
 from luthier.model.decoder.decoder import Decoder, modules
+from luthier.model.load import read_weights
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,11 @@ import torch
 
 from luthier.assets.spec import read_json
 from luthier.errors import AssetError
-from luthier.model.adapters import read_weights, require_same
+from luthier.model.adapters import require_same
 from luthier.model.decoder import lora
 from luthier.model.decoder.decoder import Decoder, modules
 from luthier.model.decoder.load import norm_names
+from luthier.model.load import read_weights
 from luthier.run.atomic import write_json
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
