@@ -120,6 +120,20 @@ def test_what_was_begun_with_is_kept_and_never_made_twice(base: Base, tmp_path: 
         made(3, rows(), kept)
 
 
+@pytest.mark.parametrize("start", MADE)
+def test_on_a_base_in_bf16(base: Base, tmp_path: Path, start: str) -> None:
+    def opened() -> torch.nn.Module:
+        return load_base(base, dtype="bf16")
+
+    model = adapters.add_adapter(opened(), section_of(start), seed=3, rows=rows())
+    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
+    torch.testing.assert_close(logprobs(model).detach(), logprobs(opened()).detach(), atol=2e-2, rtol=2e-2)
+    train(model)
+    adapters.save_adapter(model, tmp_path / "a", base)
+    loaded = adapters.load_adapter(opened(), tmp_path / "a")
+    assert torch.equal(logprobs(loaded), logprobs(model))
+
+
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("start", ["loftq", "pissa", "olora", "eva"])
 def test_on_a_quantised_base(wide: Base, tmp_path: Path, start: str, bits: int) -> None:

@@ -74,6 +74,18 @@ def test_a_new_machine_goes_on_from_it(work: Path) -> None:
     assert same("run", "straight")
 
 
+def test_what_a_run_began_with_is_in_it(work: Path) -> None:
+    path = Path("config.yaml")
+    made = json.loads(path.read_text(encoding="utf-8"))
+    made["adapter"] = {"type": "lora", "r": 4, "init_lora_weights": "pissa_niter_2"}
+    path.write_text(json.dumps(made), encoding="utf-8")
+    train("straight", None)
+    train("run", crash_at=6)
+    shutil.rmtree("run")
+    train("run")
+    assert same("run", "straight")
+
+
 def test_a_drive_that_tears_and_loses_never_stops_it(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train("straight", None)
     resumed = []
