@@ -86,6 +86,7 @@ class Trained:
     """What is trained. ``ranks``: LoRA's inner widths of a layer in sum; ``span``: its inputs and outputs in sum."""
 
     weights: int
+    frozen: int = 0  # weights of the adapter that are not trained
     full: bool = False
     ranks: int = 0
     span: int = 0
@@ -118,10 +119,11 @@ def trained(adapter: Any, shape: Shape) -> Trained:
         weights = layers * 2 * shape.spec.hidden + shape.spec.hidden
     fraction = share / max(layers, 1)
     low_rank = adapter.type in ("lora", "adalora")
-    beside = 2 if getattr(adapter, "takes_out", False) else 1  # a frozen half goes through the products too
+    halved = bool(getattr(adapter, "takes_out", False))  # a frozen half goes through the products too
     return Trained(
         weights,
-        ranks=int(beside * fraction * sum(_rank(adapter, name) for name in chosen)) if low_rank else 0,
+        frozen=(weights - saved) * halved,
+        ranks=int((1 + halved) * fraction * sum(_rank(adapter, name) for name in chosen)) if low_rank else 0,
         span=int(fraction * sum(sum(shape.matrices[name]) for name in chosen)) if low_rank else 0,
         mlp=any(name in GATED for name in chosen),
         pairs=fraction * len(chosen) if low_rank else 0.0,

@@ -13,6 +13,7 @@ from planning import CPU, GIB, SEVEN, SMALL, declared, gpu, rows
 from luthier.errors import ConfigError, TrainingError
 from luthier.plan import best, device_of, make_plan, plan_for
 from luthier.plan.planner import cost, forecast
+from luthier.plan.shape import Shape, trained
 from luthier.plan.support import BUILT
 from luthier.types import DataStats, Gpu, Machine, Plan
 
@@ -265,3 +266,13 @@ def test_graphs_are_no_larger_than_any_pass_that_comes() -> None:
     assert most <= found.plan.tokens_per_pass < most + 64
     eager = best(declared(execution=pinned | {"graphs": False}), SMALL, rows(2000), gpu(140), engine=BUILT)
     assert eager.plan.tokens_per_pass == 30_000
+
+
+def test_a_start_that_is_taken_out_of_the_base_has_a_frozen_half() -> None:
+    shape = Shape.of(SMALL)
+    drawn, taken, eva = (
+        trained(declared(adapter={"type": "lora", "r": 8, "init_lora_weights": start}).adapter, shape)
+        for start in ("default", "pissa", "eva")
+    )
+    assert eva == drawn and (drawn.frozen, taken.frozen) == (0, drawn.weights)
+    assert taken.weights == drawn.weights and taken.ranks == 2 * drawn.ranks
