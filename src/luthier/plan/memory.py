@@ -73,7 +73,8 @@ def memory(job: Job, plan: Plan, tokens: int) -> Memory:
     parts = Parts.of(job, plan, tokens)
     fixed = {
         "weights": _weights(job, plan),
-        "adapter": 0 if job.trained.full else (4 + (c if c == 2 else 0)) * (count + job.trained.frozen),  # masters, and copies to compute with
+        # masters, and copies to compute with
+        "adapter": 0 if job.trained.full else (4 + (c if c == 2 else 0)) * (count + job.trained.frozen),
         "optimizer": 0 if plan.optimizer == "host" or job.paged else round(job.state * count),
         "buffers": _buffers(job, plan),
         "graphs": _graphs(job, plan, parts),
