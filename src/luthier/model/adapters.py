@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from luthier import json_reader
+from luthier import events, json_reader
 from luthier.assets.adapter_bounds import check_adapter
 from luthier.assets.adapter_files import adapter_folder, adapter_values
 from luthier.errors import AssetError
@@ -135,6 +135,7 @@ def add_adapter(
     expect_base_hash: str | None = None,
     rows: Sequence[Example] = (),
     kept: Path | None = None,
+    sink: events.Sink = events.silent,
 ) -> PeftModel:
     """``model`` with a new adapter, trainable in fp32; the same seed gives the same weights.
 
@@ -154,7 +155,7 @@ def add_adapter(
             made, ready = peft_config_with_steps(adapter_config, total_steps), _ready(model)
             factors: starts.Factors = {}
             if starts.kind_of(adapter_config):
-                made, factors = starts.begin(ready, cast("LoraConfig", made), adapter_config, rows, kept)
+                made, factors = starts.begin(ready, cast("LoraConfig", made), adapter_config, rows, kept, sink)
             tuned: PeftModel = peft.get_peft_model(ready, made)
             _start(tuned, adapter_config, seed)
             starts.put(tuned, factors, adapter_config)

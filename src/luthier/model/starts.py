@@ -13,14 +13,15 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from luthier import events
 from luthier.data.collate import collate
-from luthier.errors import missing_extra
+from luthier.errors import DependencyError
 from luthier.model.generic import GenericModel
 from luthier.model.load import read_weights
 from luthier.registry import Registry
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
     from transformers import PreTrainedModel
 
+T = TypeVar("T")
 Factors = dict[str, tuple[torch.Tensor, torch.Tensor]]  # of each layer: A [r, in] and B [out, r], fp32
 UNSAVED = ("corda", "lora_ga", "loftq", "pissa_niter")  # whose changed base PEFT's own adapters do not tell
 PASSES = 1000  # of rows through the model, until eva's directions have to stand still
@@ -56,6 +58,11 @@ class Asked:
     section: Any
     places: Mapping[str, Place]
     rows: Sequence[Example] = ()
+    sink: events.Sink = events.silent
+
+    def told(self, items: Sequence[T], unit: str) -> Iterator[T]:
+        """``items``, while the sink is told how many have gone by."""
+        return events.progress(self.sink, "start", items, unit=unit)
 
     def config(self, **own: Any) -> LoraConfig:
         """The section as PEFT's functions want it: ``own`` keys, and the layers by their full names."""
@@ -86,7 +93,12 @@ def takes(section: Any) -> bool:
 
 
 def begin(
-    base: PreTrainedModel, plain: LoraConfig, section: Any, rows: Sequence[Example] = (), kept: Path | None = None
+    base: PreTrainedModel,
+    plain: LoraConfig,
+    section: Any,
+    rows: Sequence[Example] = (),
+    kept: Path | None = None,
+    sink: events.Sink = events.silent,
 ) -> tuple[LoraConfig, Factors]:
     """The factors that training begins with, and PEFT's configuration of the adapter that holds them.
 
@@ -97,7 +109,7 @@ def begin(
     places = _places(base, plain)
     factors = _read(kept, next(base.parameters()).device) if kept is not None and kept.is_file() else {}
     if not factors:
-        factors = _made(Asked(base, section, places, rows))
+        factors = _made(Asked(base, section, places, rows, sink))
         if kept is not None:
             _write(kept, factors)
     return _shaped(plain, section, places, factors), factors
@@ -196,7 +208,8 @@ def whole_state(model: nn.Module) -> dict[str, torch.Tensor]:
 
 @STARTS.register("pissa", "olora")
 def _of_weights(asked: Asked) -> Factors:
-    return {name: _peft_start(asked, name, _linear(asked.base.get_submodule(name))) for name in asked.places}
+    layers = asked.told(list(asked.places), "layers")
+    return {name: _peft_start(asked, name, _linear(asked.base.get_submodule(name))) for name in layers}
 
 
 @STARTS.register("corda")
@@ -207,12 +220,17 @@ def _corda(asked: Asked) -> Factors:
     try:
         from peft.tuners.lora.corda import preprocess_corda
     except ImportError as error:
-        raise missing_extra("attrs", "dev", "init_lora_weights: corda") from error
+        raise DependencyError(
+            "dependency-missing",
+            f"init_lora_weights: corda is PEFT's, which needs another package: {error}",
+            where="adapter.init_lora_weights",
+            fix="pip install attrs",
+        ) from error
     section, generic = asked.section.corda_config, GenericModel(asked.base)
     details = CordaConfig(corda_method=section.corda_method if section else "ipm")
 
     def run() -> None:
-        for row in asked.rows:
+        for row in asked.told(asked.rows, "rows"):
             generic.score(collate([row]))
 
     preprocess_corda(asked.base, asked.config(corda_config=details), run_model=run)
@@ -229,16 +247,15 @@ def _lora_ga(asked: Asked) -> Factors:
         if 2 * place.rank > min(place.inputs, place.outputs):  # PEFT would fail on its way
             raise ValueError(f"lora_ga chooses among 2 r directions, and {name} has fewer: lower r")
     details = LoraGAConfig(**(section.model_dump() if section else {}))
-    batches = [collate([row]) for row in asked.rows]
+    batches = [batch for batch in (collate([row]) for row in asked.rows) if batch.target_weight.any()]
     total = float(sum(batch.target_weight.sum() for batch in batches))
 
     def step() -> None:
-        for batch in batches:
-            if len(batch.target_weight.nonzero()):
-                logprobs = generic.logprobs(batch)
-                weight = batch.target_weight[batch.target_weight != 0].to(logprobs)
-                loss = -(logprobs * weight).sum() * (len(batches) / total)  # PEFT divides by the number of passes
-                loss.backward()  # type: ignore[no-untyped-call]
+        for batch in asked.told(batches, "rows"):
+            logprobs = generic.logprobs(batch)
+            weight = batch.target_weight[batch.target_weight != 0].to(logprobs)
+            loss = -(logprobs * weight).sum() * (len(batches) / total)  # PEFT divides by the number of passes
+            loss.backward()  # type: ignore[no-untyped-call]
 
     preprocess_loraga(asked.base, asked.config(lora_ga_config=details), step)
     return _with_found(asked, "_peft_loraga_grad", lora_ga_config=details)
@@ -286,7 +303,8 @@ def _loftq(asked: Asked) -> Factors:
     from peft.utils.integrations import dequantize_module_weight
 
     out: Factors = {}
-    for name, weight in _stored(Path(str(asked.base.name_or_path)), list(asked.places)):
+    stored = _stored(Path(str(asked.base.name_or_path)), list(asked.places))
+    for name, weight in events.progress(asked.sink, "start", stored, len(asked.places), "layers"):
         place = asked.places[name]
         held = dequantize_module_weight(asked.base.get_submodule(name)).float()
         u, s, vh = torch.linalg.svd(weight.to(held) - held, full_matrices=False)
@@ -304,7 +322,7 @@ def _peft_start(asked: Asked, name: str, linear: nn.Linear, **own: Any) -> tuple
         raise ValueError(f"r is {place.rank} and {name} has {min(place.inputs, place.outputs)} directions: lower r")
     config = LoraConfig(
         r=place.rank,
-        lora_alpha=place.alpha,  # type: ignore[arg-type]  # eva leaves others than integers
+        lora_alpha=place.alpha,  # type: ignore[arg-type]  # any number
         use_rslora=section.use_rslora,
         init_lora_weights=section.init_lora_weights,
         target_modules=[ONE],
@@ -317,14 +335,14 @@ def _peft_start(asked: Asked, name: str, linear: nn.Linear, **own: Any) -> tuple
 def _with_found(asked: Asked, attribute: str, **own: Any) -> Factors:
     """The factors that PEFT makes of what its preprocessing left at each layer, which is taken away from there."""
     out: Factors = {}
-    for name in asked.places:
+    for name in asked.told(list(asked.places), "layers"):
         module = asked.base.get_submodule(name)
         linear = _linear(module)
         if hasattr(module, attribute):
             found = getattr(module, attribute)
             delattr(module, attribute)
-            flipped = torch.is_tensor(found) and found.shape != linear.weight.shape
-            setattr(linear, attribute, found.T if flipped else found)
+            lies_across = torch.is_tensor(found) and not isinstance(module, nn.Linear)  # GPT-2's, with its weight
+            setattr(linear, attribute, found.T if lies_across else found)
         out[name] = _peft_start(asked, name, linear, **own)
     return out
 
@@ -333,10 +351,9 @@ def _with_found(asked: Asked, attribute: str, **own: Any) -> Factors:
 def _linear(module: nn.Module) -> nn.Linear:
     """A linear layer with a copy of a layer's weight, de-quantised, in fp32."""
     from peft.utils.integrations import dequantize_module_weight
-    from transformers.pytorch_utils import Conv1D
 
     weight = dequantize_module_weight(module).detach()
-    weight = weight.T if isinstance(module, Conv1D) else weight
+    weight = weight if isinstance(module, nn.Linear) else weight.T  # GPT-2 keeps it as [in, out]
     linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
     linear.weight = nn.Parameter(weight.to(torch.float32, copy=True).contiguous(), requires_grad=False)
     return linear

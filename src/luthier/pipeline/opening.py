@@ -82,7 +82,7 @@ def open_for_tuning(
         with events.stage(sink, "start", adapter.init_lora_weights) if made else nullcontext():  # type: ignore[union-attr]
             adapted = adapters.add_adapter(
                 model, adapter, settings.random_seed,
-                total_steps=steps, expect_base_hash=base.content_hash, rows=rows, kept=kept,
+                total_steps=steps, expect_base_hash=base.content_hash, rows=rows, kept=kept, sink=sink,
             )  # fmt: skip
     return Generic(
         adapted,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import warnings
 from pathlib import Path
 
@@ -11,13 +12,14 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from luthier.assets import resolve
 from luthier.config import adapter as sections
 from luthier.config.quantization import Quantization
 from luthier.data.collate import collate
-from luthier.errors import AssetError
+from luthier.errors import AssetError, DependencyError
+from luthier.events import Event, Progress
 from luthier.model import adapters, starts
 from luthier.model.generic import GenericModel
 from luthier.model.load import load_base
@@ -260,6 +262,45 @@ def test_eva_is_pefts_own(base: Base) -> None:
     scales = {n: m.scaling["default"] for n, m in theirs.named_modules() if "default" in getattr(m, "lora_A", {})}
     mine = {n: m.scaling["default"] for n, m in ours.named_modules() if "default" in getattr(m, "lora_A", {})}
     assert mine == scales
+
+
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out")
+@pytest.mark.parametrize("start", ["pissa", "corda", "lora_ga", "eva"])
+def test_on_weights_that_lie_across(tmp_path: Path, start: str) -> None:
+    """GPT-2's, among them square ones, where an untransposed gradient would fit."""
+    torch.manual_seed(3)
+    without = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0, "bos_token_id": 1, "eos_token_id": 1}
+    config = GPT2Config(vocab_size=264, n_positions=64, n_embd=32, n_layer=2, n_head=4, **without)
+    model = GPT2LMHeadModel(config).eval().requires_grad_(False)
+    plain = logprobs(model)
+    seen: list[Event] = []
+    section = section_of(start, target_modules=["c_attn", "c_proj"])
+    tuned = adapters.add_adapter(model, section, seed=3, rows=rows(), sink=seen.append)
+    torch.testing.assert_close(logprobs(tuned).detach(), plain, atol=2e-5, rtol=2e-5)
+    assert start == "eva" or any(isinstance(one, Progress) and one.unit == "layers" for one in seen)
+    if start == "lora_ga":  # A spans the first right singular vectors of the gradient
+        layer = tuned.get_base_model().transformer.h[0].attn.c_proj
+        whole = GPT2LMHeadModel(config).eval()
+        whole.load_state_dict(GPT2LMHeadModel(config).state_dict() | clean(tuned))
+        looked = rows()
+        tokens = sum(len(one.ids) - 1 for one in looked)
+        (-GenericModel(whole).logprobs(collate(looked)).sum() / tokens).backward()
+        gradient = whole.transformer.h[0].attn.c_proj.weight.grad.T
+        first = torch.linalg.svd(gradient)[2][:4]
+        a = layer.lora_A["default"].weight[:4]
+        torch.testing.assert_close(a.T @ a, first.T @ first, atol=1e-3, rtol=1e-3)
+
+
+def clean(tuned: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The base's weights by their names without PEFT."""
+    state = tuned.get_base_model().state_dict()
+    return {name.replace(".base_layer", ""): one for name, one in state.items() if "lora_" not in name}
+
+
+def test_corda_without_what_peft_needs_for_it_says_so(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "peft.tuners.lora.corda", None)
+    with pytest.raises(DependencyError, match="pip install attrs"):
+        adapters.add_adapter(load_base(base), section_of("corda"), seed=3, rows=rows())
 
 
 @pytest.mark.parametrize(
