@@ -101,7 +101,7 @@ def test_ranks_begin_with_the_same_factors(ran: Callable[..., Ran], settings: Pa
     path = tmp_path / "lora_ga.json"
     path.write_text(json.dumps(made), encoding="utf-8")
     one, two = ran("one-start", 1, made=path), ran("two-start", 2, made=path)
-    same(two, one)
+    same(two, one, within=5e-6)  # a loss of about 5 in fp32, of products that cancel
     kept = [(found[0] / "start.safetensors").read_bytes() for found in (one, two)]
     assert kept[0] == kept[1]
 
