@@ -197,6 +197,7 @@ class DecoderEngine:
             use_base=self.use_base,
             steps=0 if alone else max(row.steps for row in rows),
             adapters=[self.adapters[name] for name in named],
+            sink=self.sink,
         )
 
     def _session(self, forward: Forward, rows: Sequence[Row], slots: Slots) -> Session:

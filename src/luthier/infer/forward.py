@@ -5,20 +5,22 @@ Names: ``r`` rows of a step, ``t`` tokens of a pass, ``n`` heads, ``d`` their wi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import NamedTuple, cast
 
 import torch
 
+from luthier.events import Sink, silent, stage
 from luthier.infer.cache import Cache
 from luthier.infer.memory import free_bytes
 from luthier.infer.mixing import Chosen, Mixing
 from luthier.kernels import host
 from luthier.kernels.attention import Kind, Spans, attend, attend_cached
+from luthier.kernels.cpu import step as compiled
 from luthier.kernels.glu import gated
-from luthier.kernels.linear import Linear, Matrix, Part, Update
+from luthier.kernels.linear import Linear, Matrix, Norm, Part, Update
 from luthier.kernels.prepacked import Prepacked, inferred, prepacked
 from luthier.model.decoder.adapter import Adapter
 from luthier.model.decoder.decoder import Decoder, modules
@@ -28,7 +30,8 @@ from luthier.model.decoder.weights import Quantised, Resident, Streamed, Trained
 from luthier.plan.slots import LAID_OUT, fits_spread
 
 Turns = Mapping[Rotary, tuple[torch.Tensor, torch.Tensor]]  # cosines and sines
-Masks = dict[int | None, torch.Tensor]  # of `host.seen_mask`, a window each
+Attended = Callable[[Layer, torch.Tensor], torch.Tensor]  # [r, o] of the fused product -> [r, heads * d]
+Normed = Callable[[torch.Tensor, Norm], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,13 @@ class Forward:
     """Runs a decoder's layers over a cache, with the weights that it has when this is made."""
 
     def __init__(
-        self, decoder: Decoder, *, use_base: bool = False, steps: int = 0, adapters: Sequence[Adapter] = ()
+        self,
+        decoder: Decoder,
+        *,
+        use_base: bool = False,
+        steps: int = 0,
+        adapters: Sequence[Adapter] = (),
+        sink: Sink = silent,
     ) -> None:
         """Take the weights.
 
@@ -62,6 +71,7 @@ class Forward:
             use_base: leave its own adapter out.
             steps: so many will be made of several rows, at most; 0: unknown.
             adapters: those that rows may choose from, in place of the decoder's own.
+            sink: hears of programs that are compiled first.
         """
         use_base = use_base or bool(adapters)
         self.decoder, self.shape, self.device = decoder, decoder.shape, decoder.device
@@ -81,7 +91,16 @@ class Forward:
         self.mixing = Mixing(adapters, rows) if adapters else None
         whole = all(2 * len(kind.inverse) == self.shape.head_dim for kind in self.shape.rotary)
         self._host = self.device.type == "cpu" and decoder.dtype != torch.float64 and whole
+        lasting = self._host and steps >= LAID_OUT and self.shape.attention_softcap is None
+        self._compiled = lasting and self._compiles(sink)
+        self._normed: Normed = compiled.normed if self._compiled else host.normed
         self._side = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+
+    def _compiles(self, sink: Sink) -> bool:
+        if compiled.tried(self.decoder.dtype):
+            return compiled.serves(self.decoder.dtype)
+        with stage(sink, "compile", "what a step of several answers does on this processor; kept for the next time"):
+            return compiled.serves(self.decoder.dtype)
 
     @property
     def graphable(self) -> bool:
@@ -129,7 +148,7 @@ class Forward:
         number_t = torch.tensor(list(adapters) or [0] * len(prompts)).repeat_interleave(torch.tensor(lengths))
         mix = self._choose(number_t)
         for number, layer in enumerate(self.layers):
-            heads = self._heads(layer, x_th, turns, mix)
+            heads = self._heads(layer, self._product(layer, "qkv", x_th, mix), turns)
             self._keep(cache, number, places, heads)
             q, k, v, whole = heads
             if start:
@@ -161,20 +180,12 @@ class Forward:
         ``lengths_r`` [r] int64: tokens that the slots hold, which is where the new one goes. ``longest``: no slot holds
         more than this with the new one. ``adapter_r`` [r]: the number of each row's adapter.
         """
-        rows = len(ids_r)
-        turns = self._turns(lengths_r)
         cache.fit(longest)
-        places = self._places(cache, torch.arange(rows, device=self.device), lengths_r)
-        held_r = lengths_r + 1
-        x_rh = self.decoder.embed(ids_r)
-        mix = self._choose(adapter_r)
-        masks: Masks = {}
-        for number, layer in enumerate(self.layers):
-            heads = self._heads(layer, x_rh, turns, mix)
-            self._keep(cache, number, places, heads)
-            held = cache.keys[number][:rows], cache.values[number][:rows]
-            out = self._attend(number, heads.q, *held, held_r, longest, masks)
-            x_rh = self._rest(layer, out.flatten(1), x_rh, mix)
+        x_rh, mix = self.decoder.embed(ids_r), self._choose(adapter_r)
+        attended = (self._compiled_step if self._compiled else self._plain_step)(lengths_r, cache, longest)
+        for layer in self.layers:
+            out = attended(layer, self._product(layer, "qkv", x_rh, mix))
+            x_rh = self._rest(layer, out, x_rh, mix)
         scores_rv = self._scores(x_rh)
         return scores_rv.float() if out_rv is None else out_rv.copy_(scores_rv)
 
@@ -188,24 +199,44 @@ class Forward:
         else:
             cache.put_pairs(layer, places, heads.whole[:, self.shape.heads :])
 
-    def _attend(
-        self,
-        layer: int,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        held_r: torch.Tensor,
-        longest: int,
-        masks: Masks,
-    ) -> torch.Tensor:
-        """One query a row; on a CPU with a mask that layers of one window share."""
-        window, softcap, scale = self.shape.window[layer], self.shape.attention_softcap, self.shape.attention_scale
-        if not self._host or softcap is not None:
-            k, v = k[:, :, :longest], v[:, :, :longest]
-            return attend_cached(q, k, v, held_r, scale=scale, window=window, softcap=softcap)
-        if window not in masks:
-            masks[window] = host.seen_mask(held_r, k.shape[2], window, q.dtype)
-        return host.attend_rows(q, k, v, masks[window], scale, longest)
+    def _compiled_step(self, lengths_r: torch.Tensor, cache: Cache, longest: int) -> Attended:
+        """Attention of one more token a row: heads are rotated, kept and used in one program."""
+        compiled.share_threads()
+        turns = self.decoder.turns(lengths_r)
+
+        def attended(layer: Layer, qkv_ro: torch.Tensor) -> torch.Tensor:
+            if self.shape.head_norms:
+                qkv_ro = layer.norm_heads(qkv_ro)
+            number = layer.number
+            turn, window = turns[self.shape.rotary[number]], self.shape.window[number]
+            store = cache.keys[number], cache.values[number]
+            return compiled.attend(qkv_ro, turn, *store, lengths_r, self.shape.attention_scale, window)
+
+        return attended
+
+    def _plain_step(self, lengths_r: torch.Tensor, cache: Cache, longest: int) -> Attended:
+        """Attention of one more token a row, in torch's operations."""
+        rows = len(lengths_r)
+        turns, held_r = self._turns(lengths_r), lengths_r + 1
+        places = self._places(cache, torch.arange(rows, device=self.device), lengths_r)
+        scale, softcap = self.shape.attention_scale, self.shape.attention_softcap
+        masks: dict[int | None, torch.Tensor] = {}  # layers of one window share them
+
+        def attended(layer: Layer, qkv_ro: torch.Tensor) -> torch.Tensor:
+            heads = self._heads(layer, qkv_ro, turns)
+            self._keep(cache, layer.number, places, heads)
+            k, v = cache.keys[layer.number][:rows], cache.values[layer.number][:rows]
+            window = self.shape.window[layer.number]
+            if not self._host or softcap is not None:
+                k, v = k[:, :, :longest], v[:, :, :longest]
+                out = attend_cached(heads.q, k, v, held_r, scale=scale, window=window, softcap=softcap)
+            else:
+                if window not in masks:
+                    masks[window] = host.seen_mask(held_r, k.shape[2], window, heads.q.dtype)
+                out = host.attend_rows(heads.q, k, v, masks[window], scale, longest)
+            return out.flatten(1)
+
+        return attended
 
     def _turns(self, positions_t: torch.Tensor) -> Turns:
         turns = self.decoder.turns(positions_t)
@@ -214,14 +245,7 @@ class Forward:
     def _choose(self, number_t: torch.Tensor) -> Chosen | None:
         return None if self.mixing is None else self.mixing.choose(number_t.to(self.device))
 
-    def _heads(
-        self,
-        layer: Layer,
-        x_th: torch.Tensor,
-        turns: Turns,
-        mix: Chosen | None,
-    ) -> Heads:
-        qkv_to = self._product(layer, "qkv", x_th, mix)
+    def _heads(self, layer: Layer, qkv_to: torch.Tensor, turns: Turns) -> Heads:
         turn = turns[self.shape.rotary[layer.number]]
         if not self._host:
             return Heads(*layer.split(qkv_to, turn))
@@ -241,7 +265,7 @@ class Forward:
         norm = layer.norms.get(product)
         if norm is None:
             return self._product(layer, product, value, mix, x_th)
-        return x_th + host.normed(self._product(layer, product, value, mix), norm)
+        return x_th + self._normed(self._product(layer, product, value, mix), norm)
 
     def _product(
         self, layer: Layer, product: str, x: torch.Tensor, mix: Chosen | None, residual: torch.Tensor | None = None
@@ -249,19 +273,19 @@ class Forward:
         """In a graph, the update's first factor runs beside the matrix; elsewhere a second stream costs too much."""
         op = self._products[layer.number][product]
         if mix is not None and mix.has(layer.number, product):
-            x, op = entered(op, x)
+            x, op = entered(op, x, self._normed)
             return mix.add(layer.number, product, self._times(op, x, residual), x)
         return self._times(op, x, residual)
 
     def _times(self, op: Linear, x: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
         if isinstance(op.matrix, Prepacked):
-            return inferred(op, op.matrix, x, residual)
+            return inferred(op, op.matrix, x, residual, self._normed)
         beside = self._side if self._side is not None and torch.cuda.is_current_stream_capturing() else None
         return op.inferred(x, residual, beside)
 
     def _scores(self, x_rh: torch.Tensor) -> torch.Tensor:
         norm = self.decoder.norm
-        hidden_rh = host.normed(x_rh, norm)
+        hidden_rh = self._normed(x_rh, norm)
         scores_rv = hidden_rh @ self._head_vh.t() if self._head is None else self._head.times(hidden_rh)
         if self.shape.final_softcap is not None:
             scores_rv = self.shape.final_softcap * torch.tanh(scores_rv / self.shape.final_softcap)
@@ -308,10 +332,10 @@ def joined(op: Linear) -> Linear:
     return replace(op, update=Update((whole,), update.a_rh, (b_or,)))
 
 
-def entered(op: Linear, x: torch.Tensor) -> tuple[torch.Tensor, Linear]:
+def entered(op: Linear, x: torch.Tensor, normed: Normed = host.normed) -> tuple[torch.Tensor, Linear]:
     """What enters the matrix, after norm or gate, and the product without them."""
     if op.norm is not None:
-        x = host.normed(x, op.norm)
+        x = normed(x, op.norm)
     elif op.gate is not None:
         x = gated(x, op.gate)
     return x, replace(op, norm=None, gate=None)

@@ -6,6 +6,7 @@ those that torch's own compiler uses.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 
@@ -13,7 +14,7 @@ import torch
 
 from luthier.kernels.glu import gated
 from luthier.kernels.host import normed
-from luthier.kernels.linear import Linear
+from luthier.kernels.linear import Linear, Norm
 
 ROWS = 16  # the number of rows that the layout is chosen for; it serves any
 
@@ -55,10 +56,16 @@ def prepacked(weight: torch.Tensor) -> Prepacked | None:
     return made
 
 
-def inferred(op: Linear, matrix: Prepacked, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
-    """What `Linear.inferred` computes, with its matrix prepacked."""
+def inferred(
+    op: Linear,
+    matrix: Prepacked,
+    x: torch.Tensor,
+    residual: torch.Tensor | None = None,
+    norm: Callable[[torch.Tensor, Norm], torch.Tensor] = normed,
+) -> torch.Tensor:
+    """What `Linear.inferred` computes, with its matrix prepacked. ``norm``: how RMSNorm is computed."""
     if op.norm is not None:
-        x = normed(x, op.norm)
+        x = norm(x, op.norm)
     elif op.gate is not None:
         x = gated(x, op.gate)
     out = matrix.times(x, op.bias, residual)

@@ -1,0 +1,123 @@
+"""A step's operations over tensors, through the compiled programs. `host` has the same in torch's operations.
+
+Names: ``r`` rows, ``n`` key heads, ``d`` width of a head, ``c`` places of a slot, ``h`` hidden, ``o`` rows of the fused
+product.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from luthier.kernels import host
+from luthier.kernels.linear import Norm
+
+if TYPE_CHECKING:
+    import numpy as np
+
+ALONE = 16384  # numbers that one thread norms sooner than several agree on their shares
+ALL = 1 << 30  # a window that leaves nothing out
+# Threads that wait for work of one library keep cores from another's. GNU OpenMP is torch's own on Linux, and a second
+# user of it in the same process shares its threads.
+LAYERS = ["omp", "tbb"]  # both may be called from several threads at one time; numba's third may not
+
+
+_served: dict[torch.dtype, bool] = {}
+
+
+def tried(dtype: torch.dtype) -> bool:
+    """Whether `serves` knows its answer for this type; until then it takes time to find."""
+    return dtype in _served
+
+
+def serves(dtype: torch.dtype) -> bool:
+    """Whether steps of this type run compiled here: numba is installed, and what it compiles runs.
+
+    A second in each process; the first time on a machine about ten, until the programs lie in numba's cache.
+    """
+    if dtype not in _served:
+        _served[dtype] = dtype in (torch.bfloat16, torch.float32) and _runs(dtype)
+    return _served[dtype]
+
+
+def _runs(dtype: torch.dtype) -> bool:
+    try:
+        import numba
+
+        if "NUMBA_THREADING_LAYER" not in os.environ and "NUMBA_THREADING_LAYER_PRIORITY" not in os.environ:
+            numba.config.THREADING_LAYER_PRIORITY = [*LAYERS, "workqueue"]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that it cannot keep what it compiles, or would do so otherwise
+            share_threads()
+            store = torch.zeros(2, 1, 1, 4, 8, dtype=dtype)
+            turn, held = (torch.zeros(1, 4), torch.zeros(1, 4)), torch.zeros(1, dtype=torch.long)
+            attend(torch.zeros(1, 24, dtype=dtype), turn, store[0], store[1], held, 1.0, None)
+            for rows in (1, ALONE):  # by one thread, by all
+                normed(torch.zeros(rows, 8, dtype=dtype), Norm(torch.zeros(8, dtype=dtype), 1e-5))
+        return numba.threading_layer() in LAYERS
+    except Exception:  # an old numba, one without this Python or numpy, a cache that cannot be read: the plain form
+        return False
+
+
+def attend(
+    qkv_ro: torch.Tensor,
+    turn: tuple[torch.Tensor, torch.Tensor],
+    k_sncd: torch.Tensor,
+    v_sncd: torch.Tensor,
+    held_r: torch.Tensor,
+    scale: float,
+    window: int | None,
+) -> torch.Tensor:
+    """[r, heads * d]: what one more token a row gathers from its slot, into which its key and value are put.
+
+    ``turn``: cosines and sines [r, d / 2] fp32. ``held_r`` int64: the places of the first r slots that are filled.
+    Softmax and sums run in fp32.
+    """
+    from luthier.kernels.cpu import programs
+
+    kv_heads, width = k_sncd.shape[1], k_sncd.shape[3]
+    out = qkv_ro.new_empty(len(qkv_ro), qkv_ro.shape[1] - 2 * kv_heads * width)
+    programs.attend(
+        _array(qkv_ro), turn[0].numpy(), turn[1].numpy(), _array(k_sncd), _array(v_sncd), held_r.numpy(),
+        window or ALL, _number(scale), _array(out),
+    )  # fmt: skip
+    return out
+
+
+def normed(x_rh: torch.Tensor, norm: Norm) -> torch.Tensor:
+    """[r, h] what `norm.rms_norm` gives. A row is the same beside any others."""
+    if norm.offset or norm.weight.dtype != x_rh.dtype:
+        return host.normed(x_rh, norm)
+    from luthier.kernels.cpu import programs
+
+    out = torch.empty_like(x_rh)
+    program = programs.rms_norm if x_rh.numel() <= ALONE else programs.rms_norm_shared
+    program(_array(x_rh), _array(norm.weight), _number(norm.eps), _array(out))
+    return out
+
+
+def share_threads() -> None:
+    """Let the programs of this thread run on as many cores as torch's operations."""
+    import numba
+
+    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
+
+
+def _array(x: torch.Tensor) -> np.ndarray[Any, Any]:
+    """The same memory; bf16, which numpy does not know, as uint16."""
+    x = x.detach()
+    if x.dtype == torch.bfloat16:
+        x = x.view(torch.uint16)
+    made: np.ndarray[Any, Any] = x.numpy()
+    return made
+
+
+@functools.cache
+def _number(value: float) -> Any:
+    import numpy as np
+
+    return np.float32(value)
