@@ -102,6 +102,8 @@ def test_what_a_row_does_not_hold_is_not_seen_and_neighbours_change_nothing(dtyp
     assert torch.equal(run({name: value.clone() for name, value in of.items()}), want)
     alone = {name: value[3:4].contiguous() for name, value in of.items()}
     assert torch.equal(run(alone)[0], want[3])
+    one = step.attend(of["qkv"], (of["cos"], of["sin"]), of["k"], of["v"], of["held"], 0.2, None, shared=False)
+    assert torch.equal(one, want)  # by one thread or by all
 
 
 def test_far_scores_neither_overflow_nor_vanish() -> None:
@@ -132,5 +134,6 @@ def test_a_norm_with_an_offset_takes_the_plain_form() -> None:
 def test_without_numba_the_plain_form_serves(monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
+    monkeypatch.setattr(step, "_served", {})
     monkeypatch.setitem(sys.modules, "numba", None)
-    assert not step.serves.__wrapped__(torch.float32)
+    assert not step.tried(torch.float32) and not step.serves(torch.float32) and step.tried(torch.float32)

@@ -96,64 +96,76 @@ def _turn(x, cos, sin, out):
         out[half + i] = narrow(high * cos[i] + low * sin[i], x[0])
 
 
-@njit(parallel=True, fastmath=True, cache=True, nogil=True)
-def attend(qkv, cos, sin, keys, values, lengths, window, scale, out):
+@njit(fastmath=True, cache=True, nogil=True)
+def _attend_pair(qkv, cos, sin, keys, values, last, n, group, window, scale, out):
+    """The queries of one row that share key head ``n``; all but that head's store [c, d] are of the row."""
+    kv_heads, width = keys.shape[0], keys.shape[2]
+    own_keys, own_values = keys[n], values[n]
+    start_k = (kv_heads * group + n) * width
+    start_v = start_k + kv_heads * width
+    _turn(qkv[start_k : start_k + width], cos, sin, own_keys[last])
+    for i in range(width):
+        own_values[last, i] = qkv[start_v + i]
+    first = max(0, last + 1 - window)
+    seen = last + 1 - first
+
+    scores = np.empty((group, seen), np.float32)
+    turned = np.empty(width, qkv.dtype)
+    query = np.empty(width, np.float32)
+    for g in range(group):
+        start = (n * group + g) * width
+        _turn(qkv[start : start + width], cos, sin, turned)
+        for i in range(width):
+            query[i] = wide(turned[i]) * (scale * LOG2_E)
+        own = scores[g]
+        for c in range(seen):
+            key = own_keys[first + c]
+            score = np.float32(0)
+            for i in range(width):
+                score += query[i] * wide(key[i])
+            own[c] = score
+        top = LEAST
+        for c in range(seen):
+            top = max(top, own[c])
+        total = np.float32(0)
+        for c in range(seen):
+            weight = power_of_two(own[c] - top)
+            own[c] = weight
+            total += weight
+        for c in range(seen):
+            own[c] /= total
+
+    sums = np.zeros((group, width), np.float32)
+    for c in range(seen):
+        value = own_values[first + c]
+        for g in range(group):
+            weight, own = scores[g, c], sums[g]
+            for i in range(width):
+                own[i] += weight * wide(value[i])
+    for g in range(group):
+        for i in range(width):
+            out[(n * group + g) * width + i] = narrow(sums[g, i], qkv[0])
+
+
+@njit(fastmath=True, cache=True, nogil=True)
+def attend(qkv, cos, sin, keys, values, lengths, group, window, scale, out):
     """Rotate queries and keys of one token a row, keep its key and value, and attend to what its slot then holds.
 
     ``qkv`` [r, (n g + 2 n) d], ``cos`` and ``sin`` [r, d / 2], ``keys`` and ``values`` [slots, n, c, d], ``lengths``
     [r] places of each slot that were filled before, ``out`` [r, n g d]. Only the last ``window`` places are seen.
     """
-    rows = qkv.shape[0]
-    kv_heads, width = keys.shape[1], keys.shape[3]
-    group = out.shape[1] // (kv_heads * width)
-    first_k = kv_heads * group * width
-    first_v = first_k + kv_heads * width
-    for pair in prange(rows * kv_heads):
+    for r in range(qkv.shape[0]):
+        for n in range(keys.shape[1]):
+            _attend_pair(qkv[r], cos[r], sin[r], keys[r], values[r], lengths[r], n, group, window, scale, out[r])
+
+
+@njit(parallel=True, fastmath=True, cache=True, nogil=True)
+def attend_shared(qkv, cos, sin, keys, values, lengths, group, window, scale, out):
+    """`attend` by all threads."""
+    kv_heads = keys.shape[1]
+    for pair in prange(qkv.shape[0] * kv_heads):
         r, n = pair // kv_heads, pair % kv_heads
-        last = lengths[r]
-        first = max(0, last + 1 - window)
-        seen = last + 1 - first
-        own_keys, own_values = keys[r, n], values[r, n]
-        _turn(qkv[r, first_k + n * width : first_k + (n + 1) * width], cos[r], sin[r], own_keys[last])
-        for i in range(width):
-            own_values[last, i] = qkv[r, first_v + n * width + i]
-
-        scores = np.empty((group, seen), np.float32)
-        turned = np.empty(width, qkv.dtype)
-        query = np.empty(width, np.float32)
-        for g in range(group):
-            start = (n * group + g) * width
-            _turn(qkv[r, start : start + width], cos[r], sin[r], turned)
-            for i in range(width):
-                query[i] = wide(turned[i]) * (scale * LOG2_E)
-            own = scores[g]
-            for c in range(seen):
-                key = own_keys[first + c]
-                score = np.float32(0)
-                for i in range(width):
-                    score += query[i] * wide(key[i])
-                own[c] = score
-            top = LEAST
-            for c in range(seen):
-                top = max(top, own[c])
-            total = np.float32(0)
-            for c in range(seen):
-                weight = power_of_two(own[c] - top)
-                own[c] = weight
-                total += weight
-            for c in range(seen):
-                own[c] /= total
-
-        sums = np.zeros((group, width), np.float32)
-        for c in range(seen):
-            value = own_values[first + c]
-            for g in range(group):
-                weight, own = scores[g, c], sums[g]
-                for i in range(width):
-                    own[i] += weight * wide(value[i])
-        for g in range(group):
-            for i in range(width):
-                out[r, (n * group + g) * width + i] = narrow(sums[g, i], qkv[0, 0])
+        _attend_pair(qkv[r], cos[r], sin[r], keys[r], values[r], lengths[r], n, group, window, scale, out[r])
 
 
 @njit(fastmath=True, cache=True, nogil=True)
