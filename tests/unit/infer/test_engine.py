@@ -18,6 +18,7 @@ from luthier.infer.forward import Forward
 from luthier.infer.generate import HfEngine
 from luthier.infer.rules import unknown
 from luthier.infer.stepping import Step, Stepper
+from luthier.kernels.cpu import step as compiled
 from luthier.model.decoder.decoder import Decoder
 from luthier.model.decoder.load import Placing, load_decoder
 from luthier.model.decoder.shape import read_shape
@@ -84,11 +85,16 @@ def ids(answers: dict[int, Any]) -> dict[int, tuple[int, ...]]:
     return {key: completion.ids for key, completion in answers.items()}
 
 
+@pytest.mark.parametrize("program", ["plain", "compiled"])
 @pytest.mark.parametrize("case", CASES)
 def test_greedy_equals_transformers_with_and_without_adapter(
-    tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, case: str, program: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     theirs, ours = both(tmp_path, case)
+    run, calls = compiled.attend, list[int]()
+    if program == "plain":
+        monkeypatch.setattr(compiled, "serves", lambda dtype: False)
+    monkeypatch.setattr(compiled, "attend", lambda qkv, *given: (calls.append(len(qkv)), run(qkv, *given))[1])
     want = {key: tuple(reference(theirs, prompt, 20)) for key, prompt in enumerate(PROMPTS)}
     monkeypatch.setattr("luthier.infer.forward.LAID_OUT", 16)  # matrices laid out anew for several rows
     sampling = Sampling(max_new_tokens=20)
@@ -101,6 +107,8 @@ def test_greedy_equals_transformers_with_and_without_adapter(
     assert want_tuned != want
     assert ids(ask(DecoderEngine(ours, Letters(), batch_size=4), sampling)) == want_tuned
     assert ours.training
+    whole = all(2 * len(kind.inverse) == ours.shape.head_dim for kind in ours.shape.rotary)
+    assert bool(calls) == (program == "compiled" and whole and ours.shape.attention_softcap is None)
 
 
 @pytest.fixture(scope="module")

@@ -62,9 +62,9 @@ def _runs(dtype: torch.dtype) -> bool:
 @functools.cache
 def threaded() -> bool:
     """Whether programs may share their work among threads."""
-    from luthier.kernels.cpu import programs
-
     import numba
+
+    from luthier.kernels.cpu import programs
 
     try:
         numba.set_num_threads(1)
