@@ -25,7 +25,10 @@ SHOWN = ("evaluation.json", "report.html", "adapter/README.md")  # what an evalu
 
 
 def kill_at_write(number: int) -> children.Fault:
-    """SIGKILL before something is brought to the disk, renamed or removed for the ``number``-th time; 0: only count."""
+    """SIGKILL before something is copied, brought to the disk, renamed or removed for the ``number``-th time.
+
+    0: only count.
+    """
 
     def put() -> None:
         made = [0]
@@ -38,8 +41,9 @@ def kill_at_write(number: int) -> children.Fault:
             else:
                 Path(WORK[0], "writes").write_text(str(made[0]))
 
-        for owner, name in ((os, "fsync"), (Path, "rename"), (Path, "replace"), (shutil, "rmtree")):
-            children.around(owner, name, count)
+        for owner, names in ((os, ("fsync",)), (Path, ("rename", "replace")), (shutil, ("copyfile", "rmtree"))):
+            for name in names:
+                children.around(owner, name, count)
 
     return put
 
@@ -66,7 +70,7 @@ def _ended_anywhere(
     bench: Bench, row: Row, count: int, fresh: Callable[[], None], start: Callable[..., children.Child],
     whole: Told, equal: Told,
 ) -> None:  # fmt: skip
-    """SIGKILL at random times, every other one between two writes; then the same command."""
+    """SIGKILL at random times, every other one between two writes, spread over all of them; then the same command."""
     fresh()
     (bench.root / "writes").unlink(missing_ok=True)
     WORK[0] = str(bench.root)
@@ -74,11 +78,14 @@ def _ended_anywhere(
     child = start(fault=kill_at_write(0))
     assert child.wait() == 0, child.output()[-2000:]
     seconds, writes = time.monotonic() - began, int((bench.root / "writes").read_text())
+    parts = -(-count // 2)
+    places = [1 + int(writes * (part + bench.draw.random()) / parts) for part in range(parts)]
+    bench.draw.shuffle(places)
     while row.asked < count:
         fresh()
-        if row.asked % 2 == 0:
-            at = f"write {bench.draw.randrange(1, writes + 1)} of {writes}"
-            code = start(fault=kill_at_write(int(at.split()[1]))).wait()
+        if row.asked % 2 == 0:  # a run may have fewer writes than the one that was counted: then anywhere
+            place = places.pop() if places else bench.draw.randrange(1, writes + 1)
+            at, code = f"write {place} of {writes}", start(fault=kill_at_write(place)).wait()
         else:
             child = start()
             time.sleep(wait := bench.draw.uniform(0, seconds))

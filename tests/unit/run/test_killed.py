@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from luthier.assets.cache import build_once
 from luthier.errors import RunError
 from luthier.run import atomic
 from luthier.run.staging import staged, staging_of
@@ -98,6 +99,20 @@ def test_two_processes_do_not_make_the_same_folder(tmp_path: Path) -> None:
             pass
         assert caught.value.code == "run-in-use" and staging_of(tmp_path / "made").is_dir()
     assert (tmp_path / "made" / "a").read_text() == "first" and names(tmp_path) == ["made"]
+
+
+def test_what_a_killed_maker_left_is_not_in_what_is_made(tmp_path: Path) -> None:
+    def half(folder: Path) -> None:
+        (folder / "half").write_text("")
+        die()
+
+    def whole(folder: Path) -> None:
+        (folder / "a").write_text("")
+
+    killed(lambda: build_once(tmp_path / "made", half))
+    assert "made" not in names(tmp_path)
+    build_once(tmp_path / "made", whole)
+    assert names(tmp_path) == ["made"] and names(tmp_path / "made") == ["a"]
 
 
 def called_with(word: str) -> list[int]:
