@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -113,3 +114,21 @@ def test_what_a_start_cannot_be_is_refused(settings, adapter, more, said: str) -
     with pytest.raises(ConfigError, match=said) as refused:
         config.load({**settings, **more, "adapter": {"type": "lora", "r": 8, **adapter}})
     assert refused.value.code == "config-conflict"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("bits", [None, 4, 8])
+@pytest.mark.parametrize("start", ["pissa", "pissa_niter_2", "olora", "eva", "corda", "lora_ga", "loftq"])
+def test_a_start_on_a_gpu(train, start: str, bits: int | None) -> None:
+    if (start == "loftq") == (bits is None) or (bits and start in ("corda", "lora_ga")):
+        pytest.skip("refused")
+    keys: dict[str, Any] = {"adapter__init_lora_weights": start, "adapter__r": 4, "execution__device": "cuda"}
+    if bits is not None:
+        keys["quantization__bits"] = bits
+    made = train("run", trainer__epochs=4, **keys)
+    lines = [json.loads(line) for line in (made.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    losses = [line["loss"] for line in lines if line["split"] == "validation"]
+    assert losses[-1] < losses[0]
+    want = made.tuned.generate(PROMPTS)
+    loaded = pipeline.load(made.folder)
+    assert next(loaded.model.module.parameters()).is_cuda and loaded.generate(PROMPTS) == want
