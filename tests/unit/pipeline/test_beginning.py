@@ -117,6 +117,7 @@ def test_what_a_start_cannot_be_is_refused(settings, adapter, more, said: str) -
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:inner dimension")  # of the tiny base: bitsandbytes' slower product
 @pytest.mark.parametrize("bits", [None, 4, 8])
 @pytest.mark.parametrize("start", ["pissa", "pissa_niter_2", "olora", "eva", "corda", "lora_ga", "loftq"])
 def test_a_start_on_a_gpu(train, start: str, bits: int | None) -> None:
