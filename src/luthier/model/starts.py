@@ -21,11 +21,11 @@ from torch.nn.utils import parametrize
 
 from luthier import events
 from luthier.data.collate import collate
-from luthier.errors import DependencyError
+from luthier.errors import DependencyError, RunError
 from luthier.model.generic import GenericModel
 from luthier.model.load import read_weights
 from luthier.registry import Registry
-from luthier.run import atomic
+from luthier.run import atomic, sealed
 from luthier.types import Example
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def begin(
 
     ``plain``: the configuration of a LoRA drawn instead. ``kept``: the file that the factors are read from where it
     is there, and else written to: what was begun with is never made twice, since it may be another one the next time.
-    Raises ValueError where a rank is too large for a layer, AssetError for a damaged file, and what PEFT raises.
+    Raises ValueError where a rank is too large for a layer, RunError run-damaged, and what PEFT raises.
     """
     places = _places(base, plain)
     factors = _read(kept, next(base.parameters()).device) if kept is not None and kept.is_file() else {}
@@ -128,6 +128,12 @@ def _made(asked: Asked) -> Factors:
 
 
 def _read(path: Path, device: torch.device) -> Factors:
+    why = sealed.fault(path)
+    if why:
+        raise RunError(
+            "run-damaged", f"what the training began with cannot be read: {why}", where=str(path),
+            fix="restore the file from a copy or a mirror, or start a new run in another folder",
+        )  # fmt: skip
     found = read_weights(path)
     names = [key.removesuffix(".A") for key in found if key.endswith(".A")]
     return {name: (found[f"{name}.A"].to(device), found[f"{name}.B"].to(device)) for name in sorted(names)}
@@ -136,8 +142,9 @@ def _read(path: Path, device: torch.device) -> Factors:
 def _write(path: Path, factors: Factors) -> None:
     from safetensors.torch import save
 
-    atomic.write_bytes(path, save({f"{name}.{side}": one.cpu() for name, pair in factors.items()
-                                   for side, one in zip("AB", pair, strict=True)}))  # fmt: skip
+    tensors = {f"{name}.{side}": one.cpu() for name, pair in factors.items()
+               for side, one in zip("AB", pair, strict=True)}  # fmt: skip
+    atomic.write_bytes(path, sealed.seal(save(tensors, metadata={"sha256": sealed.OPEN})))
 
 
 def _shaped(plain: LoraConfig, section: Any, places: Mapping[str, Place], factors: Factors) -> LoraConfig:

@@ -6,13 +6,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from luthier.run import manifest
+from luthier.run import manifest, sealed
 from luthier.run.folder import RunFolder
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """One folder of a run. ``faults``: a line for each file that is not as it was; ``known``: it has a manifest."""
+    """A folder or file of a run. ``faults``: a line for each file that is not as it was; ``known``: it has a sum."""
 
     what: str
     faults: tuple[str, ...] = ()
@@ -24,10 +24,19 @@ class Verdict:
 
 
 def verify(run: RunFolder) -> list[Verdict]:
-    """Read every byte of the checkpoints and of the trained model, and compare it with the manifests."""
+    """Read every byte of what was begun with, of the checkpoints and of the trained model, and compare the sums."""
     folders = sorted(one for one in run.checkpoints.glob("*step-*") if one.is_dir() and not one.name.startswith("."))
     model = run.model_path
-    return [_verdict(run.path, folder) for folder in [*folders, *([model] if model is not None else [])]]
+    whole = [_verdict(run.path, folder) for folder in [*folders, *([model] if model is not None else [])]]
+    return [*([_alone(run.start)] if run.start.is_file() else []), *whole]
+
+
+def _alone(path: Path) -> Verdict:
+    try:
+        why = sealed.fault(path)
+    except OSError as error:
+        why = f"{path.name} cannot be read: {error}"
+    return Verdict(path.name, (why,) if why else ())
 
 
 def _verdict(root: Path, folder: Path) -> Verdict:

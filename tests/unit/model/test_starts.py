@@ -11,18 +11,19 @@ from pathlib import Path
 import peft
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from luthier.assets import resolve
 from luthier.config import adapter as sections
 from luthier.config.quantization import Quantization
 from luthier.data.collate import collate
-from luthier.errors import AssetError, DependencyError
+from luthier.errors import AssetError, DependencyError, RunError
 from luthier.events import Event, Progress
 from luthier.model import adapters, starts
 from luthier.model.generic import GenericModel
 from luthier.model.load import load_base
+from luthier.run import sealed
 from luthier.types import Base, Example
 
 MADE = ("pissa", "pissa_niter_4", "olora", "corda", "lora_ga", "eva")
@@ -114,10 +115,11 @@ def test_what_was_begun_with_is_kept_and_never_made_twice(base: Base, tmp_path: 
         assert any(name not in other or not torch.equal(other[name], one) for name, one in first.items())
     whole = load_file(kept)
     kept.write_bytes(kept.read_bytes()[:-8])
-    with pytest.raises(AssetError) as damaged:
+    with pytest.raises(RunError) as damaged:
         made(3, rows(), kept)
-    assert damaged.value.code == "asset-damaged"
-    save_file({name: one[..., :3].contiguous() for name, one in whole.items()}, kept)
+    assert damaged.value.code == "run-damaged"
+    other = {name: one[..., :3].contiguous() for name, one in whole.items()}
+    kept.write_bytes(sealed.seal(save(other, metadata={"sha256": sealed.OPEN})))
     with pytest.raises(AssetError):
         made(3, rows(), kept)
 

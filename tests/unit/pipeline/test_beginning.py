@@ -13,6 +13,8 @@ from luthier import config, pipeline
 from luthier.errors import ConfigError, LuthierError, RunError
 from luthier.events import Event, Stepped
 from luthier.pipeline import beginning
+from luthier.run import RunFolder, sealed
+from luthier.run.verify import verify
 from luthier.train import checkpoint
 
 STARTS = ("pissa_niter_2", "eva", "lora_ga")
@@ -66,6 +68,30 @@ def test_a_run_does_not_go_on_without_what_it_began_with(train) -> None:
     with pytest.raises(RunError, match="began with are gone") as gone:
         train("run", **keys)
     assert gone.value.code == "run-damaged"
+
+
+def test_a_changed_bit_of_what_was_begun_with_is_found(train) -> None:
+    made = train("run", adapter__init_lora_weights="pissa", trainer__steps_per_checkpoint=1)
+    assert "start.safetensors" in [one.what for one in verify(RunFolder.load(made.folder)) if not one.faults]
+    path = made.folder / "start.safetensors"
+    whole = path.read_bytes()
+    for place in range(0, len(whole), max(1, len(whole) // 97)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+        assert sealed.fault(path), place
+    assert [one.what for one in verify(RunFolder.load(made.folder)) if one.faults] == ["start.safetensors"]
+
+
+def test_a_run_does_not_go_on_from_what_has_changed(train) -> None:
+    keys: dict[str, Any] = {"adapter__init_lora_weights": "pissa", "trainer__steps_per_checkpoint": 1}
+    with pytest.raises(Ended):
+        train("run", sink=end_after(2), **keys)
+    path = train("other", **keys).folder.with_name("run") / "start.safetensors"
+    whole = bytearray(path.read_bytes())
+    whole[-1] ^= 1
+    path.write_bytes(whole)
+    with pytest.raises(RunError, match="it has changed") as found:
+        train("run", **keys)
+    assert found.value.code == "run-damaged"
 
 
 def test_a_fork_begins_with_the_factors_of_its_origin(settings, rows, tmp_path: Path) -> None:
