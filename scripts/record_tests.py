@@ -22,7 +22,9 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "tokenizers", "numpy", "pandas", "pyarrow", "triton")
+PACKAGES = (
+    "torch", "transformers", "peft", "bitsandbytes", "tokenizers", "numpy", "numba", "pandas", "pyarrow", "triton",
+)  # fmt: skip
 LISTED = 100
 
 

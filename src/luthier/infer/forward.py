@@ -27,7 +27,7 @@ from luthier.model.decoder.decoder import Decoder, modules
 from luthier.model.decoder.layer import Layer
 from luthier.model.decoder.shape import Rotary
 from luthier.model.decoder.weights import Quantised, Resident, Streamed, Trained
-from luthier.plan.slots import LAID_OUT, fits_spread
+from luthier.plan.slots import COMPILED, LAID_OUT, fits_spread
 
 Turns = Mapping[Rotary, tuple[torch.Tensor, torch.Tensor]]  # cosines and sines
 Attended = Callable[[Layer, torch.Tensor], torch.Tensor]  # [r, o] of the fused product -> [r, heads * d]
@@ -91,7 +91,7 @@ class Forward:
         self.mixing = Mixing(adapters, rows) if adapters else None
         whole = all(2 * len(kind.inverse) == self.shape.head_dim for kind in self.shape.rotary)
         self._host = self.device.type == "cpu" and decoder.dtype != torch.float64 and whole
-        lasting = self._host and steps >= LAID_OUT and self.shape.attention_softcap is None
+        lasting = self._host and steps * self.shape.layers >= COMPILED and self.shape.attention_softcap is None
         self._compiled = lasting and self._compiles(sink)
         self._normed: Normed = compiled.normed if self._compiled else host.normed
         self._side = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None

@@ -96,6 +96,7 @@ def test_greedy_equals_transformers_with_and_without_adapter(
         monkeypatch.setattr(compiled, "serves", lambda dtype: False)
     monkeypatch.setattr(compiled, "attend", lambda qkv, *given: (calls.append(len(qkv)), run(qkv, *given))[1])
     want = {key: tuple(reference(theirs, prompt, 20)) for key, prompt in enumerate(PROMPTS)}
+    monkeypatch.setattr("luthier.infer.forward.COMPILED", 1)
     monkeypatch.setattr("luthier.infer.forward.LAID_OUT", 16)  # matrices laid out anew for several rows
     sampling = Sampling(max_new_tokens=20)
     assert ids(ask(DecoderEngine(ours, Letters()), sampling)) == want
