@@ -19,6 +19,7 @@ from luthier.api.model import Dataset, Model
 from luthier.api.results import PreprocessedData, TrainingResults, TrainingStats, frame_of
 from luthier.errors import ConfigError
 from luthier.run import RunFolder, atomic, numbered, read_metrics
+from luthier.types import SPLITS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -185,17 +186,55 @@ class LudwigModel:
         training_set: Dataset = None,
         validation_set: Dataset = None,
         test_set: Dataset = None,
+        training_set_metadata: Any = None,
+        data_format: str | None = None,
+        experiment_name: str | None = None,
+        model_name: str = "run",
+        model_resume_path: str | None = None,
         eval_split: str = "test",
+        skip_save_training_description: bool = False,
+        skip_save_training_statistics: bool = False,
+        skip_save_model: bool = False,
+        skip_save_progress: bool = False,
+        skip_save_log: bool = False,
+        skip_save_processed_input: bool = False,
+        skip_save_unprocessed_output: bool = True,
         skip_save_predictions: bool = False,
         skip_save_eval_stats: bool = False,
-        **train_options: Any,
+        skip_collect_predictions: bool = False,
+        skip_collect_overall_stats: bool = False,
+        output_directory: str = "results",
+        random_seed: int | None = None,
+        **kwargs: Any,
     ) -> tuple[Any, ...]:
         """Train, then evaluate on ``eval_split``. Returns (evaluation, train stats, preprocessed data, directory).
 
-        ``train_options`` are those of `train`. Predictions and statistics are written into the run folder; the
-        evaluation is None where the split has no rows.
+        Arguments are those of `train` (``kwargs`` too) and `evaluate`. Predictions and statistics are written into the
+        run folder; the evaluation is None where the split has no rows. Raises ConfigError, before anything is trained,
+        for an ``eval_split`` that there is not.
         """
-        results = self.train(dataset, training_set, validation_set, test_set, **train_options)
+        _check_split(eval_split)
+        _check_asking(None, None, skip_save_unprocessed_output, None, None)
+        results = self.train(
+            dataset,
+            training_set,
+            validation_set,
+            test_set,
+            training_set_metadata=training_set_metadata,
+            data_format=data_format,
+            experiment_name=experiment_name,
+            model_name=model_name,
+            model_resume_path=model_resume_path,
+            skip_save_training_description=skip_save_training_description,
+            skip_save_training_statistics=skip_save_training_statistics,
+            skip_save_model=skip_save_model,
+            skip_save_progress=skip_save_progress,
+            skip_save_log=skip_save_log,
+            skip_save_processed_input=skip_save_processed_input,
+            output_directory=output_directory,
+            random_seed=random_seed,
+            **kwargs,
+        )
         counted = results.preprocessed_data.training_set_metadata["examples"]
         stats = None
         if eval_split == "full" or counted[{"training": "train"}.get(eval_split, eval_split)]:
@@ -203,6 +242,8 @@ class LudwigModel:
                 split=eval_split,
                 skip_save_predictions=skip_save_predictions,
                 skip_save_eval_stats=skip_save_eval_stats,
+                collect_predictions=not skip_collect_predictions,
+                collect_overall_stats=not skip_collect_overall_stats,
                 output_directory=results.output_directory,
             )
         return stats, results.train_stats, results.preprocessed_data, results.output_directory
@@ -304,6 +345,17 @@ def _check_asking(
     named = getattr(return_type, "__name__", return_type)
     if named not in (None, "DataFrame", "dataframe", "df"):
         _refuse("return_type", named, "predictions are a pandas DataFrame; frame.to_dict('list') makes a dict of it")
+
+
+def _check_split(split: str) -> None:
+    """Raise ConfigError for a split that no table has, in Ludwig's names or in ours."""
+    if split not in ("full", "training", *SPLITS):
+        raise ConfigError(
+            "config-bad-value",
+            "LudwigModel: eval_split is no split",
+            received=split,
+            allowed=["full", "training", *SPLITS[1:]],
+        )
 
 
 def _check_format(data_format: str | None, dataset: Dataset) -> None:

@@ -23,6 +23,11 @@ LUDWIGS = {
     "skip_save_predictions output_directory return_type callbacks",
     "evaluate": "dataset data_format split batch_size skip_save_unprocessed_output skip_save_predictions "
     "skip_save_eval_stats collect_predictions collect_overall_stats output_directory return_type",
+    "experiment": "dataset training_set validation_set test_set training_set_metadata data_format experiment_name "
+    "model_name model_resume_path eval_split skip_save_training_description skip_save_training_statistics "
+    "skip_save_model skip_save_progress skip_save_log skip_save_processed_input skip_save_unprocessed_output "
+    "skip_save_predictions skip_save_eval_stats skip_collect_predictions skip_collect_overall_stats output_directory "
+    "random_seed kwargs",
     "generate": "input_strings generation_config streaming",
     "save": "save_path",
     "load": "model_dir logging_level backend gpus gpu_memory_limit allow_parallel_threads callbacks from_checkpoint",
@@ -100,6 +105,34 @@ def test_experiment_evaluates_the_held_out_rows_of_a_frame_without_a_split(setti
     assert all(len(part) >= 3 for part in (data.training_set, data.validation_set, data.test_set))
     assert len(pd.read_parquet(Path(folder) / "predictions.parquet")) == len(data.test_set)
     assert json.loads((Path(folder) / "test_statistics.json").read_text()) == stats
+
+
+def test_experiment_passes_on_what_it_is_given(settings, frame, tmp_path) -> None:
+    changed = {**settings, "trainer": {**settings["trainer"], "train_steps": 1}}
+    model = LudwigModel(changed)
+    stats, _, _, folder = model.experiment(
+        frame, data_format="df", experiment_name="one", model_name="two", eval_split="validation", random_seed=7,
+        skip_save_predictions=True, skip_save_eval_stats=True, skip_collect_predictions=True,
+        skip_collect_overall_stats=True, output_directory=str(tmp_path),
+    )  # fmt: skip
+    assert stats["output"] and folder == str(tmp_path / "one_two-0") and model.config["random_seed"] == 7
+    assert not any((Path(folder) / name).exists() for name in ("predictions.parquet", "test_statistics.json"))
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"eval_split": "tets"}, "eval_split"),
+        ({"skip_save_unprocessed_output": False}, "skip_save_unprocessed_output"),
+        ({"callbacks": [1]}, "callbacks"),
+        ({"training_set_metadata": {}}, "training_set_metadata"),
+        ({"data_format": "csv"}, "data_format"),
+    ],
+)
+def test_experiment_refuses_before_anything_is_trained(settings, frame, tmp_path, given, said) -> None:
+    with pytest.raises(ConfigError, match=said):
+        LudwigModel(settings).experiment(frame, output_directory=str(tmp_path / "out"), **given)
+    assert not (tmp_path / "out").exists()
 
 
 def test_load_answers_as_the_trained_one_does(trained, frame) -> None:
