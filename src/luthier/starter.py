@@ -76,19 +76,44 @@ def write_config(
     proposals = propose(language, len(table), longest, task, machine)
     chosen = base or proposals[0].candidate.name
     entry = known(chosen)
-    bits = judge(entry, language, longest, machine).bits if entry is not None else None
+    judged = judge(entry, language, longest, machine) if entry is not None else None
+    bits = judged.bits if judged is not None else None
     answer = int(_longest(table, [layout.target] if layout.target else []) / density)
     room = max(32, -(-int(answer * 1.5) // 32) * 32)
     made = _compose(chosen, bits, _shown(data, output), layout, proposals, encoding, room)
     text = _with_overrides(made, sets) if sets else made
     atomic.write_text(output, text)
     lines = [*layout.explanation, f"{len(table):,} rows, language: {language or 'not recognised'}"]
-    if entry is not None and base is not None and language and entry.speaks(language) is False:
-        better = proposals[0].candidate.name
-        lines.append(f"{chosen} was NOT trained on {language}; the first choice for this table: {better}")
-    if entry is not None and entry.terms:
-        lines.append(f"{chosen}: {entry.terms}")
+    if judged is not None:
+        lines += _warnings(judged, language, "" if base is None else proposals[0].candidate.name)
     return Started(output, text, tuple(table.notes), tuple(lines), tuple(proposals))
+
+
+def _warnings(chosen: Proposal, language: str, better: str) -> list[str]:
+    """What speaks against the chosen base; ``better`` is the first choice in place of one that the user named."""
+    candidate = chosen.candidate
+    instead = f"; the first choice for this table: {better}" if better not in ("", candidate.name) else ""
+    lines = []
+    if language and candidate.speaks(language) is False:
+        lines.append(f"WARNING: {candidate.name} was NOT trained on {language}{instead}")
+    elif language and candidate.speaks(language) is None:
+        lines.append(f"WARNING: {candidate.name} may not know {language}: its card does not name it{instead}")
+    if not chosen.fits:
+        lines.append(
+            f"WARNING: {candidate.name} does not fit into the memory that is free here, not even in 4 bits{instead}"
+        )
+    if candidate.terms:
+        lines.append(f"{candidate.name}: {candidate.terms}")
+    return lines
+
+
+def _heading(proposals: Sequence[Proposal]) -> str:
+    """What the list of proposals may call itself."""
+    if all(p.fits for p in proposals):
+        return "Base models that fit this data and this machine, first choice first:"
+    if proposals[0].fits:
+        return "Base models for this data, first choice first (each says whether it fits this machine):"
+    return "Base models for this data. NONE that knows its language fits the memory that is free here:"
 
 
 def _shown(data: str, output: Path) -> str:
@@ -149,7 +174,7 @@ def _compose(
     found = f"classification, {len(layout.classes)} answers" if layout.classes else layout.kind
     out = [
         "# Written by `luthier init`. Every key: docs/reference/config.md, or `luthier schema` for your editor.",
-        "# Base models that fit this data and this machine, first choice first:",
+        f"# {_heading(proposals)}",
         others,
         f"base_model: {_quote(base)}",
         f"dataset: {_quote(dataset)}",

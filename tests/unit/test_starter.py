@@ -77,10 +77,39 @@ def test_a_licence_bound_choice_is_said_by_itself(made) -> None:  # type: ignore
 
 def test_a_base_of_ones_own_that_does_not_know_the_language_is_said(made) -> None:  # type: ignore[no-untyped-def]
     assert (
-        "smollm2 was NOT trained on de; the first choice for this table: Qwen/Qwen2.5-0.5B-Instruct"
+        "WARNING: smollm2 was NOT trained on de; the first choice for this table: Qwen/Qwen2.5-0.5B-Instruct"
         in made("de", base="smollm2").lines
     )
     assert not any("NOT trained" in line for line in made("en", base="smollm2").lines)
+
+
+@pytest.mark.parametrize("free", [1.0, 1.5])
+def test_where_nothing_of_the_language_fits_it_is_said(made, monkeypatch: pytest.MonkeyPatch, free: float) -> None:  # type: ignore[no-untyped-def]
+    full = Machine(8, 64 * GIB, 60 * GIB, (Gpu("T4", 16 * GIB, int(free * GIB), (7, 5)),))
+    monkeypatch.setitem(MACHINES, "full", full)
+    started = made("ja", "full")
+    assert config.load(started.path).base_model == "Qwen/Qwen2.5-0.5B-Instruct"
+    assert any(line.startswith("WARNING: Qwen/Qwen2.5-0.5B-Instruct does not fit") for line in started.lines)
+    assert "that fit" not in started.text and "NONE that knows its language fits" in started.text
+    named = made("ja", "full", base="smollm2").lines
+    assert (
+        "WARNING: smollm2 was NOT trained on ja; the first choice for this table: Qwen/Qwen2.5-0.5B-Instruct" in named
+    )
+
+
+def test_a_choice_that_is_not_known_to_know_the_language_is_said(made, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setattr(starter, "language_of", lambda table, columns: "nl")
+    tight = Machine(8, 64 * GIB, 60 * GIB, (Gpu("T4", 16 * GIB, int(1.85 * GIB), (7, 5)),))
+    monkeypatch.setitem(MACHINES, "tight", tight)
+    started = made("de", "tight")
+    assert "WARNING: Qwen/Qwen2.5-0.5B-Instruct may not know nl: its card does not name it" in started.lines
+    assert not any("does not fit" in line for line in started.lines)
+    assert "that fit this data" not in started.text and "each says whether it fits" in started.text
+
+
+@pytest.mark.parametrize(("language", "machine"), FIRST)
+def test_a_choice_that_fits_and_knows_the_language_has_no_warning(language: str, machine: str, made) -> None:  # type: ignore[no-untyped-def]
+    assert not any("WARNING" in line for line in made(language, machine).lines)
 
 
 def test_every_gated_or_bound_model_says_what_to_do() -> None:

@@ -118,7 +118,8 @@ def propose(
     """At least three bases for this data on this machine, first choice first, each with a reason.
 
     ``language`` is an ISO 639-1 code such as "ja", or "" when it could not be told (then treated as not English).
-    Models that do not fit, or whose context is too short, come last and say so.
+    Models that do not fit, or whose context is too short, come after those that do, and models that were not trained on
+    the language after all others; each says so. Where none fits, the smallest that knows the language is the first.
     """
     judged = [judge(candidate, language, longest_tokens_estimate, machine) for candidate in CATALOGUE]
     order = sorted(judged, key=lambda one: _rank(one, language, rows, longest_tokens_estimate, task, machine))
@@ -134,6 +135,10 @@ def _memory(machine: Machine) -> float:
     return SPARE * max((gpu.free for gpu in machine.gpus), default=machine.free_memory)
 
 
+def _gib(count: float) -> str:
+    return f"{count / GIB:.1f} GiB"
+
+
 def judge(candidate: Candidate, language: str, longest: int, machine: Machine) -> Proposal:
     """One candidate on this machine for rows of ``longest`` tokens: whether it fits, in which bits, and the reasons."""
     memory = _memory(machine)
@@ -147,7 +152,9 @@ def judge(candidate: Candidate, language: str, longest: int, machine: Machine) -
     if candidate.terms:
         said.append(candidate.terms)
     if not fits:
-        said.append(f"needs about {candidate.quantised_bytes / GIB:.0f} GiB in 4 bits: more than is free here")
+        said.append(
+            f"needs about {_gib(candidate.quantised_bytes)} in 4 bits: more than the {_gib(memory)} free for it"
+        )
     elif bits:
         said.append("fits with quantization.bits: 4")
     else:
@@ -172,13 +179,17 @@ def _language_words(candidate: Candidate, language: str) -> str:
 
 def _rank(
     one: Proposal, language: str, rows: int, longest: int, task: str, machine: Machine
-) -> tuple[bool, int, bool, bool, bool, float]:
-    """Sort key, smallest first: usable at all, speaks the language, not gated, not in 4 bits, then size."""
+) -> tuple[bool, bool, bool, int, float, bool, bool, bool, float]:
+    """Sort key, smallest first: not foreign to the language, usable at all, speaks it, not gated, not in 4 bits, size.
+
+    What was not trained on the language comes after what does not fit: it would train without a word and answer badly.
+    """
     candidate = one.candidate
     if language:
         strangeness = {True: 0, None: 1, False: 2}[candidate.speaks(language)]
     else:  # an unknown language asks for a model of many
         strangeness = 0 if len(candidate.languages) >= MANY_NAMED else 2
+    excess = 0.0 if one.fits else candidate.parameters  # where nothing fits, the smallest is nearest to it
     too_slow = not machine.gpus and candidate.parameters > CPU_PARAMETERS
     weight = 1.5 if candidate.languages[0] == language != "en" else 1.0
     if candidate.languages[0] not in ("en", language):
@@ -188,4 +199,5 @@ def _rank(
         size = abs(candidate.parameters - 1.5)  # a small classification needs no more than a small model
     if not machine.gpus:
         size = abs(candidate.parameters - (0.135 if language == "en" else 0.5))  # speed decides on a CPU
-    return (not one.fits or longest > candidate.context, strangeness, too_slow, candidate.gated, bool(one.bits), size)
+    usable = (not one.fits, longest > candidate.context)
+    return (strangeness == 2, *usable, strangeness, excess, too_slow, candidate.gated, bool(one.bits), size)

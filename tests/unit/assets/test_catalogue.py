@@ -28,6 +28,37 @@ def test_at_least_three_that_fit_best_first(language: str, machine: Machine) -> 
     assert all(p.candidate.name in p.reason and "GATED" in p.reason for p in proposals if p.candidate.gated)
 
 
+def gpu_with(free: float) -> Machine:
+    """A machine with a GPU of 16 GiB of which only ``free`` GiB are not taken."""
+    return Machine(8, 64 * GIB, 60 * GIB, (Gpu("T4", 16 * GIB, int(free * GIB)),))
+
+
+@pytest.mark.parametrize("free", [1.0, 1.5])
+@pytest.mark.parametrize("language", ["ja", "de", ""])
+def test_on_a_gpu_that_is_nearly_full_the_smallest_of_the_language_comes_first(language: str, free: float) -> None:
+    proposals = propose(language, 2000, 300, "instruction", gpu_with(free), count=99)
+    first = proposals[0]
+    assert first.candidate.name == "Qwen/Qwen2.5-0.5B-Instruct" and not first.fits and first.bits is None
+    assert "needs about 1.4 GiB in 4 bits: more than the " + f"{0.8 * free:.1f} GiB" in first.reason
+    knowing = [p.candidate.parameters for p in proposals if language and p.candidate.speaks(language)]
+    assert knowing == sorted(knowing)
+    foreign = [
+        (p.candidate.speaks(language) if language else len(p.candidate.languages) > 4) is False for p in proposals
+    ]
+    assert foreign == sorted(foreign) and any(foreign)  # among them smollm2, which alone may fit
+
+
+def test_one_that_fits_and_may_know_the_language_comes_before_one_that_knows_it_and_does_not_fit() -> None:
+    names = [p.candidate.name for p in propose("nl", 2000, 300, "instruction", gpu_with(1.85))]
+    assert names[:2] == ["Qwen/Qwen2.5-0.5B-Instruct", "Qwen/Qwen3-0.6B"]
+
+
+@pytest.mark.parametrize("free", [1.0, 1.5])
+def test_english_on_a_gpu_that_is_nearly_full_takes_what_is_smallest(free: float) -> None:
+    first = propose("en", 2000, 300, "instruction", gpu_with(free))[0]
+    assert first.candidate.name == "smollm2" and first.fits == (free == 1.5)
+
+
 def test_english_on_a_cpu_starts_with_the_embedded_model() -> None:
     assert propose("en", 600, 300, "instruction", MACHINES["16 GiB, no GPU"])[0].candidate.name == "smollm2"
 
