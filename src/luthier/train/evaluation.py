@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -37,6 +38,7 @@ class Evaluator:
     """Call it for the values of one evaluation: ``loss``, ``perplexity``, ``supervised_tokens``, ``token_accuracy``.
 
     The loss is weighted over supervised tokens as training's is. ``generated`` adds metrics on generated answers.
+    ``tokens_per_s`` counts all tokens of the rows, as a training step's does, over the time of the passes alone.
     """
 
     model: torch.nn.Module
@@ -57,6 +59,7 @@ class Evaluator:
         shared = shared_by_all(examples) if share else 0
         passes = schedule([example.length for example in examples], self.plan, shared=shared)[0]
         with evaluating(self.model):
+            started = time.perf_counter()
             for indices in progress(self.sink, "evaluate", passes, unit="passes"):
                 batch = collate([examples[i] for i in indices], share=share)
                 logprobs, top = self.score(batch)
@@ -65,10 +68,12 @@ class Evaluator:
                 known = known and top is not None
                 nll = -(logprobs.double().cpu() * weights).sum()
                 sums += torch.stack([nll, weights.sum(), hits.double(), torch.tensor(float(len(weights)))])
+            seconds = time.perf_counter() - started  # each pass has been read from the device
             extra = dict(self.generated()) if self.generated is not None else {}
         nll_sum, weight, hit, tokens = sums.tolist()
         loss = nll_sum / weight
         values = {"loss": loss, "perplexity": math.exp(min(loss, 700.0)), "supervised_tokens": tokens}
         if known:
             values["token_accuracy"] = hit / tokens
+        values["tokens_per_s"] = sum(example.length for example in examples) / seconds
         return {**values, **extra}

@@ -200,7 +200,8 @@ def _follow(run: Run, wanted: Decision, loss: float, learning_rate: float) -> No
 def _evaluate(run: Run, loss: float, learning_rate: float) -> Decision | None:
     """Evaluate, make it known, and ask the hooks; None when a signal ended it before anything came of it.
 
-    The hooks see the values on training rows as ``train/loss`` and so on.
+    The hooks see the values on training rows as ``train/loss`` and so on. They do not see the throughput: what they
+    see is kept in checkpoints, and those of a resumed run are those of a straight one.
     """
     setup = run.setup
     assert setup.evaluate is not None
@@ -214,7 +215,8 @@ def _evaluate(run: Run, loss: float, learning_rate: float) -> Decision | None:
     if setup.evaluate_train is not None:
         _tell(run, "train_evaluation", training["loss"], {k: v for k, v in training.items() if k != "loss"} | rate)
     seen = values | {f"train/{name}": value for name, value in training.items()}
-    return _ask(run, lambda hook: hook.after_evaluation(run.now.step, seen))
+    same = {name: value for name, value in seen.items() if name.removeprefix("train/") != "tokens_per_s"}
+    return _ask(run, lambda hook: hook.after_evaluation(run.now.step, same))
 
 
 def _valued(run: Run, evaluate: Callable[[], Mapping[str, float]]) -> dict[str, float] | None:

@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from luthier.errors import ConfigError, Interrupted, RunError, TrainingError
 from luthier.events import Planned, Saved, Stepped, Warned
 from luthier.plan import recorded
 from luthier.run import MetricsWriter, atomic, read_metrics
-from luthier.train import checkpoint
+from luthier.train import checkpoint, evaluation
 from luthier.train.loop import fit, trainable
 from luthier.types import Plan
 
@@ -43,6 +44,37 @@ def test_it_learns_and_reports(make_setup) -> None:
     assert first == pytest.approx(first)
     assert json.loads(json.dumps(outcome.to_json()))["metric"] == "loss"
     assert [event.what for event in events if isinstance(event, Saved)][-1] == "adapter"
+
+
+def test_every_line_of_the_metrics_has_the_promised_keys(make_setup, tmp_path) -> None:
+    setup = make_setup(trainer={"epochs": 2}, sink=MetricsWriter(tmp_path / "metrics.jsonl"))
+    outcome = fit(replace(setup, evaluate_train=setup.evaluate))
+    lines = read_metrics(tmp_path / "metrics.jsonl")
+    assert {line["split"] for line in lines} == {"train", "validation", "train_evaluation"}
+    promised = {"time", "step", "epoch", "split", "loss", "learning_rate", "tokens_per_s", "supervised_tokens"}
+    for line in lines:
+        assert promised | {"memory_gib"} <= line.keys(), line["split"]
+        assert all(isinstance(line[name], (int, float)) and line[name] > 0 for name in ("tokens_per_s", "time"))
+    # the hooks, whose state is in checkpoints, do not see what is another one in each run
+    assert not any("tokens_per_s" in name for one in outcome.evaluations for name in one)
+
+
+def test_an_evaluations_throughput_is_that_of_its_passes(make_setup, monkeypatch) -> None:
+    evaluate, now, passes = make_setup().evaluate, [100.0], []
+    monkeypatch.setattr(evaluation, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+
+    def scored(batch):
+        now[0] += 2.0
+        passes.append(batch)
+        return evaluate.score(batch)
+
+    def generated() -> dict[str, float]:
+        now[0] += 1000.0
+        return {"rouge_l": 0.5}
+
+    values = replace(evaluate, max_rows=3, score=scored, generated=generated)()
+    every = sum(example.length for example in evaluate.examples[:3])
+    assert values["tokens_per_s"] == every / (2.0 * len(passes)) and values["rouge_l"] == 0.5
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adam", "sgd", "adafactor", "lion"])
