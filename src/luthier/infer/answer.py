@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from luthier.infer.constrain import Grammars, Path
-from luthier.infer.text import IncrementalText, cut_at_stop
+from luthier.infer.text import IncrementalText, cut_at_stop, whole_characters
 from luthier.model.tunable import Tokens
 from luthier.types import Completion, Request
 
@@ -84,7 +84,7 @@ class Answers:
         if stops:
             ids, stopped = self._ids_to_stop(ids, stops)
             ended = ended and not stopped
-        text, _ = cut_at_stop(self.tokenizer.decode(ids[:-1] if ended else ids), stops)
+        text, _ = cut_at_stop(whole_characters(self.tokenizer.decode(ids[:-1] if ended else ids)), stops)
         kept, changed = (None if values is None else tuple(values[: len(ids)]) for values in (logprobs, warped))
         return Completion(
             request.key, tuple(ids), text, "stop" if ended or stopped else "length", kept,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 from luthier import json_reader
@@ -59,6 +60,8 @@ def _message(extra: Mapping[str, Any]) -> str | None:
     from llguidance import LLMatcher
 
     try:
+        if any(_repeats(one) for one in _every(extra.get("schema"))):
+            return "minProperties counts a name that comes twice: list and require names, or leave it out"
         grammar = grammar_of(extra)
     except ValueError as error:
         return str(error)
@@ -93,6 +96,32 @@ def _in_schema(root: Mapping[str, Any], schema: Mapping[str, Any], message: str)
                 return (f"{place}.{below}" if below else place), told
     lines = [line.strip() for line in message.split("\n") if line.strip()]
     return "", lines[-1].removeprefix("error: ") if "regex" in lines[0] else lines[0]
+
+
+def _every(schema: Any) -> Iterator[Mapping[str, Any]]:
+    """A schema, and all those in it."""
+    if isinstance(schema, str):
+        with suppress(ValueError):  # the library says where it is no JSON
+            schema = json_reader.parse(schema)
+    if isinstance(schema, Mapping):
+        yield schema
+        for _, inner in _parts(schema):
+            yield from _every(inner)
+
+
+def _repeats(schema: Mapping[str, Any]) -> bool:
+    """Whether a repeated name could pass for another: the library counts both, JSON keeps one.
+
+    Names that are listed come once. Of the others one is as good as none before it, so that one more is safe.
+    """
+    least = schema.get("minProperties")
+    closed = schema.get("additionalProperties") is False and not schema.get("patternProperties")
+    if closed or not isinstance(least, (int, float)):
+        return False
+    listed = schema.get("properties")
+    required = schema.get("required")
+    sure = set(required if isinstance(required, (list, tuple)) else ())
+    return least > 1 + len(sure & set(listed if isinstance(listed, Mapping) else ()))
 
 
 def _parts(schema: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:

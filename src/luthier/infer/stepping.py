@@ -16,6 +16,7 @@ from luthier.infer.forward import Forward
 from luthier.kernels.host import likeliest
 
 BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256)
+WIDE = 64  # beyond them, in multiples of so many
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Stepper:
         """
         if not self.graphs:
             return self._once(rows, longest, floor)
-        bucket = min(next((size for size in BUCKETS if size >= rows), rows), self.cache.slots)
+        bucket = min(next((size for size in BUCKETS if size >= rows), -(-rows // WIDE) * WIDE), self.cache.slots)
         if bucket not in self._met:  # for real, and every kernel comes into memory
             self._met.add(bucket)
             return self._once(bucket, self.cache.capacity, True).first(rows)

@@ -8,6 +8,11 @@ Decode = Callable[[Sequence[int]], str]
 _UNFINISHED = "\ufffd"  # what a decoder writes for bytes that are not yet a whole character
 
 
+def whole_characters(text: str) -> str:
+    """The text without what an answer that was cut off left of its last character."""
+    return text.rstrip(_UNFINISHED)
+
+
 def cut_at_stop(text: str, stops: Sequence[str]) -> tuple[str, bool]:
     """The text before the first stop string in it, and whether there was one."""
     found = [at for at in (text.find(stop) for stop in stops if stop) if at >= 0]
@@ -50,7 +55,7 @@ class IncrementalText:
         if not final and (after.endswith(_UNFINISHED) or len(after) <= len(before)):
             return ""
         self._window, self._read = self._read, len(self._ids)
-        return after[len(before) :]
+        return (whole_characters(after) if final else after)[len(before) :]
 
     def _release(self, piece: str, *, final: bool) -> str:
         text = self._held + piece

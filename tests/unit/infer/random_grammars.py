@@ -63,6 +63,8 @@ def _object(draw: random.Random, depth: int) -> Made:
     out = {"type": "object", "properties": own, "required": required, "additionalProperties": False}
     if draw.random() < 0.2:
         out["additionalProperties"] = {"type": "integer"}
+    if len(required) == len(names):  # llguidance counts names only where all that are listed must come
+        out["minProperties"] = draw.randint(0, len(names))
     return out, "{" + body + "}"
 
 

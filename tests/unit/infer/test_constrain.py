@@ -246,6 +246,10 @@ def test_both_engines_follow_a_constraint(tmp_path: Any, extra: dict[str, Any]) 
         ({"schema": {"$defs": {"n": {}}, "items": {"$ref": "#/$defs/m"}}}, "at items: Pointer '/$defs/m'"),
         ({"schema": {"properties": {"p": {"type": "string", "pattern": "(a"}}}}, "at properties.p: unclosed group"),
         ({"schema": {"$defs": {"n": {"type": "null"}}, "items": {"$ref": "#/$defs/n"}}}, None),
+        ({"schema": {"items": {"additionalProperties": {}, "minProperties": 2}}}, "at items: minProperties"),
+        ({"schema": '{"patternProperties": {"^x": {}}, "minProperties": 2}'}, "comes twice"),
+        ({"schema": {"properties": {"a": {}}, "required": ["a"], "minProperties": 2}}, None),
+        ({"schema": {"properties": {"a": {}}, "required": ["a"], "minProperties": 1}}, None),
     ],
 )  # fmt: skip
 def test_a_fault_names_its_place(extra: dict[str, Any], says: str | None) -> None:

@@ -251,17 +251,27 @@ def check_many(folder: Path, count: int, sizes: tuple[int, ...]) -> None:
     assert check(merged, whole) == with_adapter != base
 
 
-def test_many_ragged_prompts_in_batches_of_any_size(tmp_path: Path) -> None:
+@pytest.fixture(params=["plain", "compiled"])
+def program(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Short answers in the form that long ones have: matrices laid out, and steps compiled or not."""
+    monkeypatch.setattr("luthier.infer.forward.LAID_OUT", 2)
+    monkeypatch.setattr("luthier.infer.forward.COMPILED", 1 if request.param == "compiled" else 10**9)
+    return str(request.param)
+
+
+def test_many_ragged_prompts_in_batches_of_any_size(tmp_path: Path, program: str) -> None:
     check_many(tmp_path, 20, (1, 7, 32))
 
 
 @pytest.mark.long
-def test_two_hundred_ragged_prompts_in_batches_of_any_size(tmp_path: Path) -> None:
+def test_two_hundred_ragged_prompts_in_batches_of_any_size(tmp_path: Path, program: str) -> None:
     check_many(tmp_path, 200, (1, 2, 3, 5, 8, 13, 21, 32))
 
 
 @pytest.mark.parametrize("sampling", [Sampling(max_new_tokens=10), Sampling(max_new_tokens=10, do_sample=True, seed=8)])
-def test_an_answer_does_not_depend_on_its_neighbours(decoder: Decoder, model: Any, sampling: Sampling) -> None:
+def test_an_answer_does_not_depend_on_its_neighbours(
+    decoder: Decoder, model: Any, sampling: Sampling, program: str
+) -> None:
     """The same request beside none, beside others in any order, and at any place of the batch; on both engines."""
     asked = Request(7, PROMPTS[0], sampling)
     draw = random.Random(1)

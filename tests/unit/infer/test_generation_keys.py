@@ -82,6 +82,12 @@ def warped(scores: torch.Tensor, prompt: list[int], answer: list[int], sampling:
         logp = scores.log_softmax(-1)
         entropy = -(logp.exp() * logp).nansum()
         scores = kept(scores, (-logp - entropy).abs().argsort(), extra["typical_p"])
+    for name in ("epsilon_cutoff", "eta_cutoff"):
+        if extra.get(name):
+            probability = scores.softmax(-1)
+            entropy = -(probability * scores.log_softmax(-1)).nansum()
+            bound = extra[name] if name == "epsilon_cutoff" else min(extra[name], extra[name] ** 0.5 * (-entropy).exp())
+            scores = torch.where((probability < bound) & (probability < probability.max()), NEVER, scores)
     return scores
 
 
@@ -105,6 +111,8 @@ KEYS = {
     "top_p": drawing(top_p=0.7),
     "min_p": drawing(extra={"min_p": 0.2}),
     "typical_p": drawing(extra={"typical_p": 0.6}),
+    "epsilon_cutoff": drawing(extra={"epsilon_cutoff": 0.02}),
+    "eta_cutoff": drawing(extra={"eta_cutoff": 0.05}),
     "all": drawing(
         temperature=0.9, top_k=30, top_p=0.95, repetition_penalty=1.2, presence_penalty=0.5, frequency_penalty=0.3,
         min_new_tokens=3, extra={"logit_bias": ((7, 2.0),), "min_p": 0.01, "no_repeat_ngram_size": 3},

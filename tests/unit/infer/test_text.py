@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from luthier.infer.text import IncrementalText, cut_at_stop
+from luthier.infer.text import IncrementalText, cut_at_stop, whole_characters
 
 
 def decode_bytes(ids):
@@ -34,3 +34,15 @@ def test_half_a_stop_string_is_held_and_then_shown():
     shown = [stream.push(b) for b in b"###c"]
     assert "".join(shown) == ""
     assert stream.stopped
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.text(alphabet=st.characters(exclude_characters="\ufffd", exclude_categories=("Cs",)), max_size=12))
+def test_an_answer_that_is_cut_off_ends_with_a_whole_character(text):
+    """At every byte; the streamed pieces join to the text of the whole answer."""
+    content = text.encode("utf-8")
+    for cut in range(len(content) + 1):
+        stream = IncrementalText(decode_bytes)
+        shown = "".join([*(stream.push(byte) for byte in content[:cut]), stream.finish()])
+        assert text.startswith(shown) and len(shown.encode()) > cut - 4
+        assert shown == whole_characters(decode_bytes(content[:cut]))
