@@ -55,5 +55,5 @@ CODES: dict[str, str] = {
     "training-rank-lost": "Another process of a run on several ranks has ended.",
     # dependencies
     "dependency-missing": "An optional package is needed and not installed.",
-    "dependency-failed": "A package that a run reports to is installed and could not begin.",
+    "dependency-failed": "A package that a run reports to, or lets answer, is installed and could not begin, or ended.",
 }

@@ -12,6 +12,8 @@ from typing import Any
 
 from luthier import json_reader
 
+# Space that may stand between the parts of a JSON text: not without end.
+BETWEEN: Mapping[str, Any] = {"whitespace_flexible": True, "whitespace_pattern": r"[ \n]{1,2}"}
 KINDS = ("schema", "regex", "choices")
 INNER = ("properties", "patternProperties", "$defs", "definitions")  # words that hold schemas by name
 LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")  # in a list
@@ -30,8 +32,7 @@ def grammar_of(extra: Mapping[str, Any]) -> str | None:
         return LLMatcher.grammar_from_regex(value)
     if kind == "choices":
         return LLMatcher.grammar_from_lark("start: " + " | ".join(json.dumps(choice) for choice in value))
-    flexible = {"whitespace_flexible": True, "whitespace_pattern": r"[ \n]{1,2}"}  # not without end
-    return LLMatcher.grammar_from_json_schema(value, defaults=flexible)  # type: ignore[arg-type]
+    return LLMatcher.grammar_from_json_schema(value, defaults=BETWEEN)  # type: ignore[arg-type]
 
 
 def fault_of(extra: Mapping[str, Any]) -> str | None:

@@ -60,11 +60,6 @@ def banned(words: Any, tokenizer: Encodes, where: str) -> tuple[tuple[Banned, ..
     return tuple(out), []
 
 
-def texts_of(extra: Mapping[str, Any]) -> list[str]:
-    """The texts of `bad_words`."""
-    return [text for text, _ in extra.get("bad_words") or ()]
-
-
 def banned_ids(extra: Mapping[str, Any]) -> list[list[int]] | None:
     """`bad_words_ids` with the ids of `bad_words`; None where there is neither."""
     every = [tuple(ids) for ids in extra.get("bad_words_ids") or ()]

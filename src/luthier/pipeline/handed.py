@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from luthier.assets.adapter_bounds import check_adapter
+from luthier.assets.spec import read_json
 from luthier.config import Config
 from luthier.errors import ConfigError
 from luthier.events import Sink, silent
 from luthier.infer.vllm import Handed, VllmEngine, installed, largest_rank, refusal
+from luthier.model.adapters import check_base
 from luthier.model.tunable import Tokens, no_base
 from luthier.train.precision import Precision
 from luthier.types import Base, Batch, Engine, Plan
@@ -90,12 +93,19 @@ class HandedOver:
 
 
 def hand_over(settings: Config, base: Base, precision: Precision, run: RunFolder | None) -> HandedOver:
-    """The base, or what a run made of it, for vLLM. Raises DependencyError without it, ConfigError where it cannot."""
+    """The base, or what a run made of it, for vLLM.
+
+    Raises DependencyError without it, ConfigError where it cannot, AssetError for a damaged adapter or another base's.
+    """
     installed()
     whole = run is not None and run.weights.is_dir()
-    adapter = settings.adapter if run is not None and not whole else None
+    folder = run.adapter if run is not None and settings.adapter is not None and not whole else None
+    if folder is not None:
+        check_base(folder, base.content_hash)
+        check_adapter(folder)
+    saved = read_json(folder / "adapter_config.json") if folder is not None else None
     quantization = settings.quantization if not whole else None
-    why_not = refusal(adapter, quantization.bits if quantization else None)
+    why_not = refusal(saved, quantization.bits if quantization else None)
     if why_not:
         raise ConfigError(
             "config-conflict", f"vLLM cannot run this model: {why_not}", where="generation.engine", received="vllm",
@@ -105,11 +115,11 @@ def hand_over(settings: Config, base: Base, precision: Precision, run: RunFolder
         run.weights if run is not None and whole else base.path,
         base.path,
         DTYPES[precision],
-        adapter=run.adapter if run is not None and adapter is not None else None,
-        rank=largest_rank(adapter) if adapter is not None else 0,
+        adapter=folder,
+        rank=largest_rank(saved) if saved is not None else 0,
         four_bits=quantization is not None,
     )
-    return HandedOver(handed, base, "weights" if whole else "adapter" if adapter is not None else "nothing")
+    return HandedOver(handed, base, "weights" if whole else "adapter" if folder is not None else "nothing")
 
 
 def _only_answers(what: str) -> ConfigError:

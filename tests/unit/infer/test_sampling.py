@@ -6,7 +6,7 @@ import pytest
 
 from luthier.errors import ConfigError
 from luthier.infer.sampling import resolve
-from luthier.infer.words import banned_ids, texts_of
+from luthier.infer.words import banned_ids
 from luthier.types import Sampling
 
 
@@ -93,7 +93,7 @@ def test_texts_become_tokens_or_an_error_that_says_why():
     got = resolve({"logit_bias": {"7": 1, "three": -2.5, 9: 3}, "bad_words": ["no", "no way"]}, tokenizer=Words())
     assert got.extra["logit_bias"] == ((5, -2.5), (7, 1.0), (9, 3.0))
     assert banned_ids(got.extra) == [[2], [3], [2, 4], [3, 4]]
-    assert texts_of(got.extra) == ["no", "no way"]
+    assert [text for text, _ in got.extra["bad_words"]] == ["no", "no way"]
     with pytest.raises(ConfigError) as caught:
         resolve(
             None,
