@@ -16,6 +16,7 @@ from typing import Any
 from luthier import json_reader
 from luthier.errors import RunError
 from luthier.run.atomic import write_json
+from luthier.run.folder import read_record
 from luthier.run.oslock import hold
 
 PIECE = 16 * 2**20  # bytes hashed at a time
@@ -108,15 +109,7 @@ def build_once(folder: Path, make: Callable[[Path], None], wait: float = WAIT) -
 
 def read_made(path: Path) -> Any:
     """What a JSON file of a folder that `build_once` made holds. Raises RunError ``run-damaged``."""
-    try:
-        return json_reader.read(path)
-    except ValueError as error:
-        raise RunError(
-            "run-damaged",
-            f"a file of the cache cannot be read: {error}",
-            where=str(path),
-            fix=f"delete {path.parent}, which is then made again",
-        ) from error
+    return read_record(path, fix=f"delete {path.parent}, which is then made again")
 
 
 def forget_old(folder: Path, days: int = 30) -> None:

@@ -43,7 +43,11 @@ class Decoder(Section):
 class FeaturePreprocessing(Section):
     """How one column is read."""
 
-    max_sequence_length: Int | None = key(None, "Longest text of this column in tokens; empty: no own limit.", ge=1)
+    max_sequence_length: Int | None = key(
+        None,
+        "Refused: preprocessing.max_sequence_length holds for the whole example.",
+        ge=1,
+    )
     fallback_label: str | None = key(None, "The class of an answer that names none (category).")
     vocab: tuple[str, ...] | None = key(None, "The allowed answers (category); empty: those in the data.")
 

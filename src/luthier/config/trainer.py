@@ -94,7 +94,7 @@ class Trainer(Section):
         ludwig=False,
         why="planned; changes no gradient",
     )
-    compile: bool = key(False, "Compile the model with torch.compile.")
+    compile: bool = key(False, "Compile the model with torch.compile: refused, it takes longer here than it saves.")
     track: tuple[Tracker, ...] = key((), "Trackers that receive the metrics as well.")
 
     @model_validator(mode="before")

@@ -12,7 +12,7 @@ from typing import NamedTuple, cast
 
 import torch
 
-from luthier.events import Sink, silent, stage
+from luthier.events import Sink, Warned, silent, stage
 from luthier.infer.cache import Cache
 from luthier.infer.memory import free_bytes
 from luthier.infer.mixing import Chosen, Mixing
@@ -97,10 +97,16 @@ class Forward:
         self._side = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
 
     def _compiles(self, sink: Sink) -> bool:
-        if compiled.tried(self.decoder.dtype):
-            return compiled.serves(self.decoder.dtype)
+        dtype = self.decoder.dtype
+        if not compiled.installed():
+            return False
+        if compiled.tried(dtype):
+            return compiled.serves(dtype)
         with stage(sink, "compile", "what a step of several answers does on this processor; kept for the next time"):
-            return compiled.serves(self.decoder.dtype)
+            serves = compiled.serves(dtype)
+        if not serves and dtype in compiled.DTYPES:
+            sink(Warned(text="numba is installed, but what it compiles does not run here: answers take longer"))
+        return serves
 
     @property
     def graphable(self) -> bool:

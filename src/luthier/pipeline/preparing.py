@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
@@ -18,7 +19,7 @@ from luthier.data.prepare import Prepared
 from luthier.data.prepare import prepare as tokenise
 from luthier.data.redact import redact
 from luthier.data.render import Renderer
-from luthier.data.render.template import fields_of
+from luthier.data.render.template import fields_of, plain_text
 from luthier.data.table import Table
 from luthier.errors import ConfigError, Fault
 from luthier.parallel import place
@@ -118,6 +119,7 @@ def examine(
         settings, layout.inputs, layout.target or "output", "category" if layout.classes else "text"
     )
     if declared is not None and declared.preprocessing.vocab is not None and layout.classes is not None:
+        _check_allowed(declared.preprocessing.vocab, layout, table)
         layout = replace(layout, classes=declared.preprocessing.vocab)
     _check_target(settings, layout)
     base = base_of(settings.base_model)
@@ -209,6 +211,22 @@ def _refuse_unbuilt(settings: Config) -> None:
               for key, value, fix in unbuilt]  # fmt: skip
     if faults:
         raise ConfigError(faults)
+
+
+def _check_allowed(vocab: Sequence[str], layout: Layout, table: Table) -> None:
+    """Rows with an answer beside the allowed ones would train what is never given."""
+    assert layout.target is not None and layout.classes is not None, "a target that is a class"
+    found = Counter(map(plain_text, table.values(layout.target)))
+    stray = [name for name in layout.classes if name not in vocab]
+    if stray:
+        raise ConfigError(
+            "config-conflict",
+            f"{sum(found[name] for name in stray)} rows have an answer that the config does not allow",
+            where="output_features.0.preprocessing.vocab",
+            received=", ".join(stray[:5]),
+            allowed=list(vocab),
+            fix="add these answers to vocab, or take the rows out of the table",
+        )
 
 
 def _check_target(settings: Config, layout: Layout) -> None:

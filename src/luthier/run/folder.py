@@ -348,8 +348,8 @@ def _read(folder: Path) -> dict[str, Any]:
     return record
 
 
-def read_record(path: Path) -> Any:
-    """What a JSON file of a run holds. Raises RunError run-damaged."""
+def read_record(path: Path, fix: str = "restore the file from a copy, or start a new run in another folder") -> Any:
+    """What a JSON file that Luthier wrote holds. Raises RunError run-damaged, with ``fix`` as what mends it."""
     try:
         return json_reader.read(path)
     except ValueError as error:
@@ -357,7 +357,7 @@ def read_record(path: Path) -> Any:
             "run-damaged",
             f"{path.name} cannot be read: {error}",
             where=str(path),
-            fix="restore the file from a copy, or start a new run in another folder",
+            fix=fix,
         ) from error
 
 

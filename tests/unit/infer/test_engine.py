@@ -12,6 +12,7 @@ from architectures import CASES, make
 from transformers import GenerationConfig
 
 from luthier.config.adapter import Lora
+from luthier.events import Stage, Warned
 from luthier.infer.cache import Cache
 from luthier.infer.engine import DecoderEngine, sizes_of
 from luthier.infer.forward import Forward
@@ -110,6 +111,18 @@ def test_greedy_equals_transformers_with_and_without_adapter(
     assert ours.training
     whole = all(2 * len(kind.inverse) == ours.shape.head_dim for kind in ours.shape.rotary)
     assert bool(calls) == (program == "compiled" and whole and ours.shape.attention_softcap is None)
+
+
+def test_a_numba_that_does_not_run_is_told_and_none_is_not(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("luthier.infer.forward.COMPILED", 1)
+    monkeypatch.setattr(compiled, "_runs", lambda dtype: False)
+    for there in (True, False):
+        monkeypatch.setattr(compiled, "_served", {})
+        monkeypatch.setattr(compiled, "installed", lambda there=there: there)
+        told: list[Any] = []
+        ask(DecoderEngine(decoder, Letters(), sink=told.append), Sampling(max_new_tokens=3))
+        warned = [one for one in told if isinstance(one, Warned)]
+        assert len(warned) == there and any(isinstance(one, Stage) for one in told) == there
 
 
 @pytest.fixture(scope="module")

@@ -136,4 +136,5 @@ def test_without_numba_the_plain_form_serves(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(step, "_served", {})
     monkeypatch.setitem(sys.modules, "numba", None)
+    assert not step.installed()
     assert not step.tried(torch.float32) and not step.serves(torch.float32) and step.tried(torch.float32)

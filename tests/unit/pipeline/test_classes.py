@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from luthier import config, pipeline
 from luthier.cli import main
+from luthier.errors import ConfigError
 from luthier.metrics.calibration import fit, softmax
 
 
@@ -159,3 +160,14 @@ def test_the_whole_through_the_command_line(settings, table, tmp_path, monkeypat
     shown = " ".join(run("evaluate", str(out), "--shots", "0").split())
     assert "expected calibration error" in shown and "without the temperature" in shown
     assert "these 4 rows" in (out / "adapter" / "README.md").read_text(encoding="utf-8")
+
+
+def test_rows_with_an_answer_that_is_not_allowed_are_refused(settings, rows) -> None:
+    feature = {**settings["output_features"][0], "preprocessing": {"vocab": ["early", "lost"]}}
+    made = config.load({**settings, "output_features": [feature]})
+    with pytest.raises(ConfigError, match="8 rows have an answer") as refused:
+        pipeline.prepare(made, rows)
+    assert refused.value.faults[0].received == "late"
+    allowed = {**feature, "preprocessing": {"vocab": ["lost", "late", "early"]}}
+    work = pipeline.prepare(config.load({**settings, "output_features": [allowed]}), rows)
+    assert work.layout.classes == ("lost", "late", "early")

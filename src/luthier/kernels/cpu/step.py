@@ -7,6 +7,7 @@ product.
 from __future__ import annotations
 
 import functools
+import importlib.util
 import os
 import warnings
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,14 @@ ALONE = 16384  # numbers that one thread norms sooner than several agree on thei
 ALL = 1 << 30  # a window that leaves nothing out
 LAYERS = ("omp", "tbb")  # numba's ways to threads that may be called from several at one time; its third may not
 
+DTYPES = (torch.bfloat16, torch.float32)
+
 _served: dict[torch.dtype, bool] = {}
+
+
+def installed() -> bool:
+    """Whether there is a numba."""
+    return importlib.util.find_spec("numba") is not None
 
 
 def tried(dtype: torch.dtype) -> bool:
@@ -37,7 +45,7 @@ def serves(dtype: torch.dtype) -> bool:
     A second in each process; the first time on a machine about ten, until the programs lie in numba's cache.
     """
     if dtype not in _served:
-        _served[dtype] = dtype in (torch.bfloat16, torch.float32) and _runs(dtype)
+        _served[dtype] = dtype in DTYPES and _runs(dtype)
     return _served[dtype]
 
 
