@@ -24,7 +24,7 @@ from workload import VOCAB, make_model
 from luthier.config.adapter import Lora
 from luthier.infer.cache import Cache
 from luthier.infer.engine import DecoderEngine
-from luthier.infer.forward import Forward, Prefix
+from luthier.infer.forward import Forward
 from luthier.infer.stepping import Stepper
 from luthier.model.decoder.adapter import Adapter, read_adapter
 from luthier.model.decoder.decoder import Decoder
@@ -117,7 +117,7 @@ def replay_equals_eager(decoder: Decoder, rows: int = 8) -> dict[str, Any]:
         for way in ("eager", "replayed"):
             cache = Cache(decoder.shape, rows, 128, decoder.device, decoder.dtype)
             stepper = Stepper(forward, cache, Ids.eos_ids, print)
-            first = forward.prefill(asked, range(rows), cache, Prefix()).argmax(-1).tolist()
+            first = forward.prefill(asked, range(rows), cache).argmax(-1).tolist()
             stepper.put(first, [len(prompt) for prompt in asked], [100] * rows)
             steps = []
             for _ in range(6):

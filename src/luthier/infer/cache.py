@@ -6,6 +6,7 @@ Names: ``s`` slots, ``c`` capacity in tokens, ``n`` key heads, ``d`` their width
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -13,6 +14,15 @@ from luthier.model.decoder.shape import Shape
 
 ROUNDED = 32  # tokens by which stores grow
 SPARE = 2  # so many times what is needed is worth laying out anew
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """Tokens that begin several prompts, read once: their keys and values [t, n, d], a layer each."""
+
+    ids: tuple[int, ...] = ()
+    keys: tuple[torch.Tensor, ...] = ()
+    values: tuple[torch.Tensor, ...] = ()
 
 
 class Cache:
@@ -74,11 +84,18 @@ class Cache:
         width = kv_tmd.shape[-1]
         self._pairs[layer].view(-1, width).index_copy_(0, places, kv_tmd.reshape(-1, width))
 
-    def spread(self, layer: int, slots: Sequence[int], k_tnd: torch.Tensor, v_tnd: torch.Tensor) -> None:
-        """Lay the same keys and values at the beginning of several slots."""
-        for store, new in ((self.keys[layer], k_tnd), (self.values[layer], v_tnd)):
-            for slot in slots:
-                store[slot, :, : len(new)].copy_(new.transpose(0, 1))
+    def spread(self, slots: Sequence[int], prefix: Prefix) -> None:
+        """Lay the same beginning into several slots."""
+        self.reach(len(prefix.ids))
+        own = torch.tensor(list(slots), device=self._head_n.device)
+        for stores, parts in ((self.keys, prefix.keys), (self.values, prefix.values)):
+            for store, new in zip(stores, parts, strict=True):
+                store[own, :, : len(new)] = new.transpose(0, 1)
+
+    def at(self, layer: int, slot_t: torch.Tensor, position_t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """[t, n, d] keys and values of tokens of these slots and positions."""
+        k, v = (store[layer].transpose(1, 2)[slot_t, position_t] for store in (self.keys, self.values))
+        return k, v
 
     def of(self, slot: int, layer: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
         """[length, n, d] keys and values of a slot's first tokens."""

@@ -19,7 +19,7 @@ import torch
 from luthier.events import Sink, Warned, progress, silent
 from luthier.infer.answer import Answers, is_out_of_memory
 from luthier.infer.cache import Cache
-from luthier.infer.forward import Forward, Prefix
+from luthier.infer.forward import Forward
 from luthier.infer.generate import HfEngine
 from luthier.infer.memory import free_bytes
 from luthier.infer.rules import Rules, unknown
@@ -203,13 +203,14 @@ class DecoderEngine:
     def _session(self, forward: Forward, rows: Sequence[Row], slots: Slots) -> Session:
         with torch.inference_mode():
             cache = Cache(self.decoder.shape, slots.rows, slots.capacity, self.decoder.device, self.decoder.dtype)
-            numbers = {forward.number_of(row.request.adapter) for row in rows}
-            # adapters read the same beginning differently
-            shared = _shared([tuple(row.request.prompt_ids) for row in rows]) if len(numbers) == 1 else ()
-            prefix = forward.read_prefix(shared, numbers.pop()) if shared else Prefix()
+            prompts: dict[int, list[tuple[int, ...]]] = {}  # adapters read the same beginning differently
+            for row in rows:
+                prompts.setdefault(forward.number_of(row.request.adapter), []).append(tuple(row.request.prompt_ids))
+            shared = {number: _shared(own) for number, own in prompts.items()}
+            prefixes = {number: forward.read_prefix(ids, number, slots.read) for number, ids in shared.items() if ids}
         return Session(
             forward, self.answers, cache, rows,
-            prefix=prefix, read=slots.read, logprobs=self.logprobs,
+            prefixes=prefixes, read=slots.read, logprobs=self.logprobs,
             told=lambda message: self.sink(Warned(text=message)),
         )  # fmt: skip
 

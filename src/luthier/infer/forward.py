@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import NamedTuple, cast
 
 import torch
 
 from luthier.events import Sink, Warned, silent, stage
-from luthier.infer.cache import Cache
+from luthier.infer.cache import Cache, Prefix
 from luthier.infer.memory import free_bytes
 from luthier.infer.mixing import Chosen, Mixing
 from luthier.kernels import host
@@ -32,15 +32,6 @@ from luthier.plan.slots import COMPILED, LAID_OUT, fits_spread
 Turns = Mapping[Rotary, tuple[torch.Tensor, torch.Tensor]]  # cosines and sines
 Attended = Callable[[Layer, torch.Tensor], torch.Tensor]  # [r, o] of the fused product -> [r, heads * d]
 Normed = Callable[[torch.Tensor, Norm], torch.Tensor]
-
-
-@dataclass(frozen=True)
-class Prefix:
-    """Tokens that begin every prompt, read once: their keys and values [t, n, d], a layer each."""
-
-    ids: tuple[int, ...] = ()
-    keys: tuple[torch.Tensor, ...] = ()
-    values: tuple[torch.Tensor, ...] = ()
 
 
 class Heads(NamedTuple):
@@ -118,10 +109,11 @@ class Forward:
         """The number by which passes know an adapter; 0 is none."""
         return self.mixing.numbers[adapter] if self.mixing is not None else 0
 
-    def read_prefix(self, ids: Sequence[int], adapter: int = 0) -> Prefix:
-        """Read tokens that several prompts of one adapter begin with."""
+    def read_prefix(self, ids: Sequence[int], adapter: int = 0, read: int | None = None) -> Prefix:
+        """Read tokens that several prompts of one adapter begin with; ``read``: of them in one pass, at most."""
         held = Cache(self.shape, 1, len(ids), self.device, self.decoder.dtype)
-        self.prefill([tuple(ids)], [0], held, Prefix(), [adapter])
+        for start in range(0, len(ids), read or len(ids)):
+            self.prefill([ids[: start + read if read else None]], [0], held, [start], [adapter])
         pairs = [held.of(0, layer, len(ids)) for layer in range(self.shape.layers)]
         return Prefix(tuple(ids), tuple(k for k, _ in pairs), tuple(v for _, v in pairs))
 
@@ -130,26 +122,27 @@ class Forward:
         prompts: Sequence[Sequence[int]],
         slots: Sequence[int],
         cache: Cache,
-        prefix: Prefix,
+        held: Sequence[int] = (),
         adapters: Sequence[int] = (),
     ) -> torch.Tensor:
         """[r, v] fp32 scores of what follows each prompt; its keys and values are put into its slot.
 
-        All prompts begin with the prefix and are longer than it. ``adapters``: the number of each prompt's; none: 0.
+        ``held``: how many of its tokens the slot holds already, fewer than all; none: 0. ``adapters``: the number of
+        each prompt's; none: 0.
         """
-        start = len(prefix.ids)
-        lengths = [len(prompt) - start for prompt in prompts]
-        ids_t = torch.tensor([token for prompt in prompts for token in prompt[start:]], device=self.device)
-        place = [torch.arange(start, start + length) for length in lengths]
-        positions_t = torch.cat(place).to(self.device)
-        slot_t = torch.tensor(list(slots)).repeat_interleave(torch.tensor(lengths)).to(self.device)
-        cache.reach(start + max(lengths))
+        held = list(held) or [0] * len(prompts)
+        lengths = [len(prompt) - start for prompt, start in zip(prompts, held, strict=True)]
+        new = [prompt[start:] for prompt, start in zip(prompts, held, strict=True)]
+        ids_t = torch.tensor([token for own in new for token in own], device=self.device)
+        cache.reach(max(map(len, prompts)))
+        slot_t, positions_t = _laid(slots, held, lengths, self.device)
         places = self._places(cache, slot_t, positions_t)
         last_r = torch.tensor(lengths).cumsum(0).sub(1).to(self.device)
         turns = self._turns(positions_t)
-        spans = _spans(lengths, start, self.device)
+        spans = _spans(lengths, held, self.device)
+        asked = _laid(slots, [0] * len(slots), spans.keys, self.device) if any(held) else None
         half = self._host and self.decoder.dtype.itemsize == 2  # in fp32 the general form takes the same time
-        alone = host.Prompts.of(lengths) if half and not start and self.shape.attention_softcap is None else None
+        alone = host.Prompts.of(lengths) if half and asked is None and self.shape.attention_softcap is None else None
         x_th = self.decoder.embed(ids_t)
         number_t = torch.tensor(list(adapters) or [0] * len(prompts)).repeat_interleave(torch.tensor(lengths))
         mix = self._choose(number_t)
@@ -157,9 +150,8 @@ class Forward:
             heads = self._heads(layer, self._product(layer, "qkv", x_th, mix), turns)
             self._keep(cache, number, places, heads)
             q, k, v, whole = heads
-            if start:
-                cache.spread(number, slots, prefix.keys[number], prefix.values[number])
-                k, v = torch.cat([prefix.keys[number], k]), torch.cat([prefix.values[number], v])
+            if asked is not None:
+                k, v = cache.at(number, *asked)
             window, scale = self.shape.window[number], self.shape.attention_scale
             if alone is not None and whole is not None and (window is None or window >= max(lengths)):
                 out = host.attend_prompts(whole, self.shape.heads, self.shape.kv_heads, alone, scale)
@@ -358,18 +350,24 @@ def _kept(matrix: Matrix) -> torch.Tensor:
     return matrix.get().clone() if isinstance(matrix, Quantised) else matrix.get()
 
 
-def _spans(lengths: Sequence[int], start: int, device: torch.device) -> Spans:
-    """Rows that each continue the same ``start`` tokens, which come first among the keys."""
+def _laid(
+    slots: Sequence[int], starts: Sequence[int], lengths: Sequence[int], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """[t] slots and positions of so many tokens of each slot, from its start on, laid end to end."""
+    slot_t = torch.tensor(list(slots)).repeat_interleave(torch.tensor(lengths))
+    position_t = torch.cat([torch.arange(at, at + length) for at, length in zip(starts, lengths, strict=True)])
+    return slot_t.to(device), position_t.to(device)
+
+
+def _spans(lengths: Sequence[int], held: Sequence[int], device: torch.device) -> Spans:
+    """Rows of so many tokens, whose keys are those that are held and their own, laid end to end."""
     queries = tuple(lengths)
-    keys = tuple(length + start for length in lengths)
+    keys = tuple(length + start for length, start in zip(lengths, held, strict=True))
 
     def sums(parts: Sequence[int]) -> torch.Tensor:
         return torch.tensor([0, *parts], dtype=torch.int32).cumsum(0, dtype=torch.int32).to(device)
 
-    if not start:
+    if not any(held):
         return Spans(queries, queries, sums(queries), sums(queries))
-    pieces, at = [], start
-    for length in lengths:
-        pieces += [torch.arange(start), torch.arange(at, at + length)]
-        at += length
-    return Spans(queries, keys, sums(queries), sums(keys), torch.cat(pieces).to(device))
+    # All keys in their order. That there is an order at all chooses a kernel for more keys than queries.
+    return Spans(queries, keys, sums(queries), sums(keys), torch.arange(sum(keys), device=device))

@@ -8,32 +8,37 @@ Rows lie in the first slots without gaps, so that a step is a prefix of the cach
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
 from luthier.infer.answer import Answers
-from luthier.infer.cache import Cache
+from luthier.infer.cache import Cache, Prefix
 from luthier.infer.drawing import logprob_of
-from luthier.infer.forward import Forward, Prefix
+from luthier.infer.forward import Forward
 from luthier.infer.rules import Rules, choose
 from luthier.infer.stepping import Stepper
 from luthier.kernels.host import likeliest
 from luthier.types import Request
 
 TOGETHER = 16  # a sixteenth of the slots is read together: a prompt by itself costs nearly as much as several
+SEEN = 4  # tokens held before that take as much memory of a round, as keys and values in a row, as one that is read
 BURST = 4  # steps between two looks at what they made, on a device that works while the host does not
 
 
 @dataclass
 class Row:
-    """A request on its way. ``ids``: prompt and answer; the last one is not yet in the cache."""
+    """A request on its way. ``ids``: prompt and answer; of the prompt, ``held`` tokens are in its slot, then all.
+
+    Of the answer, the last one is not yet in the cache.
+    """
 
     request: Request
     steps: int
     rules: Rules
     ids: list[int]
+    held: int = 0
     logprobs: list[float] = field(default_factory=list)
     warped: list[float] = field(default_factory=list)
     done: bool = False
@@ -59,18 +64,19 @@ class Session:
         cache: Cache,
         rows: Iterable[Row],
         *,
-        prefix: Prefix,
+        prefixes: Mapping[int, Prefix],
         read: int,
         logprobs: bool = False,
         told: Callable[[str], None] = lambda message: None,
     ) -> None:
-        """``read``: prompt tokens that are read in one round, so that answers on their way are not kept waiting.
+        """``prefixes``: what all rows of an adapter begin with, by its number, where it was read before.
 
-        ``told`` hears what should be known of how it runs.
+        ``read``: prompt tokens that are read in one round, at most: a pass takes no more memory than was planned, and
+        answers on their way are not kept waiting. ``told`` hears what should be known of how it runs.
         """
         self.forward, self.answers, self.cache = forward, answers, cache
         self.waiting, self.running = deque(rows), list[Row]()
-        self.prefix, self.read, self.logprobs = prefix, read, logprobs
+        self.prefixes, self.read, self.logprobs = prefixes, read, logprobs
         self.stepper = Stepper(forward, cache, answers.ends, told)
         self._changed, self._just_read = True, False
 
@@ -102,24 +108,54 @@ class Session:
         return bool(self.waiting) and (not self.running or free >= wanted)
 
     def _admit(self) -> None:
-        """Read as many waiting prompts as there are slots and one round allows; each gets its first token."""
-        chosen: list[Row] = []
-        tokens = 0
-        while self.waiting and len(self.running) + len(chosen) < self.cache.slots:
-            tokens += len(self.waiting[0].ids) - len(self.prefix.ids)
-            if chosen and tokens > self.read:
+        """Read as many waiting prompts as there are slots and one round allows; each gets its first token.
+
+        Of a prompt that is longer than a round allows, a piece, into the slot behind the running rows.
+        """
+        first, chosen, tokens = len(self.running), list[Row](), 0
+        while self.waiting and first + len(chosen) < self.cache.slots:
+            unread = self._unread(self.waiting[0])
+            tokens += unread + (len(self.waiting[0].ids) - unread) // SEEN
+            if tokens > self.read and (chosen or unread > self.read):
                 break
             chosen.append(self.waiting.popleft())
-        first = len(self.running)
-        slots = range(first, first + len(chosen))
-        self.running += chosen
         self._changed = True
-        ids = [row.ids for row in chosen]
-        scores_rv = self.forward.prefill(ids, slots, self.cache, self.prefix, self._adapters(chosen))
+        if not chosen:
+            row = self.waiting[0]
+            self._fill([row], first, len(row.ids) - self._unread(row) + self.read)
+            return
+        self.running += chosen
+        scores_rv = self._fill(chosen, first)
         floor = torch.tensor([row.rules.floor for row in chosen], device=scores_rv.device)
         blocked = any(row.rules.floor for row in chosen) and len(self.answers.ends) > 0
         own_rv = self.stepper.block(scores_rv, floor) if blocked else scores_rv
         self._take(chosen, scores_rv, own_rv, likeliest(own_rv))
+
+    @property
+    def _begun(self) -> int:
+        """How many tokens the slot behind the running rows holds of a prompt that is read in pieces."""
+        return self.waiting[0].held if self.waiting else 0
+
+    def _unread(self, row: Row) -> int:
+        """How many tokens of a waiting row's prompt are to be read yet."""
+        prefix = self.prefixes.get(self.forward.number_of(row.request.adapter), Prefix())
+        return len(row.ids) - max(row.held, len(prefix.ids))
+
+    def _fill(self, rows: Sequence[Row], first: int, stop: int | None = None) -> torch.Tensor:
+        """Read the prompts of rows, up to ``stop``, into the slots from ``first`` on; scores of what follows each."""
+        numbers = self._adapters(rows)
+        for number, prefix in self.prefixes.items():
+            fresh = {first + at: row for at, row in enumerate(rows) if numbers[at] == number and not row.held}
+            if fresh:
+                self.cache.spread(list(fresh), prefix)
+            for row in fresh.values():
+                row.held = len(prefix.ids)
+        ids = [row.ids[:stop] for row in rows]
+        slots = range(first, first + len(rows))
+        scores_rv = self.forward.prefill(ids, slots, self.cache, [row.held for row in rows], numbers)
+        for row, own in zip(rows, ids, strict=True):
+            row.held = len(own)
+        return scores_rv
 
     # -------------------------------------------------------------------------------------------------- answering
 
@@ -129,10 +165,11 @@ class Session:
         if self._changed:
             blocked = [row.rules.floor - row.made for row in rows]
             lengths = [len(row.ids) - 1 for row in rows]
-            self.stepper.put([row.ids[-1] for row in rows], lengths, blocked, self._adapters(rows))
+            adapters, idle = self._adapters(rows), self.cache.capacity - 1 if self._begun else 0
+            self.stepper.put([row.ids[-1] for row in rows], lengths, blocked, adapters, idle)
             self._changed = False
         count = self._burst()
-        longest = max(len(row.ids) for row in rows)
+        longest = max(self._begun, *(len(row.ids) for row in rows))
         floor = bool(self.answers.ends) and any(row.made < row.rules.floor for row in rows)
         made = []
         for number in range(count):
@@ -192,9 +229,9 @@ class Session:
         return bool(stops) and self.answers.has_stop(row.answer, stops)
 
     def _close_gaps(self) -> None:
-        """Move the last rows into the slots that finished rows leave."""
+        """Move the last rows into the slots that finished rows leave, and what is read in pieces behind them."""
         self._changed = True
-        at = 0
+        at, behind = 0, len(self.running)
         while at < len(self.running):
             if not self.running[at].done:
                 at += 1
@@ -204,3 +241,5 @@ class Session:
                 self.cache.move(len(self.running), at, len(last.ids) - 1)
             if at < len(self.running):
                 self.running[at] = last
+        if self._begun and len(self.running) < behind:
+            self.cache.move(behind, len(self.running), self._begun)

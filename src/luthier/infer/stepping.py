@@ -56,13 +56,22 @@ class Stepper:
         self._pool: Any = None
 
     def put(
-        self, ids: Sequence[int], lengths: Sequence[int], blocked: Sequence[int], adapters: Sequence[int] = ()
+        self,
+        ids: Sequence[int],
+        lengths: Sequence[int],
+        blocked: Sequence[int],
+        adapters: Sequence[int] = (),
+        idle: int = 0,
     ) -> None:
-        """Set the state of the first rows; the others write to the beginning of slots that are not in use."""
-        idle = [0] * (self.cache.slots - len(ids))
+        """Set the state of the first rows; the others write to slots that are not in use, at position ``idle``.
+
+        The last position of a slot never holds what counts: the last token of an answer is not put into the cache.
+        """
+        rest = [0] * (self.cache.slots - len(ids))
         state = (self.ids, self.lengths, self.blocked, self.adapters)
         for own, values in zip(state, (ids, lengths, blocked, adapters or [0] * len(ids)), strict=True):
-            own.copy_(torch.tensor([*values, *idle]))
+            own.copy_(torch.tensor([*values, *rest]))
+        self.lengths[len(ids) :] = idle
 
     def advance(self, rows: int, longest: int, floor: bool) -> Step:
         """One step of the first ``rows``. ``longest``: tokens of the longest with the new one. ``floor``: any blocked.

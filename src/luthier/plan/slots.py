@@ -12,7 +12,7 @@ from luthier.types import ModelSpec
 
 ROWS = {"cuda": 256, "cpu": 32, "mps": 32}  # at once, when neither the caller nor memory says otherwise
 READ = {"cuda": 8192, "cpu": 2048, "mps": 2048}  # prompt tokens of one round, at most
-LEAST = 256  # and at least; a longer prompt is read whole
+LEAST = 256  # and at least; a longer prompt is read in pieces
 SHARE = {"cuda": 0.85, "cpu": 0.5, "mps": 0.5}  # of the free memory; the rest is for graphs, and for others
 READING = 0.2  # of that, for the pass that reads prompts, at most
 ROUNDED = 64  # capacities are multiples of it

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from luthier.kernels.cpu import step as compiled
 from luthier.model.decoder.decoder import Decoder
 from luthier.model.decoder.load import Placing, load_decoder
 from luthier.model.decoder.shape import read_shape
-from luthier.plan.slots import SHARE, waves
+from luthier.plan.slots import READ, SHARE, waves
 from luthier.types import Request, Sampling
 
 PROMPTS = [[5, 9, 17], [3], [40, 41, 42, 43, 44, 45, 46, 47, 48], [7, 7], [11, 12, 13, 14], [40, 41, 42, 43, 44]]
@@ -350,6 +351,83 @@ def test_replayed_steps_give_the_same_answers(decoder: Decoder, monkeypatch: pyt
     got = [ids({c.key: c for c in engine.generate(some)}) for some in requests()]
     assert got == want
     assert {4, 5} <= set(sizes)
+
+
+LONG = [[7 + (at * at + n) % 80 for n in range(length)] for at, length in enumerate((75, 3, 32, 48, 8, 17, 65, 20))]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_long_prompt_is_read_in_pieces_between_the_steps_of_others(
+    tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever a round may read: the same answers, no pass longer than that, and rows on their way are not kept."""
+    _, decoder = both(tmp_path, case)
+    adapted(decoder)
+    sampling = [Sampling(max_new_tokens=n, min_new_tokens=n) for n in (9, 20, 5, 12, 15, 3, 7, 11)]
+    drawn = Sampling(max_new_tokens=12, do_sample=True, temperature=1.5, seed=5, repetition_penalty=1.2)
+    for settings in (sampling, [drawn] * len(LONG)):
+        requests = [Request(key, prompt, own) for key, (prompt, own) in enumerate(zip(LONG, settings, strict=True))]
+        want = ids({done.key: done for done in DecoderEngine(decoder, Letters()).generate(requests)})
+        for replayed in (False, True):
+            with monkeypatch.context() as patch:
+                if replayed:
+                    patch.setattr(Forward, "graphable", True)
+                    patch.setattr(Stepper, "_capture", captured)
+                for most, batch in ((5, 3), (16, 5), (65, 1)):
+                    got, events = in_pieces(patch, decoder, requests, most, batch)
+                    assert got == want, (most, batch, replayed)
+                    assert max(events) <= most and sum(events) == sum(map(len, LONG))
+                    if batch > 1:  # steps (0) between the pieces of one prompt
+                        told = [key for key, _ in itertools.groupby(events)]
+                        assert (most, 0, most) in zip(told, told[1:], told[2:], strict=False)
+
+
+def test_what_is_read_of_a_prompt_stays_while_shorter_rows_are_answered(
+    decoder: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A CPU's cache follows its rows: those on their way are short here, what is read of the other is not."""
+    requests = [
+        Request(0, [5], Sampling(max_new_tokens=120, min_new_tokens=120)),
+        Request(1, LONG[0], Sampling(max_new_tokens=9)),
+    ]
+    want = ids({done.key: done for done in DecoderEngine(decoder, Letters()).generate(requests)})
+    got, events = in_pieces(monkeypatch, decoder, requests, 40, 2)
+    assert got == want and events[:5] == [1, 0, 40, 0, 35]
+
+
+def in_pieces(
+    patch: pytest.MonkeyPatch, decoder: Decoder, requests: list[Request], most: int, batch: int
+) -> tuple[dict[int, tuple[int, ...]], list[int]]:
+    """The answers where a round reads so many tokens at most; tokens of each pass that reads, 0 for a step."""
+    events: list[int] = []
+    prefill, advance = Forward.prefill, Stepper.advance
+
+    def read(self, prompts, slots, cache, held=(), adapters=()):
+        events.append(sum(map(len, prompts)) - sum(held))
+        return prefill(self, prompts, slots, cache, held, adapters)
+
+    with patch.context() as inner:
+        inner.setattr("luthier.plan.slots.LEAST", 1)
+        inner.setitem(READ, "cpu", most)
+        inner.setattr(Forward, "prefill", read)
+        inner.setattr(Stepper, "advance", lambda self, *given: (events.append(0), advance(self, *given))[1])
+        engine = DecoderEngine(decoder, Letters(), batch_size=batch)
+        return ids({done.key: done for done in engine.generate(requests)}), events
+
+
+def captured(self: Stepper, rows: int) -> bool:
+    graph = Repeated(self, rows)
+    self._captured[rows] = (graph, graph.left)  # type: ignore[assignment]
+    return True
+
+
+def test_a_long_shared_beginning_is_read_in_pieces_too(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts = [LONG[0] + [9, 4 + at] + LONG[at][: 15 * (at % 3)] for at in range(6)]
+    requests = [Request(key, prompt, Sampling(max_new_tokens=9)) for key, prompt in enumerate(prompts)]
+    want = ids({done.key: done for done in DecoderEngine(decoder, Letters()).generate(requests)})
+    got, events = in_pieces(monkeypatch, decoder, requests, 20, 4)
+    assert got == want
+    assert max(events) <= 20 and sum(events) == 76 + sum(len(prompt) - 76 for prompt in prompts)
 
 
 def test_quantised_weights_are_spread_out_where_there_is_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,9 +80,7 @@ def test_each_row_is_answered_as_if_alone(world: Any, sampling: Sampling) -> Non
         assert len(answers) == len(names)  # else equality would prove nothing
 
 
-def test_a_shared_beginning_is_read_once_for_one_adapter_and_apart_for_several(
-    world: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_shared_beginning_is_read_once_for_each_adapter(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     base, alone, adapters = world
     prompts = [[*range(5, 30), 40 + at] for at in range(4)]
     sampling = Sampling(max_new_tokens=6)
@@ -92,7 +90,7 @@ def test_a_shared_beginning_is_read_once_for_one_adapter_and_apart_for_several(
     monkeypatch.setattr(
         Forward, "read_prefix", lambda self, ids, *which: read.append(len(ids)) or read_prefix(self, ids, *which)
     )
-    for names, together in ((["a"] * 4, [25]), (["a", "b", "a", "c"], [])):
+    for names, together in ((["a"] * 4, [25]), (["a", "b", "a", "b"], [25, 25]), (["a", "b", "a", "c"], [25])):
         requests = [Request(at, prompt, sampling, adapter=names[at]) for at, prompt in enumerate(prompts)]
         read.clear()
         answered = sorted(engine.generate(requests), key=lambda done: done.key)
