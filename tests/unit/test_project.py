@@ -220,10 +220,22 @@ def test_constraints_pin_every_direct_dependency_within_its_range() -> None:
     assert pinned["torch"] == "2.13.0"
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    for text in [*project["dependencies"], *(text for name in extras if name != "hub" for text in extras[name])]:
+    for text in [*project["dependencies"], *(text for extra in extras.values() for text in extra)]:
         needed = Requirement(text)
         if needed.name != "luthier":
             assert needed.specifier.contains(pinned[canonicalize_name(needed.name)]), text
+
+
+def test_every_dependency_of_every_extra_has_a_lower_and_an_upper_bound() -> None:
+    """So has what builds the package. A version that is newer than the next major cannot arrive unasked."""
+    from packaging.requirements import Requirement
+
+    about = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    extras = about["project"]["optional-dependencies"].values()
+    texts = [*about["project"]["dependencies"], *about["build-system"]["requires"], *(t for e in extras for t in e)]
+    needed = [one for one in map(Requirement, texts) if one.name != "luthier"]
+    assert len(needed) > 30
+    assert [str(one) for one in needed if {part.operator for part in one.specifier} != {">=", "<"}] == []
 
 
 def test_every_extra_that_an_error_names_exists() -> None:
