@@ -62,8 +62,12 @@ COMMANDS = """\
 <!-- Generated from src/luthier/cli/ by scripts/generate_docs.py. -->
 # Commands
 
-With `--json` a command prints one JSON object on stdout and nothing else; otherwise progress goes to stderr.
-A failure prints a code that [Errors](../errors/index.md) explains. `luthier --debug COMMAND` shows tracebacks.
+With `--json` a command prints one JSON object on stdout and nothing else (`chat` one for each answer, each on a line);
+otherwise progress goes to stderr. A failure prints a code that [Errors](../errors/index.md) explains.
+`luthier --debug COMMAND` shows tracebacks.
+
+`--set key.path=value` changes a key of the config that a command reads or writes;
+{without} have no config, and so no `--set`.
 """
 
 
@@ -73,8 +77,10 @@ def commands_page() -> str:
 
     from luthier import cli
 
-    parts = [COMMANDS]
-    for name, command in typer.main.get_command(cli.app).commands.items():
+    commands = typer.main.get_command(cli.app).commands
+    without = [f"`{name}`" for name, one in commands.items() if not any("--set" in param.opts for param in one.params)]
+    parts = [COMMANDS.replace("{without}", f"{', '.join(without[:-1])} and {without[-1]}")]
+    for name, command in commands.items():
         examples = "\n".join(getattr(cli, name).EXAMPLES)
         rows = []
         for one in command.params:

@@ -45,7 +45,7 @@ def command(
     if conversation.column is not None:
         _say_template(conversation)
     if interactive:
-        typer.echo("Type a message. /help lists what else there is, Ctrl-C ends an answer, /quit ends.")
+        typer.echo("Type a message. /help lists what else there is, Ctrl-C ends an answer, /quit ends.", err=as_json)
     Chat(conversation, as_json).run(interactive)
 
 
@@ -69,14 +69,14 @@ class Chat:
             "/compare": self._compare,
             "/set": self._set,
             "/temp": self._temperature,
-            "/help": lambda rest: typer.echo(HELP),
+            "/help": lambda rest: typer.echo(HELP, err=self.as_json),  # stdout holds answers alone
         }
 
     def run(self, interactive: bool) -> None:
         """Until /quit or the end of the input."""
         while True:
             if interactive:
-                typer.echo("> ", nl=False)
+                typer.echo("> ", nl=False, err=self.as_json)
             line = sys.stdin.readline()
             text = line.strip()
             if not line or text == "/quit":
@@ -105,7 +105,7 @@ class Chat:
             raise ValueError("a message has to follow")
         pieces = self.conversation.say(text, use_base=use_base, generation=self.generation, remember=remember)
         if self.as_json:
-            common.emit({"answer": "".join(pieces), "base": use_base})
+            common.emit({"answer": "".join(pieces), "base": use_base}, line=True)
             return
         typer.echo(label, nl=False)
         for piece in pieces:
@@ -129,6 +129,6 @@ class Chat:
 
     def _say_fault(self, message: str) -> None:
         if self.as_json:
-            common.emit({"error": message})
+            common.emit({"error": message}, line=True)
         else:
             typer.echo(message, err=True)

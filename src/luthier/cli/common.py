@@ -86,11 +86,14 @@ def session(as_json: bool) -> Iterator[events.Sink]:
         yield sink
 
 
-def emit(result: Mapping[str, Any]) -> None:
-    """Print a result as one JSON object on stdout; of several ranks the first does."""
+def emit(result: Mapping[str, Any], *, line: bool = False) -> None:
+    """Print a result as one JSON object on stdout, as a ``line`` where more follow; of several ranks the first does."""
     if not place().first:
         return
-    sys.stdout.write(json.dumps(result, ensure_ascii=False, indent=1, default=str) + "\n")
+    indent = None if line else 1
+    sys.stdout.write(json.dumps(result, ensure_ascii=False, indent=indent, default=str) + "\n")
+    if line:
+        sys.stdout.flush()  # whoever waits for it reads it now
 
 
 def report_failure(error: LuthierError, as_json: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shlex
 import sys
 from collections.abc import Callable
@@ -81,9 +82,12 @@ def test_every_command_has_json_help_and_examples_that_parse(name: str, luthier:
         command.make_context(name, list(arguments))  # parses, or raises a usage error
 
 
-@pytest.mark.parametrize("name", CONFIGURABLE)
-def test_every_command_with_a_config_takes_overrides(name: str) -> None:
-    assert "--set" in {option for parameter in COMMANDS[name].params for option in parameter.opts}
+def test_commands_with_a_config_take_overrides_and_the_others_are_said_to_have_none() -> None:
+    taking = [name for name, one in COMMANDS.items() if any("--set" in parameter.opts for parameter in one.params)]
+    assert taking == list(CONFIGURABLE)
+    page = (Path(__file__).parents[3] / "docs" / "reference" / "cli.md").read_text(encoding="utf-8")
+    said = re.search(r"`--set key.path=value` ([^;]+);\s(.+?) have no config", page, re.DOTALL)
+    assert said is not None and set(re.findall("`(\\w+)`", said[2])) == set(COMMANDS) - set(CONFIGURABLE)
 
 
 @pytest.mark.parametrize(
@@ -144,6 +148,29 @@ def test_another_config_is_refused_with_the_difference(trained: Path, luthier: R
     arguments = ("train", str(trained / "config.yaml"), "--output", str(trained / "made"), "--set", "trainer.epochs=9")
     code, _, err = luthier(*arguments)
     assert code == 5 and "run-other-lock" in err and "config.trainer.epochs: 1 → 9" in err and "--fork" in err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("init", "rows.csv", "--output", "new.yaml"),
+        ("check", "config.yaml"),
+        ("plan", "config.yaml", "--no-probe"),
+        ("train", "config.yaml", "--output", "other"),
+        ("evaluate", "made"),
+        ("predict", "made", "--dataset", "rows.csv"),
+        ("chat", "made"),
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_an_override_reaches_the_config_of_each_command(
+    arguments: tuple[str, ...], trained: Path, luthier: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(trained)
+    code, out, _ = luthier(*arguments, "--set", "generation.max_new_token=3", "--json")
+    (fault,) = json.loads(out)["error"]
+    assert code == 2 and fault["code"] == "config-unknown-key" and "max_new_tokens" in fault["fix"]
+    assert not (trained / "other").exists() and not (trained / "new.yaml").exists()
 
 
 def test_predict_prints_or_writes(trained: Path, luthier: Run, tmp_path: Path) -> None:
@@ -213,11 +240,13 @@ def test_chat_with_a_template_of_more_columns_keeps_what_all_rows_hold(
 def test_chat_compares_warms_and_goes_on_after_a_fault(trained: Path, luthier: Run) -> None:
     lines = "/compare say 3\n/base say 3\nsay 3\n/temp hot\n/nothing\n/base\n/temp 100\nsay 3\n/temp 0\nsay 3\n/quit\n"
     code, out, _ = luthier("chat", str(trained / "made"), "--json", stdin=lines)
-    base, tuned, again, same, hot, nothing, empty, warm, cold = _objects(out)
+    base, tuned, again, same, hot, nothing, empty, warm, cold = map(json.loads, out.splitlines())
     assert code == 0 and base["base"] and not tuned["base"]
     assert base["answer"] == again["answer"] and tuned["answer"] == same["answer"] == cold["answer"]
     assert "temperature" in hot["error"] and "/help" in nothing["error"] and "message" in empty["error"]
     assert warm["answer"] != cold["answer"]
+    code, out, err = luthier("chat", str(trained / "made"), "--json", stdin="/help\nsay 3\n")
+    assert code == 0 and json.loads(out) == tuned and "/compare MESSAGE" in err
     code, out, err = luthier("chat", str(trained / "made"), stdin="/help\n/compare say 3\n/reset\n/temp x\n")
     assert code == 0 and "/compare MESSAGE" in out and "base:  " in out and "tuned: " in out and "temperature" in err
 
