@@ -73,16 +73,31 @@ class Lora(BaseAdapter):
         None,
         "Layers that get the adapter: names, or one regular expression; empty: every linear layer but the head.",
         ludwig=r".*\.(q_proj|v_proj|query_key_value|c_attn|qkv_proj|Wqkv)",
-        why="all linear layers learn as much as full fine-tuning at small data sizes (Schulman et al. 2025, "
-        "LoRA Without Regret)",
+        why="all linear layers learn as much as full fine-tuning at small data sizes",
+        source="Schulman et al. 2025, LoRA Without Regret; Dettmers et al. 2023, QLoRA, arXiv 2305.14314",
     )
-    r: Int = key(16, "Rank of the update.", ludwig=8, why="enough for small data on all linear layers", ge=1, le=4096)
-    alpha: Int | None = key(None, "Scale of the update is alpha / r; empty: 2 r.", ge=1)
+    r: Int = key(
+        16,
+        "Rank of the update.",
+        ludwig=8,
+        why="enough for small data on all linear layers",
+        source="Unsloth's guide to LoRA's hyperparameters: 16 or 32; Dettmers et al. 2023, QLoRA, arXiv 2305.14314: "
+        "ranks from 8 to 256 on all layers end alike",
+        ge=1,
+        le=4096,
+    )
+    alpha: Int | None = key(
+        None,
+        "Scale of the update is alpha / r; empty: 2 r.",
+        source="Biderman et al. 2024, LoRA Learns Less and Forgets Less, arXiv 2405.09673",
+        ge=1,
+    )
     dropout: Float = key(
         0.0,
         "Dropout before the update.",
         ludwig=0.05,
-        why="makes no difference in short runs and costs time",
+        why="does not regularise short runs, and costs time",
+        source="Huang and Balestriero 2024, ALLoRA, arXiv 2410.09692; Unsloth's guide to LoRA's hyperparameters",
         ge=0,
         lt=1,
     )

@@ -110,7 +110,8 @@ def markdown(root: type[Section]) -> str:
         "# Config reference",
         "",
         "Generated from the schema; do not edit. A key that is not listed is an error. "
-        "*Ludwig* shows Ludwig's default where it differs; `defaults: ludwig` takes it for every key left out.",
+        "*Ludwig* shows Ludwig's default where it differs; `defaults: ludwig` takes it for every key left out. "
+        "*Source* says who recommends or measured the default of a key that decides what is learned.",
         "",
     ]
     out += _section_lines("Top level", schema, schema["$defs"])
@@ -149,7 +150,9 @@ def _section_lines(title: str, section: dict[str, Any], defs: dict[str, Any]) ->
 def _row(name: str, node: dict[str, Any], required: bool, defs: dict[str, Any]) -> str:
     ludwig = f"`{json.dumps(node['ludwig'])}`" if "ludwig" in node else node.get("ludwig_note", "")
     default = "required" if required else f"`{json.dumps(node['default'])}`" if "default" in node else "see below"
-    about = node.get("description", "") + (f" Why: {node['why']}." if node.get("why") else "")
+    about = node.get("description", "") + "".join(
+        f" {word.capitalize()}: {node[word]}." for word in ("why", "source") if node.get(word)
+    )
     return "| " + " | ".join(_cell(c) for c in (f"`{name}`", words(node, defs), default, ludwig, about)) + " |"
 
 

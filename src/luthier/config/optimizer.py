@@ -29,17 +29,29 @@ class Optimizer(Section):
     """How gradients become updates. `params: {...}` is understood as the same keys written one level up."""
 
     type: OptimizerType = key(
-        "adamw", "The optimizer; 8bit and paged ones come from bitsandbytes.", ludwig="adam", why="the field's standard"
+        "adamw",
+        "The optimizer; 8bit and paged ones come from bitsandbytes.",
+        ludwig="adam",
+        why="the field's standard; without weight decay it is adam",
+        source="Loshchilov and Hutter 2019, Decoupled Weight Decay Regularization, arXiv 1711.05101",
     )
     lr: Float | None = key(None, "Learning rate; empty: trainer.learning_rate.", gt=0)
     betas: tuple[Float, Float] | None = key(
-        None, "Smoothing of the gradient and its square; empty: 0.9 and 0.999, for lion 0.9 and 0.99."
+        None,
+        "Smoothing of the gradient and its square; empty: 0.9 and 0.999, for lion 0.9 and 0.99.",
+        source="Kingma and Ba 2015, Adam, arXiv 1412.6980; for lion bitsandbytes' own",
     )
-    eps: Float | None = key(None, "Added to the denominator; empty: 1e-8 (adam kinds).", gt=0)
+    eps: Float | None = key(
+        None,
+        "Added to the denominator; empty: 1e-8 (adam kinds).",
+        source="Kingma and Ba 2015, Adam, arXiv 1412.6980",
+        gt=0,
+    )
     weight_decay: Float = key(
         0.0,
         "Decay of the weights each step: adam and sgd add it to the gradient, the others take it off the weights, "
         "bitsandbytes' adam_8bit and paged_adam kinds among them.",
+        source="the recipe of Stanford Alpaca, Taori et al. 2023",
         ge=0,
     )
     momentum: Float = key(0.0, "Momentum (sgd).", ge=0, lt=1)
@@ -69,7 +81,13 @@ class GradientClipping(Section):
     """Bounds on the gradient before each update. An empty bound is off."""
 
     clipglobalnorm: Float | None = key(
-        1.0, "Largest norm of all gradients together.", ludwig=0.5, why="the field's standard", gt=0
+        1.0,
+        "Largest norm of all gradients together.",
+        ludwig=0.5,
+        why="keeps one odd batch from undoing what was learned",
+        source="clipping by the norm: Pascanu et al. 2013, arXiv 1211.5063; the value: the default of transformers' "
+        "TrainingArguments (max_grad_norm)",
+        gt=0,
     )
     clipnorm: Float | None = key(None, "Largest norm of each weight's gradient.", gt=0)
     clipvalue: Float | None = key(None, "Largest absolute value of a gradient's element.", gt=0)

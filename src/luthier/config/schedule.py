@@ -16,7 +16,8 @@ class Schedule(Section):
         "cosine",
         "How the rate falls after the warm-up; empty or constant: it does not.",
         ludwig=None,
-        why="reaches a lower loss than a constant rate",
+        why="ends with small steps; a constant rate was found to do as well (Pareja et al. 2024, arXiv 2412.13337)",
+        source="the recipe of Stanford Alpaca, Taori et al. 2023; Loshchilov and Hutter 2017, SGDR, arXiv 1608.03983",
     )
     decay_rate: Float = key(0.96, "Factor of exponential decay every decay_steps.", gt=0, le=1)
     decay_steps: Int = key(10000, "Steps in which exponential decay applies decay_rate once.", ge=1)
@@ -26,6 +27,7 @@ class Schedule(Section):
         "Share of all optimizer steps in which the rate rises from 0.",
         ludwig=0.0,
         why="steadies the start",
+        source="the recipes of Stanford Alpaca, Taori et al. 2023, and QLoRA, Dettmers et al. 2023, arXiv 2305.14314",
         ge=0,
         le=1,
     )

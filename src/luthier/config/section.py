@@ -21,7 +21,14 @@ class Section(BaseModel):
 
 
 def key(
-    default: Any, description: str, *, ludwig: Any = SAME, ludwig_note: str = "", why: str = "", **limits: Any
+    default: Any,
+    description: str,
+    *,
+    ludwig: Any = SAME,
+    ludwig_note: str = "",
+    why: str = "",
+    source: str = "",
+    **limits: Any,
 ) -> Any:
     """Declare one key.
 
@@ -30,7 +37,8 @@ def key(
         description: one or two sentences for the reference.
         ludwig: Ludwig's default where it differs.
         ludwig_note: what Ludwig does, in words, where no value of this key means it.
-        why: what speaks for our default, told by `train` when the user was silent.
+        why: what speaks for our default, in the reference.
+        source: who recommends or measured it: a paper, a published recipe, a library's guide; or that it is our own.
         limits: pydantic's ``ge``, ``gt``, ``le``, ``lt``, ``min_length``, …
     """
     extra: dict[str, Any] = {}
@@ -40,6 +48,8 @@ def key(
         extra["ludwig_note"] = ludwig_note
     if why:
         extra["why"] = why
+    if source:
+        extra["source"] = source
     if isinstance(default, type) and issubclass(default, BaseModel):
         return Field(default_factory=default, description=description, json_schema_extra=extra or None, **limits)
     return Field(default, description=description, json_schema_extra=extra or None, **limits)

@@ -28,11 +28,20 @@ class Trainer(Section):
         ADAPTER_LEARNING_RATE,
         "Peak learning rate. With `adapter: null` the default is 2e-5.",
         ludwig=1e-3,
-        why="the usual rate for this kind of weights",
+        why="an adapter takes ten times the rate of full fine-tuning",
+        source="TRL's documentation (PEFT integration) and Schulman et al. 2025, LoRA Without Regret; 2e-4 also "
+        "Dettmers et al. 2023, QLoRA, arXiv 2305.14314, 2e-5 the recipe of Stanford Alpaca, Taori et al. 2023",
         gt=0,
         le=10,
     )
-    epochs: Int = key(3, "Times every training row is seen.", ludwig=100, why="more repeats the data by heart", ge=1)
+    epochs: Int = key(
+        3,
+        "Times every training row is seen.",
+        ludwig=100,
+        why="more repeats the data by heart",
+        source="the recipe of Stanford Alpaca, Taori et al. 2023; Unsloth's guide to LoRA's hyperparameters: 1 to 3",
+        ge=1,
+    )
     train_steps: Int | None = key(None, "Optimizer steps in all, instead of epochs.", ge=1)
     batch_size: Count | Auto = key(
         16,
@@ -40,6 +49,8 @@ class Trainer(Section):
         "how many rows go through at once is planned. auto: 16 over gradient_accumulation_steps.",
         ludwig=1,
         why="one row an update is noisy",
+        source="Unsloth's guide to LoRA's hyperparameters; Dettmers et al. 2023, QLoRA, arXiv 2305.14314 (7B and 13B); "
+        "Schulman et al. 2025, LoRA Without Regret: LoRA bears large batches worse than full fine-tuning does",
     )
     gradient_accumulation_steps: Count | Auto = key(
         1, "Batches of one optimizer step. auto: 16 over batch_size.", ludwig="auto"
@@ -53,6 +64,7 @@ class Trainer(Section):
         "token: the mean over the supervised tokens of the effective batch; sample: every row weighs the same.",
         ludwig_note="the mean of each micro-batch's token means",
         why="does not depend on how the batch is cut",
+        source="Hugging Face 2024, Fixing Gradient Accumulation, huggingface.co/blog/gradient_accumulation",
     )
     early_stop: Int = key(5, "Evaluations without progress before training stops; -1 never.", ge=-1)
     validation_metric: str = key("loss", "Metric that picks the best checkpoint and stops early.")
