@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -70,4 +71,20 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a random two-layer Llama (hidden size 32), its byte-level tokenizer and ChatML template."""
     folder = tmp_path_factory.mktemp("tiny-llama")
     write_llama(folder)
+    return folder
+
+
+@pytest.fixture
+def wider_llama(tiny_llama: Path, tmp_path: Path) -> Path:
+    """The tiny model at a width that 4-bit blocks of 64 weights divide."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    folder = tmp_path / "wider"
+    shutil.copytree(tiny_llama, folder)
+    config = AutoConfig.from_pretrained(folder)
+    config.hidden_size, config.intermediate_size = 64, 128
+    config.head_dim = 64 // config.num_attention_heads
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     return folder

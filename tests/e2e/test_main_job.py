@@ -149,22 +149,6 @@ def test_ludwigs_interface_has_ludwigs_shapes(
     assert 0 <= scores["output"]["exact_match"] <= 1
 
 
-@pytest.fixture
-def wider_llama(tiny_llama: Path, tmp_path: Path) -> Path:
-    """The tiny model at a width that 4-bit blocks of 64 weights divide."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    folder = tmp_path / "wider"
-    shutil.copytree(tiny_llama, folder)
-    config = AutoConfig.from_pretrained(folder)
-    config.hidden_size, config.intermediate_size = 64, 128
-    config.head_dim = 64 // config.num_attention_heads
-    torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    return folder
-
-
 def test_the_seed_program_runs_unchanged(wider_llama: Path, tmp_path: Path) -> None:
     for name in ("seed_program.py", "seed_config.yaml"):
         shutil.copy(ROOT / "examples" / "seed" / name, tmp_path / name)
