@@ -59,7 +59,10 @@ def needed() -> set[str]:
         if (key, frozenset(one.extras)) in seen:
             continue
         seen.add((key, frozenset(one.extras)))
-        texts = [t for e in one.extras for t in extras[e]] if key == "luthier" else metadata.requires(key) or []
+        try:
+            texts = [t for e in one.extras for t in extras[e]] if key == "luthier" else metadata.requires(key) or []
+        except metadata.PackageNotFoundError:
+            pytest.fail(f"{key} is not installed here, and [dev] asks for it: run make venv")
         waiting += [r for r in map(Requirement, texts) if here(r, one.extras)]
     return {name for name, _ in seen if name != "luthier" and not WITH_TORCH.match(name)}
 

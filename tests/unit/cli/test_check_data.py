@@ -6,6 +6,7 @@ import json
 import random
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,9 @@ def check(
     before = signal.getsignal(signal.SIGTERM)
     monkeypatch.setenv("LUTHIER_CACHE", str(tmp_path / "cache"))
 
-    def run(data: str | bytes, name: str = "data.csv", config: str = "", *more: str) -> dict[str, Any]:
-        (tmp_path / name).write_bytes(data.encode() if isinstance(data, str) else data)
+    def run(data: str | bytes | None, name: str = "data.csv", config: str = "", *more: str) -> dict[str, Any]:
+        if data is not None:
+            (tmp_path / name).write_bytes(data.encode() if isinstance(data, str) else data)
         (tmp_path / "config.yaml").write_text(f"base_model: {tiny_llama}\n{config}", encoding="utf-8")
         argv = ["check", str(tmp_path / "config.yaml"), "--dataset", str(tmp_path / name), "--json", *more]
         monkeypatch.setattr(sys, "argv", ["luthier", *argv])
@@ -60,6 +62,18 @@ def trained(told: dict[str, Any]) -> list[str]:
 def test_encodings(check: Check, encoding: str) -> None:
     told = check(rows("質問,答え", "これは何ですか#,りんごです#").encode(encoding))
     assert "これは何ですか" in shown(told) and "りんごです" in trained(told)[0]
+
+
+def test_a_folder_of_datasets_keeps_its_texts_and_its_missing_answers_are_counted(check: Check, tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        missing = "datasets is not installed: the extras hub and dev have it"
+        datasets = pytest.importorskip("datasets", reason=missing)
+    cells = {"question": ["007", "NA", "1e5", "true"] * 5, "answer": ["NA", "007", None, "None"] * 5}
+    datasets.Dataset.from_dict(cells).save_to_disk(tmp_path / "saved")
+    told = check(None, "saved")
+    assert told["audit"]["dropped"] == {"no target": {"count": 5, "rows": [2, 6, 10, 14, 18]}}
+    assert "\n007<" in shown(told) and trained(told) == ["NA<|im_end|>"]
 
 
 def test_latin_1_and_the_option(check: Check) -> None:

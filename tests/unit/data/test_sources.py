@@ -162,6 +162,61 @@ def test_folder_saved_by_datasets(tmp_path):
     fails("data-unreadable", tmp_path)
 
 
+NO_DATASETS = "datasets is not installed: the extras hub and dev have it"
+CELLS = {
+    "id": ["007", "NA", "1e5", "true"],
+    "answer": ["日本", "", None, "None"],
+    "n": [1, None, 3, 4],
+    "messages": [[{"role": "user", "content": f"say {i}"}] for i in range(4)],
+}
+ROWS = [dict(zip(CELLS, row, strict=True)) for row in zip(*CELLS.values(), strict=True)]
+
+
+@pytest.fixture
+def datasets(monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # its own, and those of what it imports
+        return pytest.importorskip("datasets", reason=NO_DATASETS)
+
+
+def test_what_datasets_itself_saved_is_read_as_it_was(datasets, tmp_path):
+    made = datasets.Dataset.from_dict(CELLS)
+    made.save_to_disk(tmp_path / "one")
+    made.save_to_disk(tmp_path / "several", num_shards=3)
+    for name in ("one", "several"):
+        table = read(tmp_path / name)
+        assert list(table) == ROWS
+        assert table.column("answer")[2] is None and table.column("answer")[1] == "", "missing is not empty"
+    made.filter(lambda row: row["n"] != 3).select([2, 0]).save_to_disk(tmp_path / "chosen")
+    assert list(read(tmp_path / "chosen")) == [ROWS[3], ROWS[0]]
+
+
+def test_a_dict_that_datasets_itself_saved_keeps_its_parts(datasets, tmp_path):
+    made = datasets.Dataset.from_dict(CELLS)
+    parts = datasets.DatasetDict(train=made, validation=made.select([1]), test=made.select([0, 2]))
+    parts.save_to_disk(tmp_path / "all")
+    wanted = [row | {"split": 0} for row in ROWS]
+    wanted += [ROWS[1] | {"split": 1}, ROWS[0] | {"split": 2}, ROWS[2] | {"split": 2}]
+    table = read(tmp_path / "all")
+    assert list(table) == wanted and any("train 4, validation 1, test 2" in note for note in table.notes)
+    assert list(read(parts)) == wanted and list(read(made)) == ROWS
+    assert read(parts).content_hash == table.content_hash
+
+
+def test_a_hub_dataset_without_plain_files_comes_through_datasets(datasets, monkeypatch):
+    import huggingface_hub
+
+    made = datasets.Dataset.from_dict(CELLS)
+    parts = datasets.DatasetDict(train=made.select([0, 1]), test=made.select([2, 3]))
+    asked = []
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lambda *_, **__: ["data/rows.arrow.zst"])
+    monkeypatch.setattr(datasets, "load_dataset", lambda *given, **named: asked.append((given, named)) or parts)
+    assert [row["id"] for row in read("owner/name:small@main")] == CELLS["id"]
+    assert list(read("owner/name")) == [row | {"split": i // 2 * 2} for i, row in enumerate(ROWS)]
+    assert asked == [(("owner/name", "small"), {"revision": "main"}), (("owner/name", None), {"revision": None})]
+
+
 def workbook(path):
     openpyxl = pytest.importorskip("openpyxl")
     book = openpyxl.Workbook()
