@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier import events
+from luthier.assets import licences
 from luthier.assets.catalogue import Proposal, judge, known, propose
 from luthier.config import load
 from luthier.data.columns import Layout, detect
@@ -86,6 +87,8 @@ def write_config(
     lines = [*layout.explanation, f"{len(table):,} rows, language: {language or 'not recognised'}"]
     if judged is not None:
         lines += _warnings(judged, language, "" if base is None else proposals[0].candidate.name)
+    elif base is not None and (terms := licences.of_folder(Path(base).expanduser())):
+        lines.append(f"{base}: {terms}")
     return Started(output, text, tuple(table.notes), tuple(lines), tuple(proposals))
 
 

@@ -75,6 +75,14 @@ def test_a_licence_bound_choice_is_said_by_itself(made) -> None:  # type: ignore
     assert any("GATED" in line for line in made(base="meta-llama/Llama-3.1-8B-Instruct").lines)
 
 
+def test_the_licence_of_a_folder_is_said_too(made, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "README.md").write_text("---\nlicense: llama2\n---\n", encoding="utf-8")
+    base = str(tmp_path / "model")
+    place = tmp_path / "model" / "README.md"
+    assert f"{base}: LICENCE-BOUND (llama2): read its terms at {place}" in made(base=base).lines
+
+
 def test_a_base_of_ones_own_that_does_not_know_the_language_is_said(made) -> None:  # type: ignore[no-untyped-def]
     assert (
         "WARNING: smollm2 was NOT trained on de; the first choice for this table: Qwen/Qwen2.5-0.5B-Instruct"

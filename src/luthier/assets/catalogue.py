@@ -16,11 +16,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from luthier.assets import licences
 from luthier.types import Machine
 
 GIB = 2**30
 APACHE = "Apache-2.0"
-PERMISSIVE = (APACHE, "MIT")
 MANY = "many"  # a language entry: trained on dozens of languages, of which the sources name only some
 SPARE = 0.8  # share of free memory that is counted on
 
@@ -47,10 +47,7 @@ class Candidate:
     @property
     def terms(self) -> str | None:
         """What has to be done before this model may be used, None for a permissive licence without a gate."""
-        page = f"https://huggingface.co/{self.name}"
-        if self.gated:
-            return f"GATED: accept the licence ({self.licence}) at {page} and run `hf auth login` first"
-        return None if self.licence in PERMISSIVE else f"LICENCE-BOUND ({self.licence}): read its terms at {page}"
+        return licences.terms(self.licence, f"https://huggingface.co/{self.name}", gated=self.gated)
 
     @property
     def training_bytes(self) -> float:

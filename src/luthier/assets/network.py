@@ -1,4 +1,4 @@
-"""What the hub's client does not take from the environment by itself."""
+"""The hub's client: what it does not take from the environment by itself, and its errors."""
 
 from __future__ import annotations
 
@@ -13,3 +13,10 @@ def trust_own_bundle() -> None:
     named = next((os.environ[name] for name in BUNDLES if os.environ.get(name)), None)
     if named is not None:
         os.environ.setdefault("SSL_CERT_FILE", named)
+
+
+def http_error() -> type[Exception]:
+    """The root of the HTTP client's errors; which client it is depends on the hub library's version."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return next((kind for kind in HfHubHTTPError.__mro__ if kind.__name__ == "HTTPError"), HfHubHTTPError)

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from luthier import events
-from luthier.assets import catalogue
+from luthier.assets import catalogue, licences
 from luthier.assets.bars import download_bar
 from luthier.assets.cache import cache_root, remembered_hash
 from luthier.assets.gguf import convert_gguf, gguf_hash
-from luthier.assets.network import trust_own_bundle
+from luthier.assets.network import http_error, trust_own_bundle
 from luthier.assets.spec import read_json, read_spec, weight_files
 from luthier.errors import AssetError
 from luthier.registry import nearest
@@ -34,7 +34,7 @@ HASHED = (
     "config.json", "generation_config.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json",
     "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja",
 )  # fmt: skip
-PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py"]
+PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.py", "README.md"]  # its card names the licence
 SECOND_COPIES = ["consolidated*", "original/*"]  # the same weights again, in their makers' own format
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -55,10 +55,19 @@ def resolve(
     if path.suffix.lower() == ".gguf":
         return _gguf_base(name, path, f"file {path.name}", cache, sink)
     if path.is_dir():
+        if (path / "config.json").is_file():
+            refuse_links_out(path)
+            _say_terms(name, licences.of_folder(path), sink)
         return _folder_base(name, path, "folder", trust_remote_code, cache)
     repository = HUB_ALIASES.get(name, name)
     folder = _from_hub(name, repository, trust_remote_code, sink)
     return _folder_base(name, folder, f"hub {repository}@{folder.name[:12]}", trust_remote_code, cache)
+
+
+def _say_terms(name: str, terms: str | None, sink: events.Sink) -> None:
+    """A licence that asks for something is told before anything is fetched or loaded."""
+    if terms is not None:
+        sink(events.Note(text=f"{name}: {terms}"))
 
 
 def refuse_no_name(name: str) -> None:
@@ -245,8 +254,7 @@ def _from_hub(name: str, repository: str, trust_remote_code: bool, sink: events.
 
     trust_own_bundle()
     entry = catalogue.known(repository)
-    if entry is not None and entry.terms:
-        sink(events.Note(text=f"{repository}: {entry.terms}"))
+    _say_terms(repository, licences.of_hub(repository) if entry is None else entry.terms, sink)
     patterns = PATTERNS if trust_remote_code else [pattern for pattern in PATTERNS if pattern != "*.py"]
     looked = [f"the folder {repository}", "the hub cache"]
     try:
@@ -287,13 +295,6 @@ def _usable(folder: Path, repository: str) -> Path:
             fix=f"hf download {repository} --local-dir DIR && luthier convert DIR" if pickled else None,
         )
     return folder
-
-
-def http_error() -> type[Exception]:
-    """The root of the HTTP client's errors; which client it is depends on the hub library's version."""
-    from huggingface_hub.errors import HfHubHTTPError
-
-    return next((kind for kind in HfHubHTTPError.__mro__ if kind.__name__ == "HTTPError"), HfHubHTTPError)
 
 
 def _first_line(error: BaseException) -> str:

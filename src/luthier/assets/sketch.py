@@ -98,7 +98,7 @@ def _failures() -> tuple[type[BaseException], ...]:
         OfflineModeIsEnabled,
     )
 
-    from luthier.assets.resolve import http_error
+    from luthier.assets.network import http_error
 
     return (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, NotASafetensorsRepoError, OfflineModeIsEnabled,
             OSError, http_error())  # fmt: skip

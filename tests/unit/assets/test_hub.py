@@ -40,9 +40,10 @@ print(json.dumps(result))
 
 @dataclass
 class Hub:
-    """Serves one folder as the repository owner/model; owner/gated is gated, anything else is not there."""
+    """Serves one folder as the repository owner/model; the files of owner/gated are gated, else nothing is there."""
 
     folder: Path
+    info: dict[str, object] = field(default_factory=dict)  # what else the hub knows of it
     url: str = ""
     breaks: bool = False  # the connection goes away in the middle of the weights
     asked: list[str] = field(default_factory=list)
@@ -66,16 +67,18 @@ class Hub:
                 hub.asked.append(self.path)
                 path = urlsplit(self.path).path
                 names = sorted(file.name for file in hub.folder.iterdir())
-                if "owner/gated" in path or "meta-llama" in path:
+                asked_of_it = path.startswith("/api/") and "/tree/" not in path
+                if "meta-llama" in path or ("owner/gated" in path and not asked_of_it):
                     self.reply(403, b"gated", X_Error_Code="GatedRepo")
-                elif "owner/model" not in path:
+                elif "owner/model" not in path and "owner/gated" not in path:
                     self.reply(404, b"none", X_Error_Code="RepoNotFound")
                 elif "/tree/" in path:
                     sizes = {name: (hub.folder / name).stat().st_size for name in names}
                     tree = [{"type": "file", "path": n, "size": sizes[n], "oid": "b" * 40} for n in names]
                     self.reply(200, json.dumps(tree).encode(), Content_Type="application/json")
-                elif path.startswith("/api/"):
-                    info = {"id": "owner/model", "sha": COMMIT, "siblings": [{"rfilename": n} for n in names]}
+                elif asked_of_it:
+                    files = [{"rfilename": name} for name in names]
+                    info = {"id": "owner/model", "sha": COMMIT, "siblings": files, **hub.info}
                     self.reply(200, json.dumps(info).encode(), Content_Type="application/json")
                 else:
                     name = path.rsplit("/", 1)[1]
@@ -154,6 +157,53 @@ def test_gated_and_missing_are_explained(hub: Hub, tmp_path: Path) -> None:
 def test_a_gated_model_of_the_catalogue_is_said_before_it_is_fetched(hub: Hub, tmp_path: Path) -> None:
     got = fetch("meta-llama/Llama-3.1-8B-Instruct", tmp_path, HF_ENDPOINT=hub.url)
     assert got["code"] == "asset-gated" and "GATED" in got["notes"][0]  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("info", "said"),
+    [
+        ({}, None),
+        ({"cardData": {"license": "mit"}, "gated": False}, None),
+        ({"cardData": {"license": ["mit", "apache-2.0"]}, "gated": False}, None),
+        ({"cardData": {"license": "llama3.1"}}, "LICENCE-BOUND (llama3.1): read its terms at PAGE"),
+        (
+            {"cardData": {"license": "other", "license_name": "mine", "license_link": "https://a.b/terms"}},
+            "LICENCE-BOUND (mine): read its terms at https://a.b/terms",
+        ),
+    ],
+)
+def test_the_hubs_word_on_a_licence_is_passed_on(
+    info: dict[str, object], said: str | None, hub: Hub, tmp_path: Path
+) -> None:
+    hub.info = info
+    got = fetch("owner/model", tmp_path, HF_ENDPOINT=hub.url)
+    page = "https://huggingface.co/owner/model"
+    assert got["layers"] == 2
+    assert got["notes"] == ([] if said is None else [f"owner/model: {said.replace('PAGE', page)}"])
+
+
+def test_a_gated_model_of_nobodys_list_is_said_before_it_is_fetched(hub: Hub, tmp_path: Path) -> None:
+    hub.info = {"cardData": {"license": "gemma"}, "gated": "manual"}
+    got = fetch("owner/gated", tmp_path, HF_ENDPOINT=hub.url)
+    page = "https://huggingface.co/owner/gated"
+    assert got["notes"] == [f"owner/gated: GATED: accept the licence (gemma) at {page} and run `hf auth login` first"]
+    assert got["code"] == "asset-gated"
+
+
+def test_a_licence_is_said_offline_too_by_the_card_in_the_cache(hub: Hub, tmp_path: Path) -> None:
+    hub.folder = Path(shutil.copytree(hub.folder, tmp_path / "repository"))
+    (hub.folder / "README.md").write_text("---\nlicense: llama2\n---\n# A model\n", encoding="utf-8")
+    hub.info = {"cardData": {"license": "llama2"}}
+    first = fetch("owner/model", tmp_path, HF_ENDPOINT=hub.url)
+    hub.asked.clear()
+    again = fetch("owner/model", tmp_path, HF_ENDPOINT=hub.url, HF_HUB_OFFLINE="1")
+    assert hub.asked == [] and again["layers"] == 2
+    for got in (first, again):
+        (note,) = got["notes"]  # type: ignore[misc]
+        assert note.startswith("owner/model: LICENCE-BOUND (llama2): read its terms at ")
+    fetch("owner/model", tmp_path, HF_ENDPOINT=hub.url)
+    asked = [path for path in hub.asked if path.startswith("/api/models/") and "/tree/" not in path]
+    assert len(asked) == 1, "the hub's own client asks; we do not where the card is here"
 
 
 def test_a_mirror_that_is_down_is_no_traceback(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from unittest.mock import MagicMock
 
 import pytest
 
+from luthier import events
 from luthier.assets import content_hash, convert_pickled, read_spec, resolve
 from luthier.assets.cache import build_once, remembered_hash
 from luthier.errors import AssetError
@@ -32,6 +33,59 @@ def test_a_folder(folder: Path, tmp_path: Path) -> None:
     base = resolve(str(folder), cache=tmp_path / "cache")
     assert base.source == "folder" and len(base.content_hash) == 64 and not base.remote_code
     assert base.spec.architecture == "LlamaForCausalLM" and base.spec.layers == 2 and base.spec.kv_heads == 2
+
+
+def card(*lines: str) -> str:
+    return "\n".join(["---", "language: [en, ja]", *lines, "---", "# A model", "", "license: mit", ""])
+
+
+APACHE = "\n                                 Apache License\n                           Version 2.0, January 2004\n"
+MIT = "Copyright (c) 2026 Someone\n\nPermission is hereby granted, free of charge, to any\nperson obtaining a copy"
+LLAMA = "LLAMA 2 COMMUNITY LICENSE AGREEMENT\nLlama 2 Version Release Date: July 18, 2023\n"
+GEMMA = "https://ai.google.dev/gemma/terms"
+
+
+@pytest.mark.parametrize(
+    ("files", "licence", "place"),
+    [
+        ({}, None, ""),
+        ({"README.md": "# A model\nlicense: llama2\n"}, None, ""),
+        ({"README.md": card("license: apache-2.0")}, None, ""),
+        ({"README.md": card("license: [mit, cc0-1.0]")}, None, ""),
+        ({"README.md": card("license:", "- mit", "- llama2")}, "mit, llama2", "README.md"),
+        ({"README.md": card("license: llama2"), "LICENSE.txt": LLAMA}, "llama2", "LICENSE.txt"),
+        ({"README.md": card("license: other", "license_name: gemma", f"license_link: {GEMMA}")}, "gemma", GEMMA),
+        ({"README.md": card("license: other", "license_link: LICENSE")}, "other", "README.md"),
+        ({"README.md": card("license: unknown"), "LICENSE": APACHE}, None, ""),
+        ({"README.md": card("license: {a: ["), "LICENSE": MIT}, None, ""),
+        ({"LICENSE": LLAMA}, "LLAMA 2 COMMUNITY LICENSE AGREEMENT", "LICENSE"),
+        ({"LICENSE": "\x1b[2J" + "x" * 200}, ("[2J" + "x" * 200)[:80], "LICENSE"),
+    ],
+)
+def test_a_folders_licence_is_said_before_it_is_loaded(
+    files: dict[str, str], licence: str | None, place: str, folder: Path, tmp_path: Path
+) -> None:
+    for name, text in files.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    place = place if place.startswith("https:") else str(folder / place)
+    wanted = [] if licence is None else [f"{folder}: LICENCE-BOUND ({licence}): read its terms at {place}"]
+    seen: list[events.Event] = []
+    resolve(str(folder), cache=tmp_path / "cache", sink=seen.append)
+    assert [one.text for one in seen if isinstance(one, events.Note)] == wanted
+    (folder / "model.safetensors").write_bytes(b"not weights")
+    seen.clear()
+    with pytest.raises(AssetError):
+        resolve(str(folder), cache=tmp_path / "cache", sink=seen.append)
+    assert len(seen) == len(wanted), "it is said before the weights are looked at"
+
+
+def test_a_licence_that_is_a_link_out_of_the_folder_is_not_read(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("hunter2", encoding="utf-8")
+    (folder / "LICENSE").symlink_to(tmp_path / "secret")
+    seen: list[events.Event] = []
+    with pytest.raises(AssetError, match="links to files outside"):
+        resolve(str(folder), cache=tmp_path / "cache", sink=seen.append)
+    assert seen == []
 
 
 def test_parameters_are_counted_exactly(folder: Path) -> None:
