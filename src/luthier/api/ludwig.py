@@ -295,7 +295,10 @@ class LudwigModel:
         commit_message: str = "Upload a Luthier run",
         commit_description: str | None = None,
     ) -> str:
-        """Upload a run's adapter and card to the hub; returns its address. Needs a token in the environment."""
+        """Upload a run's adapter and card to the hub; returns its address. Needs a token in the environment.
+
+        The card shows a few held-out rows under "## Samples"; take that section out where they are to stay at home.
+        """
         from luthier.export import hub
 
         _refuse("repo_type", None if repo_type == "model" else repo_type, "a tuned model is a repository of type model")

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from luthier.data.redact import ORDER, redacted
 from luthier.metrics.calibration import BINS, Calibration
 from luthier.run.atomic import write_text
 
 RESULTS = "## Results"
+SAMPLES = "## Samples"
+SHOWN = 3  # samples at most
+LONGEST = 400  # characters of each of a sample's texts
+JOINER = "\u200d"
+FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
 
 
 def write_card(
@@ -23,6 +31,7 @@ def write_card(
     rows: int | None = None,
     held_out: int | None = None,
     calibration: Calibration | None = None,
+    samples: Sequence[Mapping[str, str]] = (),
     adapter: str | None = "lora",
     license_name: str | None = None,
     language: Sequence[str] = (),
@@ -39,6 +48,8 @@ def write_card(
         rows: how many rows it was trained on.
         held_out: how many rows the scores are over.
         calibration: the temperature of a category's probabilities, when one was fitted.
+        samples: held-out rows as mappings with ``prompt, before, answer, reference``; the first few are shown. A card
+            is made to be shared: whatever looks like personal data or a secret is replaced in them.
         adapter: the adapter's type; None for merged weights.
         license_name: the hub's identifier of the licence; left out when it is not known.
         language: the hub's language codes.
@@ -61,6 +72,7 @@ def write_card(
         f"# {_plain(name)}",
         f"This is {how} `{_plain(base_model)}`{trained}. It was made with Luthier.",
         _results(scores or {}, held_out, None, calibration) if scores or calibration else "",
+        _samples(samples[:SHOWN]) if samples else "",
         "## Use\n\n```bash\nluthier chat FOLDER\nluthier predict FOLDER --dataset rows.csv\n```",
         f"## Config\n\n{_fenced(config_yaml, 'yaml')}",
         _versions(versions) if versions else "",
@@ -89,14 +101,21 @@ def write_results(
         return None
     text = path.read_text(encoding="utf-8")
     section = _results(scores, held_out, measured, calibration) + "\n\n"
-    begin = text.find(RESULTS)
-    if begin < 0:
-        begin = end = max(text.find("## Use"), 0) or len(text)
+    sections = [*_sections(text), ("", len(text))]
+    at = next((at for at, (heading, _) in enumerate(sections) if heading == RESULTS), None)
+    if at is None:
+        begin = end = next(start for heading, start in sections if heading in (SAMPLES, "## Use", ""))
     else:
-        after = text.find("\n## ", begin)
-        end = after + 1 if after >= 0 else len(text)
+        begin, end = sections[at][1], sections[at + 1][1]
     write_text(path, text[:begin] + section + text[end:])
     return path
+
+
+def has_samples(folder: Path) -> bool:
+    """Whether the card in ``folder`` shows rows of the data."""
+    path = folder / "README.md"
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    return any(heading == SAMPLES for heading, _ in _sections(text))
 
 
 def _results(
@@ -135,6 +154,52 @@ def _believed(measured: Mapping[str, float] | None, calibration: Calibration | N
 def _error(before: float, after: float, rows: float, which: str) -> str:
     change = f"{100 * before:.1f} % as the model says, {100 * after:.1f} % with the temperature"
     return f"{change}, on {which} {int(rows)} rows."
+
+
+def _samples(samples: Sequence[Mapping[str, str]]) -> str:
+    told = "Rows that it was not trained on, with the base's answer before and its own after. "
+    told += f"A text of more than {LONGEST} characters is cut."
+    names = (("Prompt", "prompt"), ("Before", "before"), ("After", "answer"), ("Reference", "reference"))
+    shown = [
+        f"### Sample {number}\n\n"
+        + "\n\n".join(
+            f"{name}:\n\n{_fenced(_short(text) or '(empty)', 'text')}"
+            for name, key in names
+            if (text := one.get(key)) is not None
+        )
+        for number, one in enumerate(samples, 1)
+    ]
+    return "\n\n".join([SAMPLES, told, *shown])
+
+
+def _short(text: str) -> str:
+    """The beginning of a text in whole characters, without what looks like personal data or a secret."""
+    text = redacted(text, ORDER).strip()
+    if len(text) <= LONGEST:
+        return text
+    end = LONGEST
+    while end and (_joins(text[end]) or text[end - 1] == JOINER):
+        end -= 1
+    return text[: end or LONGEST].rstrip() + " …"
+
+
+def _joins(character: str) -> bool:
+    """Whether it is part of the character before it: an accent, a joiner, a variant, a shade of an emoji."""
+    return unicodedata.category(character)[0] == "M" or character == JOINER or "\U0001f3fb" <= character <= "\U0001f3ff"
+
+
+def _sections(text: str) -> Iterator[tuple[str, int]]:
+    """The headings of the second level and where they begin; what stands in a fenced block is none."""
+    start, fence = 0, ""
+    for line in text.splitlines(keepends=True):
+        run = FENCE.match(line)
+        if not fence and line.startswith("## "):
+            yield line.rstrip(), start
+        elif not fence and run:
+            fence = run[1]
+        elif fence and run and run[1].startswith(fence) and not line[run.end() :].strip():
+            fence = ""
+        start += len(line)
 
 
 def _versions(versions: Mapping[str, str]) -> str:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from luthier.assets.network import trust_own_bundle
 from luthier.errors import AssetError, RunError
-from luthier.events import Sink, silent, stage
+from luthier.events import Sink, Warned, silent, stage
+from luthier.export.card import SAMPLES, has_samples
 from luthier.run.atomic import leads_out
 
 # Training state and logs stay at home; so does anything pickled.
@@ -37,7 +38,8 @@ def upload(
         commit_description: the rest of the commit's message.
         revision: the branch; None is the main one.
         create_pr: open a pull request instead of committing.
-        sink: told when the upload begins and ends; between them the hub's client draws its own progress.
+        sink: told when the upload begins and ends, and that the card shows rows where it does; between them the hub's
+            client draws its own progress.
 
     Raises:
         RunError: run-not-a-run, a folder without weights in safetensors; run-damaged, one with links out of it.
@@ -49,6 +51,9 @@ def upload(
     # Which HTTP library is beneath differs between versions of huggingface_hub; its own error is always built on it.
     http_error: type[Exception] = HfHubHTTPError.__mro__[1]
     folder = _publishable(Path(folder))
+    if has_samples(folder):
+        told = f"README.md shows a few rows of the data under {SAMPLES!r}; whoever sees the repository sees them"
+        sink(Warned(text=told))
     trust_own_bundle()
     api = HfApi(token=token)
     try:

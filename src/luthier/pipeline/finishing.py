@@ -35,18 +35,19 @@ def merge(work: Work, folder: RunFolder, sink: events.Sink) -> None:
 
 
 def report(folder: RunFolder, tuned: Tuned, work: Work) -> None:
-    """report.html with a few answers of before and after, and the model card beside the weights."""
+    """report.html and the model card beside the weights, both with a few answers of before and after."""
     from luthier.data.language import language_of
     from luthier.evaluate.report import write_report
     from luthier.export.card import write_card
     from luthier.metrics import METRICS
 
+    samples = tuned.samples()
     write_report(
         folder.path,
         config=work.config.to_dict(),
         audit=work.audit.to_json(),
         metrics_lines=read_metrics(folder.metrics_path),
-        samples=tuned.samples(),
+        samples=samples,
         calibration=tuned.calibration,
         machine=work.machine,
         versions=versions(),
@@ -64,6 +65,7 @@ def report(folder: RunFolder, tuned: Tuned, work: Work) -> None:
         scores={"tuned, on validation rows": scores} if scores else None,
         rows=len(work.prepared.rows["train"]),
         calibration=tuned.calibration,
+        samples=samples,
         held_out=min(len(work.prepared.rows["validation"]), work.config.trainer.eval_generation_rows),
         adapter=work.config.adapter.type if work.config.adapter is not None else None,
         language=[language] if language else [],

@@ -9,8 +9,8 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from luthier.errors import AssetError, RunError
-from luthier.events import Progress
-from luthier.export.card import write_card
+from luthier.events import Progress, Warned
+from luthier.export.card import LONGEST, SHOWN, write_card, write_results
 from luthier.export.hub import LEFT_OUT, upload
 from luthier.export.merge import merged
 
@@ -114,6 +114,45 @@ def test_card(tmp_path):
     assert front["license"] == "apache-2.0"
 
 
+def sample(**texts: str) -> dict[str, str]:
+    return {"prompt": "Say it.", "before": "No.", "answer": "It.", "reference": "It."} | texts
+
+
+def test_the_card_shows_a_few_samples_and_later_results_leave_them(tmp_path):
+    hostile = "## Results\n```\n<script>alert(1)</script>\n## Use\n`````\n# big\n~~~"
+    samples = [sample(answer=hostile, before=""), sample(prompt="2nd"), sample(prompt="3rd"), sample(prompt="4th")]
+    card = {"name": "m", "base_model": "b", "config_yaml": "a: '## Results'\n## Results\n", "samples": samples}
+    text = write_card(tmp_path, **card).read_text("utf-8")
+    assert f"After:\n\n``````text\n{hostile}\n``````\n\nReference:" in text
+    assert "Before:\n\n```text\n(empty)\n```" in text
+    assert text.count("### Sample ") == SHOWN and "3rd" in text and "4th" not in text
+    shown = text[text.index("## Samples") : text.rindex("## Use")]
+    for percent in (0.25, 0.5):
+        write_results(tmp_path, {"tuned": {"exact_match": percent}}, 9)
+        new = (tmp_path / "README.md").read_text("utf-8")
+        assert new.count("| tuned |") == 1 and f"| tuned | {100 * percent:.1f} % |" in new
+        assert shown in new and new.index("| tuned |") < new.index(shown)
+        assert new[new.index("## Samples") :] == text[text.index("## Samples") :]
+    assert "## Samples" not in write_card(tmp_path, **card | {"samples": []}).read_text("utf-8")
+
+
+def test_samples_are_cut_between_characters_and_hold_no_secrets(tmp_path):
+    secret = "a" * (LONGEST - 20) + " sk-abcdefghijklmnopqrstuv me@example.org"
+    accent, family = "e\u0301", "\U0001f469\u200d\U0001f469\u200d\U0001f467"
+    texts = {
+        "prompt": secret,
+        "before": "b" * (LONGEST - 1) + accent * 3,
+        "answer": "c" * (LONGEST - 2) + family * 2,
+        "reference": "d" * LONGEST,
+    }
+    text = write_card(tmp_path, name="m", base_model="b", config_yaml="", samples=[texts]).read_text("utf-8")
+    blocks = text.split("## Samples")[1].split("```text\n")[1:]
+    prompt, before, after, reference = (block.split("\n```")[0] for block in blocks)
+    assert prompt == "a" * (LONGEST - 20) + " [key] [email]"
+    assert before == "b" * (LONGEST - 1) + " …" and after == "c" * (LONGEST - 2) + " …"
+    assert reference == texts["reference"]
+
+
 def test_a_base_that_is_no_hub_id_stays_out_of_the_front_matter(tmp_path):
     text = write_card(tmp_path, name="m", base_model="smollm2", config_yaml="", adapter=None).read_text("utf-8")
     assert "base_model:" not in text
@@ -138,6 +177,11 @@ def test_upload(tmp_path, monkeypatch):
     assert upload(tmp_path, "me/model") == "address"
     assert calls["repo_id"] == "me/model"
     assert calls["ignore_patterns"] == list(LEFT_OUT)
+    for samples in ([], [sample()]):  # rows of the data are not published unsaid
+        write_card(tmp_path, name="m", base_model="b", config_yaml="'## Samples'\n## Samples", samples=samples)
+        told = []
+        upload(tmp_path, "me/model", sink=told.append)
+        assert len([one for one in told if isinstance(one, Warned)]) == len(samples)
 
 
 def test_upload_refusals(tmp_path, monkeypatch):

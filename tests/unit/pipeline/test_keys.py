@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
@@ -209,6 +210,9 @@ def test_the_model_card_stands_beside_the_weights(train) -> None:
     card = (made.folder / "adapter" / "README.md").read_text(encoding="utf-8")
     for part in ('library_name: "peft"', "trained on 32 rows", "type: lora", "| tuned, on validation rows |", "torch"):
         assert part in card, part
+    assert card.count("### Sample ") == 3 and "parcel 36" in card
+    report = (made.folder / "report.html").read_text(encoding="utf-8").split("<h2>Samples</h2>")[1].split("<details")[0]
+    assert re.findall(r"parcel \d+ \w+", card) == re.findall(r"parcel \d+ \w+", report), "the report's own"
 
 
 def test_a_run_folder_is_uploaded_as_its_adapter(train, monkeypatch) -> None:
