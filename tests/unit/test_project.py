@@ -206,6 +206,13 @@ def test_the_tree_names_no_place_of_its_making() -> None:
     assert places == []
 
 
+def test_every_result_of_a_benchmark_says_how_it_was_made() -> None:
+    folder = ROOT / "benchmarks" / "results"
+    rows = re.findall(r"^\| (`[^|]*`) \|", (folder / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    told = [name for row in rows for name in re.findall(r"`([^`]+)`", row)]
+    assert sorted(told) == sorted(path.name for path in folder.iterdir() if path.name != "README.md")
+
+
 def test_constraints_pin_every_direct_dependency_within_its_range() -> None:
     from packaging.requirements import Requirement
     from packaging.utils import canonicalize_name
