@@ -50,11 +50,11 @@ def both(folder: Path, case: str = "llama", dtype: torch.dtype = torch.float32) 
     return theirs, load_decoder(folder, read_shape(folder), Placing(dtype=dtype))
 
 
-def adapted(decoder: Decoder) -> Decoder:
+def adapted(decoder: Decoder, std: float = 0.3) -> Decoder:
     decoder.adapt(Lora(r=3, alpha=5), seed=3)
     generator = torch.Generator().manual_seed(1)
     for pair in decoder.pairs:
-        pair.lora_B.data.normal_(std=0.3, generator=generator)
+        pair.lora_B.data.copy_(torch.empty(pair.lora_B.shape).normal_(std=std, generator=generator))
     return decoder
 
 
@@ -319,8 +319,8 @@ class Repeated:
 
     def __init__(self, stepper: Stepper, rows: int) -> None:
         self.stepper, self.rows = stepper, rows
-        shape = (rows, stepper.forward.shape.vocab)
-        self.left = Step(torch.empty(shape), torch.empty(shape), torch.empty(rows, dtype=torch.long))
+        scores = torch.empty(rows, stepper.forward.shape.vocab, device=stepper.forward.device)
+        self.left = Step(scores, scores.clone(), torch.empty(rows, dtype=torch.long, device=scores.device))
 
     def replay(self) -> None:
         new = self.stepper._once(self.rows, self.stepper.cache.capacity, True)
