@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import shutil
 import signal
@@ -22,7 +23,9 @@ from luthier.train import checkpoint
 
 INTERVAL = 3  # steps between checkpoints
 STEPS = 24
+ALIKE = 1e-6  # of a loss, relative, in fp32
 TIMED = ("time", "tokens_per_s", "memory_gib")
+NO_DROPOUT = ("--set", "adapter={type: lora, r: 4, dropout: 0}")
 
 
 BEGUN: list[Row] = []  # every line of this process, so that a case that fails on the way has told of what it did
@@ -41,6 +44,11 @@ class Row:
 
     def __post_init__(self) -> None:
         BEGUN.append(self)
+
+    @property
+    def failed(self) -> bool:
+        """Whether something did not hold, or nothing was tried and no note says why."""
+        return self.held != self.asked or not (self.asked or self.notes)
 
     def count(self, ok: bool, said: str = "") -> None:
         """One more attempt."""
@@ -134,6 +142,24 @@ class Bench:
         left, right = self.metrics(run), self.metrics("straight")
         return out + ([] if left == right else ["metrics"]) + self.litter(run)
 
+    def without_dropout(self) -> list[float]:
+        """The losses of a straight run whose sums do not depend on how its batches are cut up, but for rounding."""
+        path = self.root / "without-dropout" / "metrics.jsonl"
+        if not path.exists():
+            code, said = self.train("without-dropout", *NO_DROPOUT)
+            assert code == 0 and self.rows_taken() == self.samples, said[-2000:]
+        return [line["loss"] for line in read_metrics(path)]
+
+    def gap(self, run: str) -> float:
+        """The largest relative difference of a loss from `without_dropout`; infinite where one is missing."""
+        losses, straight = [line["loss"] for line in self.metrics(run)], self.without_dropout()
+        gaps = [abs(a - b) / b for a, b in zip(losses, straight, strict=False)]
+        return max(gaps) if len(losses) == len(straight) else math.inf
+
+    def replanned(self, run: str) -> bool:
+        """Whether it is written in the run that its plan was changed."""
+        return bool(json.loads((self.root / run / "run.json").read_text()).get("replanned"))
+
     def metrics(self, run: str) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl without what depends on the clock."""
         lines = read_metrics(self.root / run / "metrics.jsonl")
@@ -202,8 +228,12 @@ def kills(bench: Bench, count: int) -> list[Row]:
                 break  # it ended before
             done, killed, inside = done + 1, killed + 1, inside + in_save
             unloadable, torn = bench.torn(run)
-            whole.count(not unloadable and not torn, "; ".join(unloadable + torn))
-            most = max(most, _last_step(bench, run) - max(bench.steps(run), default=0))
+            last, begun, kept = _last_step(bench, run), _begun(bench, run), max(bench.steps(run), default=0)
+            # Its thread may just not have begun to write when a step more is taken; the next save waits for it.
+            late = last > begun + INTERVAL + 1 or begun > kept + INTERVAL
+            wrong = [*unloadable, *torn, *([f"at step {last}, {begun} begun, {kept} whole"] if late else [])]
+            whole.count(not wrong, "; ".join(wrong))
+            most = max(most, last - kept)
         code, said = (child.code, child.output()) if child.code != -signal.SIGKILL else bench.train(run)
         if killed:
             unlike = bench.unlike(run) if code == 0 else [f"exit {code}: {said[-500:]}"]
@@ -230,6 +260,12 @@ def _wait_to_kill(bench: Bench, child: children.Child, aimed: bool) -> None:
             if time.monotonic() > end:
                 return
             time.sleep(0.002)
+
+
+def _begun(bench: Bench, run: str) -> int:
+    """The step of the newest checkpoint that is whole or was being written."""
+    folder = bench.root / run / "checkpoints"
+    return max([0, *bench.steps(run), *(int(one.name.split("-")[1]) for one in folder.glob(".staging-[0-9]*"))])
 
 
 def _last_step(bench: Bench, run: str) -> int:
@@ -354,24 +390,12 @@ def memory(bench: Bench, rounds: int) -> list[Row]:
     """Out of memory at a step: the same effective batches in smaller passes, the losses within rounding."""
     row = Row("15", "out of memory at a step: same samples, losses within 1e-6 of each other")
     worst = 0.0
-    straight = [line["loss"] for line in read_metrics(bench.root / "straight" / "metrics.jsonl")]
+    bench.without_dropout()
     for _ in range(rounds):
         run, step = bench.fresh(), bench.draw.randrange(1, STEPS)
-        code, said = bench.train(run, "--set", "adapter={type: lora, r: 4, dropout: 0}",
-                                 fault=children.out_of_memory(step))  # fmt: skip
-        plain = bench.root / "without-dropout"
-        if not plain.exists():
-            bench.rows_taken()
-            assert bench.train(plain.name, "--set", "adapter={type: lora, r: 4, dropout: 0}")[0] == 0
-            bench.fresh()
-            code, said = bench.train(run, "--set", "adapter={type: lora, r: 4, dropout: 0}",
-                                     fault=children.out_of_memory(step))  # fmt: skip
-        straight = [line["loss"] for line in read_metrics(plain / "metrics.jsonl")]
-        losses = [line["loss"] for line in read_metrics(bench.root / run / "metrics.jsonl")]
-        gap = max((abs(a - b) / b for a, b in zip(losses, straight, strict=False)), default=9.0)
-        worst = max(worst, gap)
-        replanned = json.loads((bench.root / run / "run.json").read_text()).get("replanned")
-        ok = code == 0 and len(losses) == len(straight) and gap <= 1e-6 and bool(replanned)
+        code, said = bench.train(run, *NO_DROPOUT, fault=children.out_of_memory(step))
+        worst = max(worst, gap := bench.gap(run))
+        ok = code == 0 and gap <= ALIKE and bench.replanned(run)
         row.count(ok and bench.rows_taken() == bench.samples, f"step {step}: exit {code}, gap {gap:.1e} {said[-300:]}")
     row.notes.append(f"largest relative difference of a loss {worst:.1e}")
     return [row]
@@ -399,7 +423,7 @@ def full_disk(bench: Bench, rounds: int) -> list[Row]:
 
 
 def two_at_once(bench: Bench, rounds: int) -> list[Row]:
-    """A second process on the same folder is refused, the first ends as if alone; after a kill the folder is free."""
+    """A second process on the same folder is refused, the first ends as if alone."""
     row = Row("-", "two processes on one folder: the second refused (run-in-use), the first equal")
     for _ in range(rounds):
         run = bench.fresh()

@@ -145,6 +145,8 @@ def finishing(bench: Bench, count: int) -> list[Row]:
     kept = bench.root / "unfinished"
     shutil.rmtree(kept, ignore_errors=True)
     (bench.root / "run").rename(kept)
+    unwritten, written = _card_of(kept), _card_of(straight)  # PEFT saves a page to be filled in with an adapter
+    assert written is not None and written != unwritten
 
     def fresh() -> None:
         bench.fresh()
@@ -157,6 +159,7 @@ def finishing(bench: Bench, count: int) -> list[Row]:
         run = bench.root / "run"
         found = [line for one in verify(RunFolder.load(run, trained=False)) for line in one.faults]
         found += [] if not (run / "merged").exists() or _files(run / "merged") == merged else ["merged/ is torn"]
+        found += [] if _card_of(run) in (None, unwritten, written) else ["the card is torn"]
         page = run / "report.html"
         found += [] if not page.exists() or page.read_text("utf-8").rstrip().endswith("</html>") else ["report torn"]
         return found
@@ -169,12 +172,19 @@ def finishing(bench: Bench, count: int) -> list[Row]:
         out += [f"adapter/{name}" for name in adapter if mine.get(name) != adapter[name] and name != "README.md"]
         out += [] if bench.metrics("run") == bench.metrics("merging") else ["metrics"]
         out += [] if json.loads((run / "run.json").read_text())["state"] == "finished" else ["not finished"]
-        return out + [name for name in ("report.html", "adapter/README.md") if not (run / name).is_file()]
+        out += [] if _card_of(run) == written else ["the card is another"]
+        return out + ([] if (run / "report.html").is_file() else ["no report.html"])
 
     _ended_anywhere(bench, kill, count, fresh, start, whole, equal)
     hint = "to go on: luthier train --resume"
     _signalled(bench, sent, max(1, count // 10), fresh, start, _PLACES_OF_FINISHING, hint, equal)
     return [kill, sent]
+
+
+def _card_of(run: Path) -> str | None:
+    """The model card without its title, which is the name of the run's folder; None where there is none."""
+    path = run / "adapter" / "README.md"
+    return path.read_text(encoding="utf-8").replace(f"\n# {run.name}\n", "\n") if path.is_file() else None
 
 
 def _merge() -> tuple[Any, str]:

@@ -7,12 +7,11 @@ import shutil
 from collections.abc import Callable
 
 import children
-from cases import Bench, Row
+from cases import ALIKE, NO_DROPOUT, Bench, Row
 
 from luthier.run import read_metrics
 
 OVERFIT = 400  # steps
-ALIKE = 1e-6  # of a loss, relative, in fp32
 
 
 def micro_batches(bench: Bench, rounds: int) -> list[Row]:
@@ -25,7 +24,7 @@ def micro_batches(bench: Bench, rounds: int) -> list[Row]:
             run = bench.fresh()
             code, said = bench.train(
                 run, "--set", f"trainer.batch_size={size}", "--set", f"trainer.gradient_accumulation_steps={8 // size}",
-                "--set", "adapter={type: lora, r: 4, dropout: 0}", "--set", f"execution.tokens_per_pass={44 * size}",
+                *NO_DROPOUT, "--set", f"execution.tokens_per_pass={44 * size}",
             )  # fmt: skip
             lines = [one for one in read_metrics(bench.root / run / "metrics.jsonl") if one["split"] == "train"]
             taken = bench.rows_taken() if code == 0 else {}
@@ -74,6 +73,9 @@ def ends(bench: Bench, rounds: int) -> list[Row]:
         )  # fmt: skip
         assert asked.wait() == 0, asked.output()[-2000:]
         answers = [json.loads(line) for line in (place / "answers.jsonl").read_text().splitlines()]
+        missing = set(range(20)) - {one["row"] for one in answers}
+        if missing or len(answers) != 20:
+            row.count(False, f"{len(answers)} answers; none to {sorted(missing)}")
         for one in answers:
             right = one["finish_reason"] == "stop" and one["response"] == f"yes {one['row'] % 5}"
             row.count(right, f"row {one['row']}: {one['finish_reason']} {one['response']!r}")

@@ -65,7 +65,7 @@ def _short(line: str) -> str:
 
 
 def _command(parts: list[dict[str, Any]]) -> str:
-    return COMMANDS[True] if parts[0]["long"] else f"{COMMANDS[False]} --seed {parts[0]['seed']}"
+    return COMMANDS[True] if all(part["long"] for part in parts) else f"{COMMANDS[False]} --seed {parts[0]['seed']}"
 
 
 def _number(text: str) -> int:

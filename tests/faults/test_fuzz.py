@@ -1,4 +1,4 @@
-"""A few changed files for every parser; `make test-faults` tries 10,000 of each."""
+"""A few changed files for every parser; `make test-faults` tries 5,000 of most."""
 
 from __future__ import annotations
 
