@@ -2,8 +2,9 @@
 
     python benchmarks/generation_speed.py FOLDER [--shape 7b] [--device cuda] [--dtype bfloat16] [--scale 1.0]
 
-Every row makes the same number of tokens (its end is blocked until then). Prints one RESULT line, in JSON, a setting;
-a setting that fails prints its error and the others go on. `--scale` multiplies the numbers of tokens, for a trial.
+Every contestant makes the same number of tokens for the same prompts (ends are blocked until then). Prints one RESULT
+line, in JSON, a setting; a setting that fails prints its error and the others go on. `--scale` multiplies the numbers
+of tokens, for a trial. `nf4`: the matrices stay in 4 bits, as where memory does not hold them spread out.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from workload import VOCAB, make_model
 
+import luthier.infer.forward as forward_module
 from luthier.config.adapter import Lora
 from luthier.infer.cache import Cache
 from luthier.infer.engine import DecoderEngine
@@ -31,11 +34,11 @@ from luthier.model.decoder.decoder import Decoder
 from luthier.model.decoder.load import Placing, load_decoder
 from luthier.model.decoder.save import save_adapter
 from luthier.model.decoder.shape import read_shape
+from luthier.model.decoder.weights import Quantised
 from luthier.types import Request, Sampling
 
-OURS = {"6 x 512": (6, 512), "1 x 256": (1, 256), "32 x 256": (32, 256), "256 x 256": (256, 256)}
-THEIRS = {"6 x 512": (6, 48), "1 x 256": (1, 48), "32 x 256": (32, 48)}  # tokens timed; the rate is what is told
-BATCHED = {"6 x 512": (6, 128), "1 x 256": (1, 128), "32 x 256": (32, 128), "256 x 256": (256, 128)}
+SETTINGS = {"6 x 512": (6, 512), "1 x 256": (1, 256), "32 x 256": (32, 256), "256 x 256": (256, 256)}
+FOUR_BITS = {"1 x 256": (1, 256), "4 x 256": (4, 256), "32 x 256": (32, 256)}
 
 
 class Ids:
@@ -169,44 +172,37 @@ def theirs(model: Any, count: int, steps: int, device: str) -> dict[str, Any]:
 
 
 def theirs_continuous(model: Any, count: int, steps: int, device: str) -> dict[str, Any]:
-    """The same by transformers' continuous batching: the second of two calls, its graphs made and its cache there."""
+    """The same by transformers' continuous batching, after a short call: its graphs are made and its cache is there."""
     from transformers import GenerationConfig
 
     asked = prompts(count)
-    config = GenerationConfig(max_new_tokens=steps, do_sample=False, eos_token_id=-1, pad_token_id=2)
     seconds = 0.0
-    for _ in range(2):
+    for count_each in (min(16, steps), steps):
+        config = GenerationConfig(max_new_tokens=count_each, do_sample=False, eos_token_id=-1, pad_token_id=2)
         wait(device)
         start = time.perf_counter()
         made = model.generate_batch(asked, generation_config=config, persistent_manager=True)
         wait(device)
         seconds = time.perf_counter() - start
-        assert [len(one.generated_tokens) for one in made.values()] == [steps] * count
+        assert [len(one.generated_tokens) for one in made.values()] == [count_each] * count
     model.destroy_cached_continuous_batching_manager()  # which was sized for these requests
     return {"seconds": seconds, "tokens_per_second": count * steps / seconds, "tokens": count * steps}
 
 
 def compare(
-    decoder: Decoder,
-    folder: Path,
-    device: str,
-    dtype: torch.dtype,
-    steps: int,
-    settings: list[tuple[str, int, int]],
-    batches: list[tuple[str, int, int]],
+    decoder: Decoder, folder: Path, device: str, dtype: torch.dtype, steps: int, settings: list[tuple[str, int, int]]
 ) -> None:
     """Transformers on the same weights: how far it agrees, and how fast it is."""
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device).eval()
     attempt("agreement", lambda: agreement(decoder, model, 4, steps))
-    for name, rows, count in settings:
-        attempt(f"transformers {name}", lambda rows=rows, count=count: theirs(model, rows, count, device))  # type: ignore[misc]
-    for name, rows, count in batches:
-        attempt(
-            f"transformers, continuous batching, {name}",
-            lambda rows=rows, count=count: theirs_continuous(model, rows, count, device),  # type: ignore[misc]
-        )
+    for way, run in (("", theirs), (", continuous batching,", theirs_continuous)):
+        for name, rows, count in settings:
+            attempt(
+                f"transformers{way} {name}",
+                lambda run=run, rows=rows, count=count: run(model, rows, count, device),  # type: ignore[misc]
+            )
 
 
 SECTION = Lora(r=8, alpha=16)
@@ -231,6 +227,49 @@ def several(decoder: Decoder, count: int) -> dict[str, Adapter]:
     return made
 
 
+def four_bits(folder: Path, device: str, dtype: torch.dtype, settings: list[tuple[str, int, int]]) -> None:
+    """A base in NF4 that is not spread out: by the product of a few rows, and de-quantised for every step."""
+    placing = Placing(dtype=dtype, device=device, quantised="nf4", weights="quantised")
+    before = torch.cuda.memory_allocated() if device == "cuda" else 0
+    decoder = load_decoder(folder, read_shape(folder), placing)
+    held = (torch.cuda.memory_allocated() - before) / 2**30 if device == "cuda" else 0.0
+    for way, multiplies in (("", Quantised.multiplies), (", de-quantised each step,", lambda self, x: False)):
+        kept = mock.patch.object(forward_module, "fits_spread", lambda *sizes: False)
+        with kept, mock.patch.object(Quantised, "multiplies", multiplies):
+            for name, rows, steps in settings:
+                ours(decoder, rows, 8, device)  # compiles the kernels
+                attempt(
+                    f"luthier nf4{way} {name}",
+                    lambda rows=rows, steps=steps: ours(decoder, rows, steps, device) | {"held_gib": held},  # type: ignore[misc]
+                )
+
+
+def spread_out(
+    folder: Path, device: str, dtype: torch.dtype, settings: list[tuple[str, int, int]], compared: int
+) -> None:
+    """The base in the compute type, beside transformers; with an adapter; with several. ``compared``: tokens."""
+    start = time.perf_counter()
+    decoder = load_decoder(folder, read_shape(folder), Placing(dtype=dtype, device=device))
+    tell("loaded", seconds=time.perf_counter() - start)
+
+    attempt("replay equals eager", lambda: replay_equals_eager(decoder))
+    attempt("warm", lambda: ours(decoder, 2, 16, device))
+    for name, rows, steps in settings:
+        attempt(f"luthier {name}", lambda rows=rows, steps=steps: ours(decoder, rows, steps, device))  # type: ignore[misc]
+    attempt("luthier first token", lambda: first_token(decoder, device))
+    compare(decoder, folder, device, dtype, compared, settings)
+    adapt(decoder)
+    for name, rows, steps in settings:
+        attempt(f"luthier with adapter {name}", lambda rows=rows, steps=steps: ours(decoder, rows, steps, device))  # type: ignore[misc]
+    adapters = several(decoder, 3)
+    with decoder.without_adapter():
+        for name, rows, steps in settings:
+            attempt(
+                f"luthier with three adapters and none {name}",
+                lambda rows=rows, steps=steps: ours(decoder, rows, steps, device, adapters),  # type: ignore[misc]
+            )
+
+
 def main() -> None:
     """Run every setting."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -240,36 +279,21 @@ def main() -> None:
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--scale", type=float, default=1.0)
     parser.add_argument("--rows", type=int, default=256, help="leave out settings of more rows")
+    parser.add_argument("--nf4", action="store_true", help="only the settings in 4 bits")
     options = parser.parse_args()
     begin = time.perf_counter()
     device, dtype = options.device, getattr(torch, options.dtype)
     folder = make_model(options.folder, options.shape, device)
     card = torch.cuda.get_device_name() if device == "cuda" else "cpu"
     tell("made", seconds=time.perf_counter() - begin, device=card)
-    start = time.perf_counter()
-    decoder = load_decoder(folder, read_shape(folder), Placing(dtype=dtype, device=device))
-    tell("loaded", seconds=time.perf_counter() - start)
 
     def scaled(settings: dict[str, tuple[int, int]]) -> list[tuple[str, int, int]]:
         fits = ((name, rows, max(4, int(steps * options.scale))) for name, (rows, steps) in settings.items())
         return [setting for setting in fits if setting[1] <= options.rows]
 
-    attempt("replay equals eager", lambda: replay_equals_eager(decoder))
-    attempt("warm", lambda: ours(decoder, 2, 16, device))
-    for name, rows, steps in scaled(OURS):
-        attempt(f"luthier {name}", lambda rows=rows, steps=steps: ours(decoder, rows, steps, device))  # type: ignore[misc]
-    attempt("luthier first token", lambda: first_token(decoder, device))
-    compare(decoder, folder, device, dtype, max(8, int(64 * options.scale)), scaled(THEIRS), scaled(BATCHED))
-    adapt(decoder)
-    for name, rows, steps in scaled(OURS):
-        attempt(f"luthier with adapter {name}", lambda rows=rows, steps=steps: ours(decoder, rows, steps, device))  # type: ignore[misc]
-    adapters = several(decoder, 3)
-    with decoder.without_adapter():
-        for name, rows, steps in scaled(OURS):
-            attempt(
-                f"luthier with three adapters and none {name}",
-                lambda rows=rows, steps=steps: ours(decoder, rows, steps, device, adapters),  # type: ignore[misc]
-            )
+    if not options.nf4:
+        spread_out(folder, device, dtype, scaled(SETTINGS), max(8, int(64 * options.scale)))
+    four_bits(folder, device, dtype, scaled(FOUR_BITS))
     tell("all", seconds=time.perf_counter() - begin, torch=torch.__version__)
 
 

@@ -27,7 +27,7 @@ from luthier.model.decoder.decoder import Decoder, modules
 from luthier.model.decoder.layer import Layer
 from luthier.model.decoder.shape import Rotary
 from luthier.model.decoder.weights import Quantised, Resident, Streamed, Trained
-from luthier.plan.slots import COMPILED, LAID_OUT, fits_spread
+from luthier.plan.slots import COMPILED, FEW, LAID_OUT, fits_spread
 
 Turns = Mapping[Rotary, tuple[torch.Tensor, torch.Tensor]]  # cosines and sines
 Attended = Callable[[Layer, torch.Tensor], torch.Tensor]  # [r, o] of the fused product -> [r, heads * d]
@@ -277,6 +277,8 @@ class Forward:
 
     def _times(self, op: Linear, x: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
         if isinstance(op.matrix, Prepacked):
+            return inferred(op, op.matrix, x, residual, self._normed)
+        if isinstance(op.matrix, Quantised) and len(x) <= FEW and op.matrix.multiplies(x):
             return inferred(op, op.matrix, x, residual, self._normed)
         beside = self._side if self._side is not None and torch.cuda.is_current_stream_capturing() else None
         return op.inferred(x, residual, beside)

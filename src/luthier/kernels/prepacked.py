@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
+from typing import Protocol, cast
 
 import torch
 
@@ -17,6 +17,16 @@ from luthier.kernels.host import normed
 from luthier.kernels.linear import Linear, Norm
 
 ROWS = 16  # the number of rows that the layout is chosen for; it serves any
+
+
+class Multiplier(Protocol):
+    """A matrix that multiplies by itself, wherever and however its weights lie."""
+
+    def times(
+        self, x: torch.Tensor, bias: torch.Tensor | None = None, residual: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """[t, out] from x [t, in], bias [out] and residual [t, out] added when given."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +68,12 @@ def prepacked(weight: torch.Tensor) -> Prepacked | None:
 
 def inferred(
     op: Linear,
-    matrix: Prepacked,
+    matrix: Multiplier,
     x: torch.Tensor,
     residual: torch.Tensor | None = None,
     norm: Callable[[torch.Tensor, Norm], torch.Tensor] = normed,
 ) -> torch.Tensor:
-    """What `Linear.inferred` computes, with its matrix prepacked. ``norm``: how RMSNorm is computed."""
+    """What `Linear.inferred` computes, by a matrix that multiplies by itself. ``norm``: how RMSNorm is computed."""
     if op.norm is not None:
         x = norm(x, op.norm)
     elif op.gate is not None:

@@ -14,7 +14,7 @@ from luthier.plan.job import Job
 from luthier.plan.memory import CONTEXT, PROCESS
 from luthier.plan.planner import Planned
 from luthier.plan.shape import quantised_bytes
-from luthier.plan.slots import LAID_OUT, ROWS, Sizes, Slots, fits_spread, slots_of
+from luthier.plan.slots import FEW, LAID_OUT, ROWS, Sizes, Slots, fits_spread, slots_of
 from luthier.plan.speed import CPU_SECONDS, RANGE, Rates, Span
 from luthier.types import Machine
 
@@ -93,7 +93,7 @@ def prediction(planned: Planned, machine: Machine) -> Answering:
     weights = round(stored * shape.linear) + number * (shape.embedding + shape.head)
     adapter = 0 if job.trained.full else (4 + number) * job.trained.weights
     beside = {"weights": weights, "adapter": adapter}
-    return _answering(planned, machine, beside, weights, ROWS[kind])
+    return _answering(planned, machine, beside, weights, ROWS[kind], 0 if spread else number * shape.linear)
 
 
 def evaluation(planned: Planned, machine: Machine) -> Answering:
@@ -101,11 +101,12 @@ def evaluation(planned: Planned, machine: Machine) -> Answering:
     kept = ("weights", "adapter", "optimizer", "buffers")
     beside = {name: planned.memory.device.get(name, 0) for name in kept}
     weights, job = beside["weights"], planned.job
-    if planned.plan.weights == "quantised" and planned.plan.model == "decoder":
-        size = job.shape.linear * job.compute
-        if fits_spread(job.shape.linear, job.compute, _free(planned) - sum(beside.values())):
-            beside["weights spread out"] = weights = size
-    return _answering(planned, machine, beside, weights, max(job.answers, 1))
+    size = spread = job.shape.linear * job.compute if planned.plan.weights == "quantised" else 0
+    room = _free(planned) - sum(beside.values())
+    if size and planned.plan.model == "decoder" and fits_spread(job.shape.linear, job.compute, room):
+        beside["weights spread out"] = weights = size
+        spread = 0
+    return _answering(planned, machine, beside, weights, max(job.answers, 1), spread)
 
 
 def _free(planned: Planned) -> int:
@@ -113,8 +114,19 @@ def _free(planned: Planned) -> int:
     return planned.room.device - (PROCESS["cpu"] if planned.plan.device == "cpu" else CONTEXT)
 
 
-def _answering(planned: Planned, machine: Machine, beside: Mapping[str, int], weights: int, rows: int) -> Answering:
-    """``beside``: what is there all the time, by item; ``weights``: bytes that a step reads; ``rows``: to answer."""
+def _answering(
+    planned: Planned, machine: Machine, beside: Mapping[str, int], weights: int, rows: int, spread: int
+) -> Answering:
+    """What it takes.
+
+    Args:
+        planned: the job and its plan.
+        machine: where.
+        beside: what is there all the time, by item.
+        weights: bytes that a step reads.
+        rows: to answer.
+        spread: bytes that a step of more than a few rows writes and reads again, where the base stays in 4 bits.
+    """
     job, plan, rates, free = planned.job, planned.plan, planned.rates, _free(planned)
     kind, sizes = plan.device.split(":")[0], Sizes.of(planned.job.shape.spec, planned.job.compute)
     taken = {name: size for name, size in beside.items() if size}
@@ -134,7 +146,8 @@ def _answering(planned: Planned, machine: Machine, beside: Mapping[str, int], we
         return Span(seconds, low * seconds, high * seconds)
 
     def step(count: int, held: float) -> float:
-        return step_seconds(job, plan.model, kind, rates, weights, count, held)
+        again = 0 if count <= FEW and kind == "cuda" and plan.model == "decoder" else 2 * spread
+        return step_seconds(job, plan.model, kind, rates, weights + again, count, held)
 
     prompt = max(1.0, job.tokens / max(job.rows, 1) * (1 - job.share))
     return Answering(

@@ -21,6 +21,7 @@ SCORES = 16  # bytes of a number of the vocabulary beside the score itself: in f
 APART = 2  # a cache that is as many times longer than a row needs is worth a wave of its own
 POSITIONS = 16384  # of a padded batch on the generic path, at most
 LAID_OUT = 32  # steps that pay for laying matrices out for a CPU
+FEW = 4  # rows that are multiplied on CUDA with matrices that stay in 4 bits; for more these are spread out each step
 COMPILED = 1536  # steps times layers that pay for loading compiled programs: 0.7 s against 0.4 ms each and more
 
 

@@ -24,7 +24,8 @@ from luthier.kernels.cpu import step as compiled
 from luthier.model.decoder.decoder import Decoder
 from luthier.model.decoder.load import Placing, load_decoder
 from luthier.model.decoder.shape import read_shape
-from luthier.plan.slots import READ, SHARE, waves
+from luthier.model.decoder.weights import Quantised
+from luthier.plan.slots import FEW, READ, SHARE, waves
 from luthier.types import Request, Sampling
 
 PROMPTS = [[5, 9, 17], [3], [40, 41, 42, 43, 44, 45, 46, 47, 48], [7, 7], [11, 12, 13, 14], [40, 41, 42, 43, 44]]
@@ -437,6 +438,17 @@ def test_quantised_weights_are_spread_out_where_there_is_room(tmp_path: Path, mo
     spread = ids(ask(DecoderEngine(decoder, Letters()), Sampling(max_new_tokens=8)))
     monkeypatch.setattr("luthier.infer.forward.fits_spread", lambda *sizes: False)
     assert ids(ask(DecoderEngine(decoder, Letters()), Sampling(max_new_tokens=8))) == spread
+    met, times = set(), Quantised.times
+
+    def counted(self: Quantised, x: torch.Tensor, *added: Any) -> torch.Tensor:
+        met.add(len(x))
+        return times(self, x, *added)
+
+    monkeypatch.setattr(Quantised, "multiplies", lambda self, x: True)  # as on CUDA: in 4 bits as they are
+    monkeypatch.setattr(Quantised, "times", counted)
+    for most in (FEW, FEW + 2):
+        answers = ask(DecoderEngine(decoder, Letters(), batch_size=most), Sampling(max_new_tokens=8))
+        assert ids(answers) == spread and max(met) == FEW
 
 
 def test_rows_are_answered_in_the_slots_that_the_plan_gives(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import torch
 
-from luthier.kernels import attention, backend, glu, keyed, logprob, nf4, norm, rotary
+from luthier.kernels import attention, backend, coded, glu, keyed, logprob, nf4, norm, rotary
 
 DEVICE = sys.argv[1] if len(sys.argv) > 1 else "cpu"
 BOUNDS = {torch.float32: 2e-6, torch.float16: 5e-4, torch.bfloat16: 4e-3}  # relative to the norm: the type's rounding
@@ -145,6 +145,17 @@ for dtype in (torch.float32, NARROW):
         error = float((out.double() - theirs.double()).norm() / theirs.double().norm())
         if error > BOUNDS[dtype]:
             failed.append(f"dequantise differs from bitsandbytes by {error:.1e}")
+    for rows, outs, width, double in (
+        (1, 70, 64, False),
+        (5, 33, 320, True),
+        (17, 128, 192, True),
+        (64, 40, 1024, True),
+    ):
+        parts = [nf4.quantise(draw(own, width, dtype=dtype, seed=own), kind="nf4", double=double) for own in (outs, 9)]
+        x, residual = draw(rows, width, dtype=dtype), draw(rows, outs + 9, dtype=dtype, seed=8)
+        bias = draw(outs + 9, dtype=dtype, seed=9)
+        for added in ((None, None), (bias, None), (None, residual), (bias, residual)):
+            both("few rows times 4 bits", lambda added=added: coded.times(x, parts, *added), dtype)
 
 print("\n".join(failed) if failed else f"{len(kernels)} kernels equal their plain forms on {DEVICE}")
 sys.exit(bool(failed))

@@ -12,7 +12,7 @@ from planning import CPU, GIB, SEVEN, SMALL, declared, gpu, rows
 from luthier.plan import answering
 from luthier.plan.job import Job
 from luthier.plan.planner import best
-from luthier.plan.slots import READ, ROWS, SHARE, Sizes, slots_of, waves
+from luthier.plan.slots import FEW, READ, ROWS, SHARE, Sizes, slots_of, waves
 from luthier.plan.speed import rates_of
 
 MEASURED = Path(__file__).parents[3] / "benchmarks" / "results" / "generation_h200.jsonl"
@@ -87,6 +87,12 @@ def test_four_bits_stay_where_their_spread_weights_would_leave_no_room() -> None
     large = answering.prediction(best(declared(), SEVEN, rows(), gpu(40)), gpu(40))
     small = answering.prediction(best(declared(), SEVEN, rows(), gpu(10)), gpu(10))
     assert large.memory["weights"] > 3 * small.memory["weights"]
+    spread = 2 * best(declared(), SEVEN, rows(), gpu(10)).job.shape.linear
+    bandwidth = rates_of(gpu(10), "cuda:0", "bf16").bandwidth
+    assert small.slots.rows > FEW
+    written_and_read = 2 * spread / bandwidth
+    assert small.alone.seconds < written_and_read  # one row multiplies with 4 bits as they are
+    assert small.step.seconds > written_and_read + (small.memory["weights"] - 2**29) / bandwidth
 
 
 def test_more_memory_never_answers_fewer_rows() -> None:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 import torch
 
+from luthier.kernels import coded
+from luthier.kernels.backend import fused
 from luthier.kernels.nf4 import Packed, dequantise
 
 
@@ -66,6 +68,16 @@ class Quantised:
             dequantise(part, out[start : start + part.shape[0]])
             start += part.shape[0]
         return out
+
+    def multiplies(self, x: torch.Tensor) -> bool:
+        """Whether `times` takes x [t, in], without the matrix in the compute type."""
+        return fused(x) and coded.multiplies(self.parts)
+
+    def times(
+        self, x: torch.Tensor, bias: torch.Tensor | None = None, residual: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """[t, out] from x [t, in], bias and residual [t, out] added when given: the matrix stays in 4 bits."""
+        return coded.times(x, self.parts, bias, residual)
 
 
 class Streamed:
