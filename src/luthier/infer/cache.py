@@ -24,6 +24,11 @@ class Prefix:
     keys: tuple[torch.Tensor, ...] = ()
     values: tuple[torch.Tensor, ...] = ()
 
+    def first(self, count: int) -> Prefix:
+        """Its first tokens."""
+        keys, values = (tuple(x_tnd[:count] for x_tnd in stores) for stores in (self.keys, self.values))
+        return Prefix(self.ids[:count], keys, values)
+
 
 class Cache:
     """[s, n, c, d] keys and values of each layer: those of a head lie together. Lengths are the caller's business.
@@ -97,10 +102,13 @@ class Cache:
         k, v = (store[layer].transpose(1, 2)[slot_t, position_t] for store in (self.keys, self.values))
         return k, v
 
-    def of(self, slot: int, layer: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """[length, n, d] keys and values of a slot's first tokens."""
-        k, v = (store[layer][slot, :, :length].transpose(0, 1) for store in (self.keys, self.values))
-        return k.contiguous(), v.contiguous()
+    def prefix(self, slot: int, ids: Sequence[int]) -> Prefix:
+        """A copy of what the slot holds of its first tokens, which are these."""
+        keys, values = (
+            tuple(store[slot, :, : len(ids)].transpose(0, 1).contiguous() for store in stores)
+            for stores in (self.keys, self.values)
+        )
+        return Prefix(tuple(ids), keys, values)
 
     def move(self, source: int, target: int, length: int) -> None:
         """The first ``length`` tokens of one slot to another."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -18,7 +18,7 @@ import torch
 
 from luthier.events import Sink, Warned, progress, silent
 from luthier.infer.answer import Answers, is_out_of_memory
-from luthier.infer.cache import Cache
+from luthier.infer.cache import Cache, Prefix
 from luthier.infer.forward import Forward
 from luthier.infer.generate import HfEngine
 from luthier.infer.memory import free_bytes
@@ -33,6 +33,15 @@ from luthier.plan.slots import Sizes, Slots, positions_of, waves
 from luthier.types import Completion, Request
 
 SHARED = 16  # tokens that prompts must have in common to be read once
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What the last streamed request left in the cache, and what it was read with."""
+
+    prefix: Prefix
+    adapter: str | None
+    state: tuple[int, ...]
 
 
 class DecoderEngine:
@@ -70,6 +79,7 @@ class DecoderEngine:
         self.batch_size, self.sink, self.logprobs, self.stage = batch_size, sink, logprobs, stage
         ends = tuple(dict.fromkeys(int(token) for token in tokenizer.eos_ids))
         self.answers = Answers(tokenizer, ends, context, decoder.shape.vocab)
+        self._kept: Kept | None = None
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
         """Completions as rows finish, in any order; match them by key. A row that cannot be run yields an error.
@@ -81,6 +91,9 @@ class DecoderEngine:
 
     def stream(self, request: Request) -> Iterator[str]:
         """The answer to one request in whole characters, as it grows; closing the iterator stops the model.
+
+        What was read for it stays in memory, one slot of the cache: where the next request to be streamed begins alike,
+        as the next turn of a conversation does, that beginning is not read again.
 
         Beam search knows its answer only at the end, so it arrives in one piece. Of several answers this is the first.
 
@@ -116,12 +129,15 @@ class DecoderEngine:
         forward = self._forward(rows)
         ((_, slots),) = self._waves(rows)  # they are alike
         session = self._session(forward, rows, slots)
-        while session.open:
-            before = [row.made for row in rows]
-            session.round()
-            for row, text, seen in zip(rows, texts, before, strict=True):
-                for piece in text.take(row.answer[seen:], last=row.done):
-                    yield row.request.number, piece
+        try:
+            while session.open:
+                before = [row.made for row in rows]
+                session.round()
+                for row, text, seen in zip(rows, texts, before, strict=True):
+                    for piece in text.take(row.answer[seen:], last=row.done):
+                        yield row.request.number, piece
+        finally:
+            self._kept = Kept(session.left(rows[0]), rows[0].request.adapter, self._state()) if len(rows) == 1 else None
 
     # ------------------------------------------------------------------------------------------------ many rows
 
@@ -208,11 +224,25 @@ class DecoderEngine:
                 prompts.setdefault(forward.number_of(row.request.adapter), []).append(tuple(row.request.prompt_ids))
             shared = {number: _shared(own) for number, own in prompts.items()}
             prefixes = {number: forward.read_prefix(ids, number, slots.read) for number, ids in shared.items() if ids}
+            if len(rows) == 1 and (known := self._known(rows[0].request)).ids:
+                prefixes = {forward.number_of(rows[0].request.adapter): known}
         return Session(
             forward, self.answers, cache, rows,
             prefixes=prefixes, read=slots.read, logprobs=self.logprobs,
             told=lambda message: self.sink(Warned(text=message)),
         )  # fmt: skip
+
+    def _known(self, request: Request) -> Prefix:
+        """What of the prompt the last streamed request left: as long as nothing that it was read with has changed."""
+        kept, self._kept = self._kept, None
+        if kept is None or (kept.adapter, kept.state) != (request.adapter, self._state()):
+            return Prefix()
+        count = _alike(kept.prefix.ids, request.prompt_ids[:-1])
+        return kept.prefix.first(count) if count >= SHARED else Prefix()
+
+    def _state(self) -> tuple[int, ...]:
+        """Another one when weights have changed."""
+        return tuple(parameter._version for parameter in self.decoder.parameters())
 
     def _waves(self, rows: Sequence[Row]) -> list[tuple[int, Slots]]:
         """How many of the rows are answered together, and in which slots; as `luthier plan` tells it."""
@@ -247,6 +277,11 @@ def _shared(prompts: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
     if len(prompts) < 2:
         return ()
     first, last = min(prompts), max(prompts)  # in the order of their ids: what these two share, all share
-    most = min(len(prompt) for prompt in prompts) - 1
-    count = next((at for at in range(most) if first[at] != last[at]), most)
+    count = _alike(first, last[: min(len(prompt) for prompt in prompts) - 1])
     return tuple(first[:count]) if count >= SHARED else ()
+
+
+def _alike(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many ids both begin with."""
+    most = min(len(first), len(second))
+    return next((at for at in range(most) if first[at] != second[at]), most)

@@ -114,8 +114,7 @@ class Forward:
         held = Cache(self.shape, 1, len(ids), self.device, self.decoder.dtype)
         for start in range(0, len(ids), read or len(ids)):
             self.prefill([ids[: start + read if read else None]], [0], held, [start], [adapter])
-        pairs = [held.of(0, layer, len(ids)) for layer in range(self.shape.layers)]
-        return Prefix(tuple(ids), tuple(k for k, _ in pairs), tuple(v for _, v in pairs))
+        return held.prefix(0, ids)
 
     def prefill(
         self,

@@ -99,6 +99,10 @@ class Session:
             self._close_gaps()
         return finished
 
+    def left(self, row: Row) -> Prefix:
+        """What the cache holds of a row that was alone, finished or not: all but the last token of its answer."""
+        return self.cache.prefix(0, row.ids[: row.held + max(0, row.made - 1)])
+
     # --------------------------------------------------------------------------------------------------- reading
 
     def _may_read(self) -> bool:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from luthier.data.render.template import RESERVED, fields_of
 from luthier.errors import ConfigError
-from luthier.types import Message
+from luthier.types import Engine, Message
 
 if TYPE_CHECKING:
     from luthier.tuned.tuned import Tuned
@@ -42,6 +42,7 @@ class Conversation:
     def reset(self) -> None:
         """Forget the turns; the system prompt stays."""
         self.messages = [Message("system", self._system)] if self._system else []
+        self._engines: dict[bool, Engine] = {}  # one each for the tuned model and the base: turns are read once
 
     def fill(self, column: str, text: str) -> None:
         """Let another column of the template hold ``text`` from now on. Raises ValueError when it has no such."""
@@ -68,7 +69,10 @@ class Conversation:
         row = dict.fromkeys(tuned.layout.inputs, text) if self.column is None else {**self.others, self.column: text}
         ids = (tuned.renderer.chat_prompt(asked) if self.column is None else tuned.renderer.prompt(row)).ids
         pieces = []
-        for piece in tuned.reply(row, ids, tuned.sampling(generation), use_base=use_base):
+        if use_base not in self._engines:
+            self._engines[use_base] = tuned.engine(use_base)
+        engine = self._engines[use_base]
+        for piece in tuned.reply(row, ids, tuned.sampling(generation), use_base=use_base, engine=engine):
             pieces.append(piece)
             yield piece
         if remember:

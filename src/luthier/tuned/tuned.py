@@ -173,14 +173,22 @@ class Tuned:
             )
 
     def reply(
-        self, row: Mapping[str, Any], ids: Sequence[int], sampling: Sampling, *, use_base: bool = False
+        self,
+        row: Mapping[str, Any],
+        ids: Sequence[int],
+        sampling: Sampling,
+        *,
+        use_base: bool = False,
+        engine: Engine | None = None,
     ) -> Iterator[str]:
         """The answer to the prompt of one row, as it grows; where `predict` answers with a class, that class.
+
+        ``engine``: of `engine`, where answers follow one another.
 
         Raises ValueError where the prompt cannot be answered.
         """
         if self.reader is None or self.reader.choices is None:
-            yield from self.stream_ids(ids, sampling, use_base=use_base)
+            yield from (engine or self.engine(use_base)).stream(Request(0, ids, sampling))
             return
         for done, _ in self._answers([Request(0, ids, sampling)], row, use_base=use_base):
             if done.finish_reason == "error":
@@ -329,16 +337,12 @@ class Tuned:
     def stream(self, prompt: str, generation: Mapping[str, Any] | None = None) -> Iterator[str]:
         """The answer to one text in whole characters, as it grows; the first of several."""
         sampling = self.sampling(generation)
-        yield from self.stream_ids(self.renderer.text_prompt(prompt).ids, sampling)
+        yield from self.engine(False).stream(Request(0, self.renderer.text_prompt(prompt).ids, sampling))
 
     def stream_several(self, prompt: str, generation: Mapping[str, Any] | None = None) -> Iterator[tuple[int, str]]:
         """All n answers to one text as they grow: pieces, each with the number of its answer."""
         request = Request(0, self.renderer.text_prompt(prompt).ids, self.sampling(generation))
-        yield from self._engine(False).stream_several(request)
-
-    def stream_ids(self, ids: Sequence[int], sampling: Sampling, *, use_base: bool = False) -> Iterator[str]:
-        """The answer to prompt ids, as it grows."""
-        yield from self._engine(use_base).stream(Request(0, ids, sampling))
+        yield from self.engine(False).stream_several(request)
 
     def chat(self, *, system: str | None = None) -> Conversation:
         """A conversation that remembers its turns."""
@@ -364,9 +368,10 @@ class Tuned:
         self, requests: Sequence[Request], use_base: bool, batch_size: int | None, sink: events.Sink
     ) -> Iterator[Completion]:
         """Completions as they are made, in any order."""
-        yield from self._engine(use_base, batch_size, sink).generate(requests)
+        yield from self.engine(use_base, batch_size, sink).generate(requests)
 
-    def _engine(self, use_base: bool, batch_size: int | None = None, sink: events.Sink = events.silent) -> Engine:
+    def engine(self, use_base: bool, batch_size: int | None = None, sink: events.Sink = events.silent) -> Engine:
+        """What answers: with what was tuned or with the base. It remembers the last prompt that it streamed for."""
         declared = self.config.trainer.eval_batch_size
         rows = batch_size if batch_size is not None else (declared if isinstance(declared, int) else None)
         model, adapter_off = self._model(use_base)

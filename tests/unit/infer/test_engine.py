@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -429,6 +430,54 @@ def test_a_long_shared_beginning_is_read_in_pieces_too(decoder: Decoder, monkeyp
     got, events = in_pieces(monkeypatch, decoder, requests, 20, 4)
     assert got == want
     assert max(events) <= 20 and sum(events) == 76 + sum(len(prompt) - 76 for prompt in prompts)
+
+
+def test_a_turn_of_a_conversation_reads_what_is_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers are those of an engine that has read nothing; what was read with other weights is not used again."""
+    _, decoder = both(tmp_path, "gemma3")
+    adapted(decoder)
+    read: list[int] = []
+    prefill = Forward.prefill
+
+    def counted(self, prompts, slots, cache, held=(), adapters=()):
+        read.append(sum(map(len, prompts)) - sum(held))
+        return prefill(self, prompts, slots, cache, held, adapters)
+
+    monkeypatch.setattr(Forward, "prefill", counted)
+    settings = Sampling(max_new_tokens=12, min_new_tokens=12)
+    engine = DecoderEngine(decoder, Letters())
+
+    def say(ids: list[int], given: Sampling = settings) -> tuple[list[int], int]:
+        """The answer, which a fresh engine gives too, and how many tokens were read for it."""
+        read.clear()
+        text = "".join(engine.stream(Request(0, ids, given)))
+        own = sum(read)
+        assert text == "".join(DecoderEngine(decoder, Letters()).stream(Request(0, ids, given)))
+        return [ord(letter) - 32 for letter in text], own
+
+    history = LONG[0][:40]
+    answer, own = say(history)
+    assert own == 40 and len(answer) == 12
+    history = [*history, *answer, 9, 8, 7]
+    answer, own = say(history)
+    assert own == 4  # the last token of an answer is not in the cache
+    history = [*history, *answer[:5], 6, 6]
+    _, own = say(history)
+    assert own == 2
+    assert say(history)[1] == 1  # the same again: what follows the last token is asked for
+    assert say(history[:20])[1] == 1
+    assert say(history)[1] == len(history) - 20  # the answer that followed the 20 is another
+    pieces = engine.stream(Request(0, [*history, 9, 9], settings))
+    next(pieces)
+    pieces.close()  # type: ignore[attr-defined]
+    assert say([*history, 9, 9, 5])[1] == 1  # an answer that was broken off
+    assert say([*LONG[0][:8], 3, 3, 3])[1] == 11  # what both begin with is little
+    say(history)
+    with torch.no_grad():
+        decoder.pairs[0].lora_B.add_(0.5)
+    assert say(history)[1] == len(history)
+    list(engine.stream_several(Request(0, history, replace(settings, n=2))))
+    assert say(history)[1] == len(history)
 
 
 def test_quantised_weights_are_spread_out_where_there_is_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,13 +38,13 @@ def test_stores_follow_what_rows_hold(shape: Shape) -> None:
     cache.reach(390)
     assert cache.held == 400  # no further than the capacity
     for slot, want in ((0, torch.cat([first, more])), (2, second)):
-        k, v = cache.of(slot, 0, len(want))
-        assert torch.equal(k, want) and torch.equal(v, -want)
+        made = cache.prefix(slot, range(len(want)))
+        assert torch.equal(made.keys[0], want) and torch.equal(made.values[0], -want)
     assert not cache.keys[0][0, :, 120:].any() and not cache.values[0][2, :, 9:].any()
     cache.move(2, 0, 9)
     cache.fit(9)
     assert cache.held == 32
-    assert torch.equal(cache.of(0, 0, 9)[0], second)
+    assert torch.equal(cache.prefix(0, range(9)).keys[0], second)
     cache.fit(100)
     cache.fit(65)
     assert cache.held == 128  # what is spare is little

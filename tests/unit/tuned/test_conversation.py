@@ -21,7 +21,16 @@ class Asked:
     def sampling(self, generation: Any) -> Sampling:
         return Sampling()
 
-    def reply(self, row: Any, ids: list[str], sampling: Any, *, use_base: bool) -> Iterator[str]:
+    def __init__(self) -> None:
+        self.made: list[bool] = []  # engines, for the base or not
+        self.used: list[int] = []
+
+    def engine(self, use_base: bool) -> int:
+        self.made.append(use_base)
+        return len(self.made)
+
+    def reply(self, row: Any, ids: list[str], sampling: Any, *, use_base: bool, engine: int) -> Iterator[str]:
+        self.used.append(engine)
         yield str(len(ids))
         yield " base" if use_base else ""
 
@@ -37,3 +46,14 @@ def test_turns_are_remembered_unless_they_are_not_to_be() -> None:
     assert [turn.content for turn in talk.messages] == ["Be brief.", "a", "2", "c", "4"]
     talk.reset()
     assert [turn.role for turn in talk.messages] == ["system"]
+
+
+def test_turns_are_asked_of_one_engine_each_which_remembers_what_it_read() -> None:
+    asked = Asked()
+    talk = Conversation(asked, None)  # type: ignore[arg-type]
+    for base in (False, True, False, True):
+        list(talk.say("a", use_base=base))
+    assert asked.made == [False, True] and asked.used == [1, 2, 1, 2]
+    talk.reset()
+    list(talk.say("a"))
+    assert asked.used[-1] == 3  # what was read is let go of
