@@ -432,6 +432,42 @@ def test_a_long_shared_beginning_is_read_in_pieces_too(decoder: Decoder, monkeyp
     assert max(events) <= 20 and sum(events) == 76 + sum(len(prompt) - 76 for prompt in prompts)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+@pytest.mark.parametrize("case", ["llama", "mistral-window", "gemma3"])
+def test_pieces_and_shared_beginnings_on_a_gpu(tmp_path: Path, case: str, dtype: torch.dtype, bound: float) -> None:
+    """Scores after prompts that were read in pieces, or after what they share, are those after the whole prompts."""
+    make(tmp_path, case).to(dtype).save_pretrained(tmp_path)
+    decoder = adapted(load_decoder(tmp_path, read_shape(tmp_path), Placing(dtype=dtype, device="cuda")))
+    begin = LONG[0][:30]
+    prompts = [begin + one for one in LONG]
+    count = len(prompts)
+
+    def cache() -> Cache:
+        return Cache(decoder.shape, count, 128, decoder.device, dtype)
+
+    def after(forward: Forward, held: Cache) -> torch.Tensor:
+        ids_r, lengths_r = torch.full((count,), 9), torch.tensor([len(prompt) for prompt in prompts])
+        adapter_r = torch.zeros(count, dtype=torch.long)
+        return forward.step(ids_r.cuda(), lengths_r.cuda(), held, 128, adapter_r.cuda())
+
+    with torch.inference_mode():
+        forward, whole = Forward(decoder), cache()
+        first = forward.prefill(prompts, range(count), whole)
+        then = after(forward, whole)
+        for way in ("pieces", "shared"):
+            held = cache()
+            if way == "pieces":
+                stops = [1 + len(prompt) // 3 for prompt in prompts]
+                forward.prefill([p[:stop] for p, stop in zip(prompts, stops, strict=True)], range(count), held)
+                got = forward.prefill(prompts, range(count), held, stops)
+            else:
+                held.spread(range(count), forward.read_prefix(begin, read=13))
+                got = forward.prefill(prompts, range(count), held, [len(begin)] * count)
+            for mine, theirs in ((got, first), (after(forward, held), then)):
+                assert float((mine - theirs).norm() / theirs.norm()) < bound, way
+
+
 def test_a_turn_of_a_conversation_reads_what_is_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Answers are those of an engine that has read nothing; what was read with other weights is not used again."""
     _, decoder = both(tmp_path, "gemma3")
