@@ -8,8 +8,8 @@ decoder, so no key is ever ignored.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -106,8 +106,9 @@ class DecoderEngine:
         if unknown(request.sampling):
             yield from self.by_transformers(request.adapter).stream(request)
             return
-        for _, piece in self._stream([request]):
-            yield piece
+        with closing(self._stream([request])) as pieces:  # else it would not end with this one on every Python
+            for _, piece in pieces:
+                yield piece
 
     def stream_several(self, request: Request) -> Iterator[tuple[int, str]]:
         """All answers to one request as they grow side by side: pieces of text, each with its answer's number.
@@ -123,7 +124,7 @@ class DecoderEngine:
             return
         yield from self._stream(expanded([request]))
 
-    def _stream(self, requests: Sequence[Request]) -> Iterator[tuple[int, str]]:
+    def _stream(self, requests: Sequence[Request]) -> Generator[tuple[int, str], None, None]:
         rows = self._rows(requests)
         texts = [self.answers.growing(row.request) for row in rows]
         forward = self._forward(rows)

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -248,7 +248,7 @@ class HfEngine:
 
     # ---------------------------------------------------------------------------------------- streaming
 
-    def stream(self, request: Request) -> Iterator[str]:
+    def stream(self, request: Request) -> Generator[str, None, None]:
         """The answer to one request in whole characters, as it grows; closing the iterator stops the model.
 
         Beam search knows its answer only at the end, so it arrives in one piece. Of several answers this is the first.
@@ -285,8 +285,9 @@ class HfEngine:
             yield from ((one.number, one.text) for one in (done, *done.others))
             return
         for one in expanded([request]):
-            for piece in self.stream(one):
-                yield one.number, piece
+            with closing(self.stream(one)) as pieces:
+                for piece in pieces:
+                    yield one.number, piece
 
     def _work(self, request: Request, tokens: TokenQueue, cancel: threading.Event) -> None:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from luthier.data.render.template import RESERVED, fields_of
@@ -72,9 +73,11 @@ class Conversation:
         if use_base not in self._engines:
             self._engines[use_base] = tuned.engine(use_base)
         engine = self._engines[use_base]
-        for piece in tuned.reply(row, ids, tuned.sampling(generation), use_base=use_base, engine=engine):
-            pieces.append(piece)
-            yield piece
+        answer = tuned.reply(row, ids, tuned.sampling(generation), use_base=use_base, engine=engine)
+        with closing(answer):  # else the model would not stop with this one on every Python
+            for piece in answer:
+                pieces.append(piece)
+                yield piece
         if remember:
             self.messages = [*asked, Message("assistant", "".join(pieces))]
 

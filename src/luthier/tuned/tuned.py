@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -180,7 +180,7 @@ class Tuned:
         *,
         use_base: bool = False,
         engine: Engine | None = None,
-    ) -> Iterator[str]:
+    ) -> Generator[str, None, None]:
         """The answer to the prompt of one row, as it grows; where `predict` answers with a class, that class.
 
         ``engine``: of `engine`, where answers follow one another.
