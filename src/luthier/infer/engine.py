@@ -137,8 +137,10 @@ class DecoderEngine:
                 for row, text, seen in zip(rows, texts, before, strict=True):
                     for piece in text.take(row.answer[seen:], last=row.done):
                         yield row.request.number, piece
-        finally:
-            self._kept = Kept(session.left(rows[0]), rows[0].request.adapter, self._state()) if len(rows) == 1 else None
+        except GeneratorExit:  # the reader has had enough, and what it was given may be part of the next prompt
+            self._keep(session, rows)
+            raise
+        self._keep(session, rows)
 
     # ------------------------------------------------------------------------------------------------ many rows
 
@@ -232,6 +234,10 @@ class DecoderEngine:
             prefixes=prefixes, read=slots.read, logprobs=self.logprobs,
             told=lambda message: self.sink(Warned(text=message)),
         )  # fmt: skip
+
+    def _keep(self, session: Session, rows: Sequence[Row]) -> None:
+        if len(rows) == 1:
+            self._kept = Kept(session.left(rows[0]), rows[0].request.adapter, self._state())
 
     def _known(self, request: Request) -> Prefix:
         """What of the prompt the last streamed request left: as long as nothing that it was read with has changed."""
