@@ -5,6 +5,7 @@ touch, not how long it takes. So it is compiled and run in a small child process
 many conversations in one call. The two speak JSON over pipes, so that nothing a template makes is ever executed here.
 The child gets no environment beyond what starting Python takes, and can neither write files nor grow beyond `MEMORY`.
 
+    child ──▶ an empty line, once it has started: that is not the template's, and no deadline counts it
     parent ──▶ 8 bytes length, {"template", "variables", "jobs"}        child ──▶ one line of JSON a job, as it is done
 """
 
@@ -26,6 +27,7 @@ from luthier.errors import DataError, Fault
 MEMORY = 1 << 30  # bytes of address space of the child, where the platform can limit it
 PATIENCE = 10.0  # seconds for one call, and a little for each conversation in it
 PATIENCE_EACH = 0.05
+STARTING = 120.0  # seconds for the child to start, which a loaded machine may take many of
 LONGEST_REPLY = 64 << 20  # bytes of one reply
 KEPT = ("PATH", "SYSTEMROOT", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "HOME", "LANG")
 START = (
@@ -126,6 +128,12 @@ class TemplateWorker:
             stderr=subprocess.DEVNULL,
             env={name: os.environ[name] for name in KEPT if name in os.environ},
         )
+        assert self._process.stdout is not None
+        timer = threading.Timer(STARTING, self._process.kill)
+        timer.daemon = True
+        timer.start()
+        self._process.stdout.readline(2)  # where it did not start, the request that follows finds the pipe broken
+        timer.cancel()
         return self._process
 
 
@@ -174,8 +182,12 @@ def shared() -> TemplateWorker:
 
 def serve() -> None:
     """Answer requests on standard input until it ends. Runs in the child."""
+    import luthier.assets.chat  # noqa: F401  what answering needs is there before the deadline of a request begins
+
     limit(int(sys.argv[2]))
     incoming, outgoing = sys.stdin.buffer, sys.stdout.buffer
+    outgoing.write(b"\n")
+    outgoing.flush()
     while head := incoming.read(8):
         request = json.loads(incoming.read(int.from_bytes(head, "little")))
         for reply in _answers(request):

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from luthier.assets.template_worker import Job, TemplateWorker, shared
+from luthier.assets.template_worker import START, Job, TemplateWorker, shared
 from luthier.errors import DataError
 
 HI = [{"role": "user", "content": "hi"}]
@@ -74,6 +74,17 @@ def test_an_endless_loop_is_killed_and_its_row_named(worker: TemplateWorker) -> 
         worker.render(template, jobs, {})
     assert caught.value.faults[0].where == "row bad"
     assert worker.render(ECHO, [Job(HI, [(1, True)])], {}) == [["[hi]>"]]  # a new child
+
+
+def test_a_slow_start_is_not_counted_against_a_template(
+    worker: TemplateWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("luthier.assets.template_worker.START", "import time; time.sleep(1.5); " + START)
+    assert worker.render(ECHO, [Job(HI, [(1, True)])], {}) == [["[hi]>"]]  # its deadline is 1 s
+    monkeypatch.setattr("luthier.assets.template_worker.START", "raise SystemExit")
+    worker.close()
+    with pytest.raises(DataError, match="its process ended"):
+        worker.render(ECHO, [Job(HI, [(1, True)])], {})
 
 
 def test_a_child_that_died_is_replaced(worker: TemplateWorker) -> None:
