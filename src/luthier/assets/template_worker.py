@@ -182,7 +182,7 @@ def shared() -> TemplateWorker:
 
 def serve() -> None:
     """Answer requests on standard input until it ends. Runs in the child."""
-    import luthier.assets.chat  # noqa: F401  what answering needs is there before the deadline of a request begins
+    import luthier.assets.chat  # what answering needs is there before the deadline of a request begins
     import luthier.assets.sandbox  # noqa: F401
 
     limit(int(sys.argv[2]))
