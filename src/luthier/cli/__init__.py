@@ -22,13 +22,14 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # long options whole and lines to copy, in half the time of rich's panels
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Start with: luthier init my_data.csv. A failure prints a code; docs/errors explains each. "
     "Put --debug after luthier to see a traceback.",
 )
 for module in (init, check, plan, train, evaluate, predict, chat, runs, schema, doctor, convert):
-    examples = "\n\n".join(f"  {example}" for example in module.EXAMPLES)
-    app.command(module.NAME, epilog=f"For example:\n\n{examples}")(module.command)
+    examples = "\n".join(f"  {example}" for example in module.EXAMPLES)
+    app.command(module.NAME, epilog=f"\b\nFor example:\n{examples}")(module.command)
 
 
 def _version(wanted: bool) -> None:

@@ -34,7 +34,7 @@ def command(
     trust_remote_code: common.RemoteCode = False,
     as_json: common.Json = False,
 ) -> None:
-    """Chat with the tuned model of RUN. /base and /compare ask the base model too, /temp and /reset, /quit ends."""
+    """Chat with the tuned model of RUN. /base and /compare ask the base model too; /help lists the rest."""
     path = common.one_of(run, run_option, "RUN", "--model_path")
     from luthier import pipeline
 

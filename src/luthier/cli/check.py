@@ -21,7 +21,7 @@ def command(
     encoding: common.Encoding = None,
     as_json: common.Json = False,
 ) -> None:
-    """Show what CONFIG will learn from the data: rendered rows, trained tokens, faults. Loads no weights."""
+    """Show what CONFIG will learn: rows as rendered, tokens, faults. Loads no weights."""
     path = common.one_of(config, config_option, "CONFIG", "--config")
     settings = common.load_config(path, sets)
     data = common.dataset_of(settings, dataset, path, encoding)

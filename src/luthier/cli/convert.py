@@ -17,7 +17,7 @@ def command(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A model folder that only has .bin weights.")],
     as_json: common.Json = False,
 ) -> None:
-    """Convert a folder's pickled .bin weights to safetensors, without running what the pickle says."""
+    """Convert a folder's pickled .bin weights to safetensors. What the pickle says is not run."""
     from luthier.assets import convert_pickled
 
     with common.session(as_json) as sink:

@@ -11,7 +11,7 @@ EXAMPLES = ("luthier doctor",)
 
 
 def command(as_json: common.Json = False) -> None:
-    """Say what this machine can do: cores, memory, GPUs, packages, caches, proxies; and what runs where."""
+    """Say what this machine has and what it can do. Cores, memory, GPUs, packages, proxies; and what runs where."""
     from luthier import doctor
 
     report = doctor.examine()

@@ -24,7 +24,7 @@ def command(
     trust_remote_code: common.RemoteCode = False,
     as_json: common.Json = False,
 ) -> None:
-    """Compare the base model, the base model with a few-shot prompt, and the tuned model."""
+    """Compare the tuned model with its base on held-out rows. The base answers with a few-shot prompt too."""
     path = common.one_of(run, run_option, "RUN", "--model_path")
     from luthier import pipeline
 

@@ -25,7 +25,7 @@ def command(
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
     as_json: common.Json = False,
 ) -> None:
-    """Look at DATA and this machine, propose base models, and write a config to start from."""
+    """Propose base models for DATA and write a config to start from. Looks at the table and this machine."""
     if output.exists() and not force:
         raise RunError(
             "run-foreign-files",

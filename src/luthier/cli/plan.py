@@ -48,7 +48,7 @@ def command(
     trust_remote_code: common.RemoteCode = False,
     as_json: common.Json = False,
 ) -> None:
-    """Say what training CONFIG will take: memory, time, plan; here or on another machine.
+    """Say what training CONFIG will take: memory, time, price. Plans for this machine or another.
 
     Loads no weights but those of a few layers, to time them, where the plan is for this machine.
     """

@@ -21,7 +21,7 @@ def command(
     ] = None,
     as_json: common.Json = False,
 ) -> None:
-    """List runs with their state and results; two or more RUNs are compared, differing keys shown.
+    """List runs with their results, compare them, verify one. Two or more RUNs: the keys that differ.
 
     `luthier runs verify RUN` reads every byte of its checkpoints and model and names what is not as it was written.
     """

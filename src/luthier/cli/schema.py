@@ -17,7 +17,7 @@ def command(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write it to this file.")] = None,
     as_json: common.Json = False,
 ) -> None:
-    """Print the JSON Schema of config.yaml, or write it to a file. Editors complete and check with it."""
+    """Print the JSON Schema of config.yaml. Editors complete and check with it."""
     from luthier import config
     from luthier.run import atomic
 

@@ -54,7 +54,7 @@ def command(
     trust_remote_code: common.RemoteCode = False,
     as_json: common.Json = False,
 ) -> None:
-    """Fine-tune the base model that CONFIG names on your data; a run folder comes out."""
+    """Tune the base model of CONFIG on your data, into a run folder."""
     if resume is not None:
         if config or config_option or output or fork:
             raise typer.BadParameter("--resume takes all from the run: leave CONFIG, --output and --fork out")

@@ -76,10 +76,18 @@ def test_every_command_has_json_help_and_examples_that_parse(name: str, luthier:
     code, out, _ = luthier(name, "--help")
     assert code == 0 and "For example:" in out
     module = getattr(cli, name)
+    assert all(f"\n    {example}\n" in out for example in module.EXAMPLES), "an example that cannot be copied"
     for example in module.EXAMPLES:
         program, called, *arguments = shlex.split(example)
         assert (program, called) == ("luthier", name)
         command.make_context(name, list(arguments))  # parses, or raises a usage error
+
+
+def test_the_help_says_what_each_command_does_in_one_whole_line(luthier: Run) -> None:
+    code, out, _ = luthier("--help")
+    said = re.findall(r"^  (\w+) +([A-Z].*\.)$", out, re.MULTILINE)
+    assert code == 0 and {name for name, _ in said} == set(COMMANDS)
+    assert not any(line.endswith("...") for _, line in said)
 
 
 def test_commands_with_a_config_take_overrides_and_the_others_are_said_to_have_none() -> None:
