@@ -54,13 +54,13 @@ def test_measured_speeds_lie_within_what_is_claimed() -> None:
     met = 0
     for line in lines:
         words = line["name"].split()
-        if words[0] != "luthier" or "x" not in words:
+        if words[0] != "luthier" or "x" not in words or any(word.startswith("nf4") for word in words):
             continue
         count, tokens = int(words[-3]), int(words[-1])
         step = answering.step_seconds(job, "decoder", "cuda", rates, weights, count, 100 + tokens / 2)
         assert low * step <= line["seconds"] / tokens <= high * step, line
         met += 1
-    assert met == 8
+    assert met == 12  # alone, with an adapter, with several
     (first,) = (line["milliseconds"] / 1000 for line in lines if line["name"] == "luthier first token")
     predicted = answering.first_seconds(job, "decoder", "cuda", rates, 100)
     predicted += answering.step_seconds(job, "decoder", "cuda", rates, weights, 1, 100)
