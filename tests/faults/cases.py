@@ -373,7 +373,7 @@ def _damage(path: Path, kind: str, draw: random.Random) -> str:
 
 def not_finite(bench: Bench, rounds: int) -> list[Row]:
     """NaN in loss, gradient, weights: ended before the update, nothing of it saved."""
-    row = Row("10", "NaN in loss, gradient, weights: exit 6 before the update, every checkpoint finite")
+    row = Row("10", "NaN in loss, gradient, weights: exit 6 before the update, every checkpoint finite, recorded")
     for _ in range(rounds):
         for where in ("loss", "gradient", "weights"):
             run, step = bench.fresh(), bench.draw.randrange(2, STEPS)
@@ -382,8 +382,18 @@ def not_finite(bench: Bench, rounds: int) -> list[Row]:
             finite = all(bool(w.isfinite().all()) for one in found for w in one.weights.values())
             last = _last_step(bench, run)
             ok = code == 6 and "training-not-finite" in said and "Traceback" not in said and finite and last == step - 1
-            row.count(ok, f"{where} in step {step}: exit {code}, finite {finite}, last step {last}")
+            recorded = _recorded(bench, run, step)
+            wrong = f"exit {code}, finite {finite}, last step {last}, recorded {recorded}"
+            row.count(ok and recorded, f"{where} in step {step}: {wrong}")
     return [row]
+
+
+def _recorded(bench: Bench, run: str, step: int) -> bool:
+    """Whether the record of the step that failed has its number, its rows, and the last metrics of each split."""
+    found = json.loads((bench.root / run / "checkpoints" / "failed-step.json").read_text())
+    rows = bench.samples[found["source"]["epoch"], found["source"]["step"]]
+    last = {line["split"]: line for line in read_metrics(bench.root / run / "metrics.jsonl")}
+    return bool(found["step"] == step and found["rows"] == sorted(rows) and found["metrics"] == list(last.values()))
 
 
 def memory(bench: Bench, rounds: int) -> list[Row]:

@@ -32,15 +32,7 @@ class MetricsWriter:
         if not self._begun:  # a resumed run takes steps again that were written before it ended
             self._begun = True
             self._keep_before(event.step, event.split)
-        line: dict[str, Any] = {
-            "time": event.at,
-            "step": event.step,
-            "epoch": round(event.epoch, 6),
-            "split": event.split,
-            "loss": event.loss,
-            **event.values,
-        }
-        text = json.dumps({key: _finite(value) for key, value in line.items()}, ensure_ascii=False, allow_nan=False)
+        text = json.dumps(line_of(event), ensure_ascii=False, allow_nan=False)
         with self.path.open("a", encoding="utf-8") as out:
             out.write(text + "\n")
 
@@ -53,6 +45,19 @@ class MetricsWriter:
         kept = [line for line in lines if (line["step"], _place(line["split"])) < (step, _place(split))]
         if self.path.exists():
             atomic.write_text(self.path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept))
+
+
+def line_of(event: Stepped) -> dict[str, Any]:
+    """The line of a step or an evaluation, as JSON types."""
+    line: dict[str, Any] = {
+        "time": event.at,
+        "step": event.step,
+        "epoch": round(event.epoch, 6),
+        "split": event.split,
+        "loss": event.loss,
+        **event.values,
+    }
+    return {key: _finite(value) for key, value in line.items()}
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from luthier.errors import RunError, TrainingError
-from luthier.events import Note, Rewound, Saved, Warned
+from luthier.events import Note, Rewound, Saved, Stepped, Warned
 from luthier.run import atomic
+from luthier.run.metrics import line_of
 from luthier.train import checkpoint
 from luthier.train.hooks import Best, Hook
 from luthier.train.saver import Saver, affordable
@@ -26,6 +27,7 @@ class Run:
     """The moving parts of one `loop.fit`.
 
     pending: what follows the last step and was given up for a signal, as JSON types: it is done again on going on.
+    told: the last metrics of each split that this process has told of.
     """
 
     setup: Setup
@@ -38,6 +40,7 @@ class Run:
     rewinds: int = 0
     rewound_to: int | None = None
     pending: dict[str, Any] | None = None
+    told: dict[str, Stepped] = field(default_factory=dict)
     signals: Signals = field(default_factory=Signals)
 
 
@@ -170,12 +173,22 @@ def restore_best(run: Run) -> None:
 
 
 def record_failure(run: Run, step: int, source: Mapping[str, int], error: TrainingError) -> None:
-    """Write what is known of the step that failed, so that it can be looked at or repeated."""
+    """Write what is known of the step that failed, so that it can be looked at or repeated.
+
+    ``rows``: numbers of all rows that it took; ``metrics``: the last lines told before it failed, one for each split;
+    none where it is the first step of this process.
+    """
     if run.setup.comm.rank:
         return
     folder = run.setup.checkpoints
     folder.mkdir(parents=True, exist_ok=True)
-    record = {"step": step, "source": dict(source), "faults": [fault.to_json() for fault in error.faults]}
+    record = {
+        "step": step,
+        "rows": list(run.now.rows),
+        "source": dict(source),
+        "metrics": [line_of(event) for event in run.told.values()],
+        "faults": [fault.to_json() for fault in error.faults],
+    }
     atomic.write_json(folder / "failed-step.json", record)
 
 

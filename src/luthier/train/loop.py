@@ -251,7 +251,8 @@ def _tell(run: Run, split: str, loss: float, values: dict[str, float]) -> None:
     epoch = step / run.setup.source.steps_per_epoch
     total = run.setup.steps
     values.setdefault("memory_gib", round(peak_gib(run.setup.plan.device), 4))
-    run.setup.sink(Stepped(step=step, total_steps=total, epoch=epoch, split=split, loss=loss, values=values))
+    run.told[split] = Stepped(step=step, total_steps=total, epoch=epoch, split=split, loss=loss, values=values)
+    run.setup.sink(run.told[split])
 
 
 def _heed(run: Run) -> None:

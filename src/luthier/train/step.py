@@ -30,6 +30,7 @@ class Training:
     plan: Plan
     scaler: torch.amp.GradScaler
     step: int = 0  # optimizer steps that are finished
+    rows: tuple[int, ...] = ()  # of the step that was begun last
     skipped: int = 0  # updates skipped in a row
     rate_scale: float = 1.0  # what reduce-on-plateau has made of the learning rate
 
@@ -54,6 +55,7 @@ def train_step(setup: Setup, now: Training, rate_factor: float) -> StepResult:
     """
     started = time.perf_counter()
     step = setup.source.next_step()
+    now.rows = tuple(sorted({example.row for example in step}))
     constants = setup.objective.prepare(step)  # global weights, before any backward
 
     totals, passes = _passes_that_fit(setup, now, step, constants)
@@ -63,7 +65,7 @@ def train_step(setup: Setup, now: Training, rate_factor: float) -> StepResult:
 
     sums = setup.comm.sum(torch.stack([totals[name] for name in ("loss", "tokens", "computed")]))
     loss, tokens, computed, gradient = torch.cat([sums, norm[None]]).tolist()  # the one host read
-    finite = _check_finite(setup, now, step, loss, gradient)
+    finite = _check_finite(setup, now, loss, gradient)
 
     for group in now.optimizer.param_groups:
         group["lr"] = group["initial_lr"] * rate_factor * now.rate_scale
@@ -174,7 +176,7 @@ def _clip(setup: Setup, optimizer: torch.optim.Optimizer) -> torch.Tensor:
     return norm.to(setup.plan.device)
 
 
-def _check_finite(setup: Setup, now: Training, step: Sequence[Example], loss: float, norm: float) -> bool:
+def _check_finite(setup: Setup, now: Training, loss: float, norm: float) -> bool:
     """True when the update can be made, False when it shall be skipped; raises TrainingError otherwise."""
     finite = all(value - value == 0 for value in (loss, norm))
     if finite:
@@ -184,11 +186,10 @@ def _check_finite(setup: Setup, now: Training, step: Sequence[Example], loss: fl
     overflow = now.scaler.is_enabled() and loss - loss == 0  # no fault: the loss scale is still finding its height
     if overflow and now.skipped <= MAX_SKIPPED:
         return False
-    rows = sorted({example.row for example in step})
-    shown = f"{', '.join(map(str, rows[:16]))}{' …' if len(rows) > 16 else ''}"
+    shown = f"{', '.join(map(str, now.rows[:16]))}{' …' if len(now.rows) > 16 else ''}"
     if setup.trainer.on_nonfinite == "skip_step" and now.skipped <= MAX_SKIPPED:
         text = f"step {now.step + 1} is not finite (loss {loss}, gradient norm {norm}): no update with its rows"
-        setup.sink(Warned(text=f"{text} {shown}", data={"step": now.step + 1, "rows": rows}))
+        setup.sink(Warned(text=f"{text} {shown}", data={"step": now.step + 1, "rows": list(now.rows)}))
         return False
     named = [
         name

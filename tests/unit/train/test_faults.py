@@ -8,9 +8,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tiny_training import make_examples
 
+from luthier.data.source import TableSource
 from luthier.errors import TrainingError
 from luthier.events import Rewound, Stepped, Warned
+from luthier.run import MetricsWriter, read_metrics
 from luthier.train import checkpoint, step
 from luthier.train.loop import fit, trainable
 from luthier.train.spike import Spike
@@ -96,9 +99,28 @@ def test_stop_never_saves_what_is_not_finite(spoiled, where: str) -> None:
         assert moments and all(bool(one.isfinite().all()) for one in moments)
     # weights are spoiled after the fourth step, whose checkpoint is refused; the others fail in the fifth
     assert checkpoint.steps_in(setup.checkpoints) == ([2] if where == "weights" else [2, 4])
-    failed = json.loads((setup.checkpoints / "failed-step.json").read_text())
-    assert failed["step"] == (4 if where == "weights" else 5) and failed["faults"][0]["code"] == "training-not-finite"
     assert seen == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("where", SPOILERS)
+def test_the_step_that_failed_is_recorded_with_its_rows_and_the_metrics_before_it(
+    spoiled, tmp_path, monkeypatch, where: str
+) -> None:
+    """All its rows as numbers, also where an error shows a few, and what was told last, as in metrics.jsonl."""
+    setup, _, _ = spoiled(where, batch_size=20)
+    source = TableSource(make_examples(99), 20, 42, "data")
+    told = MetricsWriter(tmp_path / "metrics.jsonl")
+    sink = setup.sink
+    setup = replace(setup, source=source, sink=lambda event: (sink(event), told(event)))
+    with pytest.raises(TrainingError):
+        fit(setup)
+    failed = json.loads((setup.checkpoints / "failed-step.json").read_text())
+    step = 4 if where == "weights" else 5  # weights are spoiled after the fourth, whose checkpoint is refused
+    source.restore(failed["source"])
+    assert failed["step"] == step and failed["faults"][0]["code"] == "training-not-finite"
+    assert failed["rows"] == sorted(example.row for example in source.next_step()) and len(failed["rows"]) > 16
+    last = read_metrics(tmp_path / "metrics.jsonl")[-1]
+    assert failed["metrics"] == [last] and last["step"] == 4 and last["gradient_norm"] > 0
 
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])
@@ -167,6 +189,46 @@ def test_the_first_steps_have_something_to_rewind_to(make_setup) -> None:
         return logprobs(batch) * (math.nan if len(calls) == 1 else 1.0)
 
     assert fit(replace(setup, logprobs=first_is_bad)).steps == 3
+
+
+@pytest.fixture
+def in_fp16(make_setup, monkeypatch):
+    """A setup in fp16 whose gradients overflow in the steps (from 1) that ``bad`` names, and the steps it told of."""
+    monkeypatch.setattr(step, "scaler", lambda precision, device: torch.amp.GradScaler("cpu"))
+
+    def make(bad, **trainer):
+        told = []
+
+        def sink(event) -> None:
+            if isinstance(event, Stepped):
+                told.append((event.step, "skipped" in event.values))
+
+        setup = make_setup(trainer=trainer, evaluate=None, precision="fp16", sink=sink)
+        weight = next(iter(trainable(setup.model).values()))
+        weight.register_hook(lambda grad: grad * (math.inf if bad(len(told) + 1) else 1.0))
+        return setup, told
+
+    return make
+
+
+def test_fp16_overflows_in_a_row_end_the_run(in_fp16) -> None:
+    """Twenty are the scale on its way down; one more is a gradient that no scale makes finite."""
+    setup, told = in_fp16(lambda number: number > 2, epochs=99, steps_per_checkpoint=2)
+    with pytest.raises(TrainingError, match="step 23 has a gradient that is not a finite number") as caught:
+        fit(setup)
+    assert caught.value.code == "training-not-finite" and caught.value.exit_code == 6
+    assert [number for number, skipped in told if skipped] == list(range(3, 23)) and len(told) == 22
+    assert json.loads((setup.checkpoints / "failed-step.json").read_text())["step"] == 23
+    weights = [checkpoint.load(setup.checkpoints, 22).weights, trainable(setup.model)]
+    assert all(bool(weight.isfinite().all()) for of in weights for weight in of.values())
+
+
+def test_fp16_overflows_between_good_steps_never_end_the_run(in_fp16) -> None:
+    """Far more of them than may come in a row."""
+    setup, told = in_fp16(lambda number: number % 3 != 0, epochs=16)
+    assert fit(setup).steps == 48
+    assert [number for number, skipped in told if skipped] == [number for number in range(1, 49) if number % 3]
+    assert len(told) == 48 and checkpoint.load(setup.checkpoints, 48).state["skipped"] == 0
 
 
 def test_fp16_overflows_are_skipped_counted_and_resume(make_setup, tmp_path, monkeypatch) -> None:
