@@ -16,6 +16,8 @@ _LIMITS = {
     "maximum": "at most",
     "exclusiveMaximum": "under",
 }
+# pydantic's words for the same, which it leaves standing in the options of a union
+_BOUNDS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
 _TYPES = {"integer": "an integer", "number": "a number", "string": "text", "boolean": "true or false", "null": "null"}
 
 
@@ -23,7 +25,17 @@ _TYPES = {"integer": "an integer", "number": "a number", "string": "text", "bool
 def _schema(root: type[Section]) -> dict[str, Any]:
     schema = root.model_json_schema(mode="validation")
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    _name_bounds(schema)
     return schema
+
+
+def _name_bounds(node: Any) -> None:
+    """Bounds by JSON Schema's keywords, in place."""
+    if isinstance(node, dict):
+        for name in [name for name in _BOUNDS if isinstance(node.get(name), (int, float))]:
+            node[_BOUNDS[name]] = node.pop(name)
+    for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        _name_bounds(child)
 
 
 def schema_of(root: type[Section]) -> dict[str, Any]:
@@ -43,7 +55,8 @@ def words(node: dict[str, Any], defs: dict[str, Any]) -> str:
     node = _resolve(node, defs)
     for union in ("anyOf", "oneOf"):
         if union in node:
-            return " or ".join(dict.fromkeys(words(option, defs) for option in node[union]))
+            options = list(dict.fromkeys(words(option, defs) for option in node[union]))
+            return (", or " if any("," in option for option in options[:-1]) else " or ").join(options)
     if "const" in node:
         return str(node["const"])
     if "enum" in node:

@@ -110,7 +110,8 @@ def _leaf(value: Any) -> Any:
 
 def _suggest_value(value: Any, allowed: str | None) -> str | None:
     if isinstance(value, str) and allowed and allowed.startswith("one of "):
-        close = nearest(value, [word.strip() for word in allowed.removeprefix("one of ").split(",")])
+        choices = allowed.removeprefix("one of ").split(",")
+        close = nearest(value, [word.strip().removeprefix("or ") for word in choices])
         return f"did you mean `{close}`?" if close else None
     return (
         "quote it: texts that look like numbers are numbers"

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import model_validator
 
-from luthier.config.section import Float, Int, Section, key
+from luthier.config.section import Float, Int, Section, key, read_bool
 
 # pydantic warns that `schema` hides a method of its own, which it has given up.
 warnings.filterwarnings("ignore", message='Field name "schema" in "Generation" shadows', category=UserWarning)
@@ -99,13 +99,12 @@ class Generation(Section):
             data["logit_bias"] = {str(token): bias for token, bias in data["logit_bias"].items()}
         if "num_return_sequences" in data and "n" not in data:
             data["n"] = data.pop("num_return_sequences") or 1
-        if (data.get("do_sample") is None and _over_zero(data.get("temperature"))) or (
-            data.get("do_sample") is None and "temperature" not in data and _filters(data)
-        ):
-            data["do_sample"] = True
-        if data.get("do_sample") is True and data.get("temperature") is None:
+        sampled, temperature = read_bool(data.pop("do_sample", None)), data.get("temperature")
+        if sampled is None and (_over_zero(temperature) or ("temperature" not in data and _filters(data))):
+            sampled = True
+        if sampled is True and temperature is None:
             data["temperature"] = 1.0
-        return {name: value for name, value in data.items() if not (value is None and name in ("do_sample",))}
+        return data if sampled is None else {**data, "do_sample": sampled}
 
     @model_validator(mode="after")
     def _consistent(self) -> Generation:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from luthier.config.section import Float, Section, key
+from luthier.config.section import Float, ReadInt, Section, key
 
 
 class Quantization(Section):
     """How the frozen base is stored. Training needs an adapter beside it."""
 
-    bits: Literal[4, 8] = key(4, "Bits a weight.")
+    bits: Annotated[Literal[4, 8], ReadInt] = key(4, "Bits a weight.")
     bnb_4bit_quant_type: Literal["nf4", "fp4"] = key("nf4", "The 4-bit number format.")
     bnb_4bit_use_double_quant: bool = key(True, "Quantise the block scales too; saves 0.4 bits a weight.")
     bnb_4bit_compute_dtype: Literal["auto", "bfloat16", "float16", "float32"] = key(

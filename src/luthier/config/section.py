@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import PydanticCustomError
 
+_BOOL = TypeAdapter(bool)
 SAME: Any = object()  # "Ludwig's default is ours"
 
 
@@ -55,13 +56,29 @@ def key(
     return Field(default, description=description, json_schema_extra=extra or None, **limits)
 
 
+def read_bool(value: Any) -> Any:
+    """``value`` as a key of true or false reads it ("true", "no", 1, …), unchanged where such a key would refuse it."""
+    try:
+        return _BOOL.validate_python(value)
+    except ValidationError:
+        return value
+
+
 def _no_bool(value: Any) -> Any:
     if isinstance(value, bool):
         raise PydanticCustomError("number_type", "Input should be a number, not true or false")
     return value
 
 
+def _whole(value: Any) -> Any:
+    try:
+        return int(value) if isinstance(value, str) else _no_bool(value)
+    except ValueError:  # told by the field's own check
+        return value
+
+
 # Numbers may come as text (PyYAML reads 1e-4 so); true and false are never numbers.
 Int = Annotated[int, BeforeValidator(_no_bool)]
 Float = Annotated[float, BeforeValidator(_no_bool)]
+ReadInt = BeforeValidator(_whole)  # for a Literal of integers, which pydantic compares as they come
 Auto = Literal["auto"]

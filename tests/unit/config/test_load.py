@@ -160,9 +160,10 @@ def test_values_out_of_range(section):
     assert fault.code == "config-bad-value" and fault.allowed
 
 
-def test_numbers_may_be_text_in_a_dict():
-    config = load({"base_model": "x", "trainer": {"learning_rate": "1e-4", "epochs": "3", "batch_size": "4"}})
-    assert (config.trainer.learning_rate, config.trainer.epochs, config.trainer.batch_size) == (1e-4, 3, 4)
+@pytest.mark.parametrize(("written", "meant"), [("exponental", "exponential"), ("nul", "null")])
+def test_words_beside_the_or_are_suggested_whole(written, meant):
+    fault = only({"base_model": "x", "trainer": {"learning_rate_scheduler": {"decay": written}}})
+    assert fault.fix == f"did you mean `{meant}`?"
 
 
 def test_defaults_of_luthier():
@@ -206,7 +207,8 @@ def test_defaults_of_ludwig_fill_every_absent_key():
 @pytest.mark.parametrize(
     ("given_keys", "samples"),
     [({}, False), ({"temperature": 0}, False), ({"temperature": 0.7}, True), ({"top_p": 0.9}, True),
-     ({"temperature": 0.7, "do_sample": False}, False), ({"do_sample": True}, True)],
+     ({"temperature": 0.7, "do_sample": False}, False), ({"do_sample": True}, True), ({"do_sample": "true"}, True),
+     ({"do_sample": "false", "temperature": "0.7"}, False), ({"temperature": "0.7"}, True)],
 )  # fmt: skip
 def test_when_answers_are_sampled(given_keys, samples):
     assert load({"base_model": "x", "generation": given_keys}).generation.do_sample is samples
