@@ -117,6 +117,7 @@ class Bench:
         shutil.rmtree(self.root / "run", ignore_errors=True)
         (self.root / "samples.jsonl").unlink(missing_ok=True)
         (self.root / "signalled").unlink(missing_ok=True)
+        (self.root / "copies").unlink(missing_ok=True)
         return "run"
 
     def torn(self, run: str) -> tuple[list[str], list[str]]:
@@ -216,11 +217,11 @@ def kills(bench: Bench, count: int) -> list[Row]:
     """SIGKILL at random times, every other one while a checkpoint is being written; each run goes on until it ends."""
     whole = Row("3", "SIGKILL, half of them inside a save: checkpoints that load and are of one step")
     ended = Row("3", "runs that were killed again and again and ended bit for bit like a straight one")
-    most, inside, done = 0, 0, 0
+    most, inside, done, slow = 0, 0, 0, 0
     while done < count:
-        run, killed = bench.fresh(), 0
+        run, killed, stalled = bench.fresh(), 0, False
         while done < count:
-            child = bench.start(run)
+            child = bench.start(run, fault=children.note_copies)
             aimed = done % 2 == 0
             _wait_to_kill(bench, child, aimed)
             in_save = any((bench.root / run / "checkpoints").glob(".staging-[0-9]*"))
@@ -228,10 +229,11 @@ def kills(bench: Bench, count: int) -> list[Row]:
                 break  # it ended before
             done, killed, inside = done + 1, killed + 1, inside + in_save
             unloadable, torn = bench.torn(run)
-            last, begun, kept = _last_step(bench, run), _begun(bench, run), max(bench.steps(run), default=0)
-            # Its thread may just not have begun to write when a step more is taken; the next save waits for it.
-            late = last > begun + INTERVAL + 1 or begun > kept + INTERVAL
-            wrong = [*unloadable, *torn, *([f"at step {last}, {begun} begun, {kept} whole"] if late else [])]
+            last, copied, kept = _last_step(bench, run), _copied(bench, run), max(bench.steps(run), default=0)
+            stalled |= "slower than the steps" in " ".join(child.output().split())
+            slow += stalled
+            late = last > copied + INTERVAL or (copied > kept + INTERVAL and not stalled)
+            wrong = [*unloadable, *torn, *([f"at step {last}, {copied} copied, {kept} whole"] if late else [])]
             whole.count(not wrong, "; ".join(wrong))
             most = max(most, last - kept)
         code, said = (child.code, child.output()) if child.code != -signal.SIGKILL else bench.train(run)
@@ -239,6 +241,7 @@ def kills(bench: Bench, count: int) -> list[Row]:
             unlike = bench.unlike(run) if code == 0 else [f"exit {code}: {said[-500:]}"]
             ended.count(not unlike, ", ".join(unlike))
     whole.notes.append(f"{inside} inside a save; at most {most} steps lost, a checkpoint every {INTERVAL} steps")
+    whole.notes += [f"{slow} on a disk slower than the steps"] if slow else []
     return [whole, ended]
 
 
@@ -262,10 +265,10 @@ def _wait_to_kill(bench: Bench, child: children.Child, aimed: bool) -> None:
             time.sleep(0.002)
 
 
-def _begun(bench: Bench, run: str) -> int:
-    """The step of the newest checkpoint that is whole or was being written."""
-    folder = bench.root / run / "checkpoints"
-    return max([0, *bench.steps(run), *(int(one.name.split("-")[1]) for one in folder.glob(".staging-[0-9]*"))])
+def _copied(bench: Bench, run: str) -> int:
+    """The step of the newest checkpoint that is whole, is being written, or waits for it in memory."""
+    path = bench.root / "copies"
+    return max([0, *bench.steps(run), *map(int, path.read_text().split() if path.exists() else ())])
 
 
 def _last_step(bench: Bench, run: str) -> int:

@@ -143,6 +143,17 @@ def around(owner: Any, name: str, before: Callable[..., Any]) -> None:
     setattr(owner, name, outer)
 
 
+def note_copies() -> None:
+    """Append the step of every checkpoint to `copies` when its copy is taken, in the thread that trains."""
+    from luthier.train import checkpoint
+
+    def note(step: int, *_: Any, **__: Any) -> None:
+        with Path("copies").open("a", encoding="utf-8") as out:
+            out.write(f"{step}\n")
+
+    around(checkpoint, "snapshot", note)
+
+
 def exit_in_step(step: int) -> Fault:
     """End without a word in the middle of a step (from 1)."""
 

@@ -66,6 +66,7 @@ def steps_in(folder: Path) -> list[int]:
 class Snapshot:
     """What a checkpoint will hold, apart from the run: tensors on the CPU under their names, the rest as JSON types."""
 
+    step: int
     weights: Mapping[str, torch.Tensor]
     tensors: Mapping[str, torch.Tensor]  # of the optimizer
     record: Mapping[str, Any]
@@ -85,7 +86,7 @@ def snapshot(
     taken = {name: _copied(value) if copy else value.detach().cpu().contiguous() for name, value in weights.items()}
     # through JSON now: hooks hand out the lists that they go on filling
     record = json.dumps({"format": FORMAT, "step": step, "optimizer": tree, **state}, ensure_ascii=False)
-    return Snapshot(taken, tensors, json.loads(record))
+    return Snapshot(step, taken, tensors, json.loads(record))
 
 
 def save(folder: Path, step: int, taken: Snapshot) -> Path:

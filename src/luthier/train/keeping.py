@@ -20,6 +20,7 @@ from luthier.train.signals import Signals
 from luthier.train.step import Training
 
 MAX_REWINDS = 10  # of a run; more of them would not be bad luck
+PATIENCE = 1.0  # seconds that a step waits for the write before its own; a disk that is slower writes fewer checkpoints
 
 
 @dataclass
@@ -28,6 +29,7 @@ class Run:
 
     pending: what follows the last step and was given up for a signal, as JSON types: it is done again on going on.
     told: the last metrics of each split that this process has told of.
+    waiting: what is written after the checkpoint that is being written, in this order: at most the best and the newest.
     """
 
     setup: Setup
@@ -35,6 +37,7 @@ class Run:
     hooks: dict[str, Hook]
     best: Best
     saver: Saver = field(default_factory=Saver)
+    waiting: list[checkpoint.Snapshot] = field(default_factory=list)
     saved_step: int = -1
     stopped: str | None = None
     rewinds: int = 0
@@ -52,8 +55,10 @@ def trainable(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
 def save(run: Run, source: Mapping[str, int] | None = None) -> None:
     """Begin to write the checkpoint of the last finished step; `settle` ends it.
 
-    It waits for the checkpoint before it and for a copy of the tensors, not for the disk. Raises RunError as `settle`
-    does, and TrainingError training-not-finite instead of keeping weights that are no numbers.
+    It waits for a copy of the tensors, and for the write before it no longer than `PATIENCE`: then the copy waits for
+    its turn, and is left out if the next one is there before, unless it is the best. Where memory has no room for a
+    copy, it waits for the disk. Raises RunError as `settle` does, and TrainingError training-not-finite instead of
+    keeping weights that are no numbers.
     """
     setup, now = run.setup, run.now
     if now.step == run.saved_step:
@@ -76,26 +81,50 @@ def save(run: Run, source: Mapping[str, int] | None = None) -> None:
     }
     kept = {**now.optimizer.state_dict(), "model": dict(setup.model_state()) if setup.model_state else {}}
     weights, step = trainable(setup.model), now.step
+    run.waiting = [one for one in run.waiting if one.step == run.best.step]
     aside = affordable(checkpoint.size_of(weights, kept))
-    settle(run)
+    if aside:
+        go_on_writing(run, PATIENCE)
+    else:
+        settle(run)
+    if run.saver.busy:
+        text = f"the disk is slower than the steps: the checkpoint of step {step} waits for the one before it"
+        setup.sink(Warned(text=f"{text}; save less often, or to a faster disk", data={"step": step}))
     taken = checkpoint.snapshot(step, weights, kept, state, copy=aside)
-    run.saver.begin(lambda: checkpoint.save(setup.checkpoints, step, taken))
+    run.waiting.append(taken)
     run.saved_step = step
-    if not aside:
+    if aside:
+        go_on_writing(run)
+    else:
         settle(run)
 
 
 def settle(run: Run) -> None:
-    """Wait for the checkpoint that is being written, and delete those that are no longer needed.
+    """Wait until every checkpoint that was begun is written.
 
-    Raises RunError run-no-space or run-damaged when it could not be written.
+    Raises RunError run-no-space or run-damaged when one could not be.
     """
-    path = run.saver.wait()
-    if path is None:
-        return
+    while run.saver.busy or run.waiting:
+        go_on_writing(run, None)
+
+
+def go_on_writing(run: Run, seconds: float | None = 0.0) -> None:
+    """Begin with the checkpoint that waits, if the one before it is written within so many seconds (None: any time).
+
+    Those that are no longer needed are deleted. Raises RunError as `settle` does; what waits is then given up.
+    """
     setup = run.setup
-    checkpoint.prune(setup.checkpoints, setup.trainer.keep_last, () if run.best.step is None else (run.best.step,))
-    setup.sink(Saved(path=str(path), step=checkpoint.step_of(path)))
+    try:
+        path = run.saver.wait(seconds)
+    except Exception:
+        run.waiting.clear()
+        raise
+    if path is not None:
+        checkpoint.prune(setup.checkpoints, setup.trainer.keep_last, () if run.best.step is None else (run.best.step,))
+        setup.sink(Saved(path=str(path), step=checkpoint.step_of(path)))
+    if run.waiting and not run.saver.busy:
+        taken = run.waiting.pop(0)
+        run.saver.begin(lambda: checkpoint.save(setup.checkpoints, taken.step, taken))
 
 
 def resume(run: Run) -> int | None:

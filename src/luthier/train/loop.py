@@ -18,6 +18,7 @@ from luthier.train.hooks import NOTHING, Best, Decision, Hook, Plateau, Rhythm
 from luthier.train.hosted import keep_on_host
 from luthier.train.keeping import (
     Run,
+    go_on_writing,
     keep_if_finite,
     record_failure,
     restore_best,
@@ -88,8 +89,7 @@ def _steps(run: Run) -> float | None:
         while run.now.step < setup.steps and run.stopped is None:
             loss = _one_step(run)
             last = last if loss is None else loss
-            if run.saver.done:
-                settle(run)
+            go_on_writing(run)
             _heed(run)
         settle(run)
     return last

@@ -1,4 +1,4 @@
-"""Writes checkpoints in a thread: a step waits for the copy of its tensors, never for the disk."""
+"""Writes checkpoints in a thread, beside the steps."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Saver:
         self._error: BaseException | None = None
 
     @property
-    def done(self) -> bool:
-        """Whether a write has ended that nobody has waited for yet."""
-        return self._thread is not None and not self._thread.is_alive()
+    def busy(self) -> bool:
+        """Whether a write goes on, or has ended and nobody has waited for it yet."""
+        return self._thread is not None
 
     def begin(self, write: Callable[[], Path]) -> None:
         """Run ``write`` in the background. The write before it must have been waited for."""
@@ -38,11 +38,16 @@ class Saver:
         self._thread = threading.Thread(target=work, name="checkpoint", daemon=True)
         self._thread.start()
 
-    def wait(self) -> Path | None:
-        """Where the write that was under way has put its checkpoint; None when none was. Raises what it raised."""
+    def wait(self, seconds: float | None = None) -> Path | None:
+        """Where the write that was under way has put its checkpoint. Raises what it raised.
+
+        None when none was, or when it goes on after so many seconds (None: however long it takes).
+        """
         if self._thread is None:
             return None
-        self._thread.join()
+        self._thread.join(seconds)
+        if self._thread.is_alive():
+            return None
         path, error = self._path, self._error
         self._thread = self._path = self._error = None
         if error is not None:

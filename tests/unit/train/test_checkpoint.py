@@ -155,6 +155,73 @@ def test_steps_go_on_while_a_checkpoint_is_written(make_setup, monkeypatch: pyte
         assert left.state == right.state
 
 
+@pytest.fixture
+def slow_disk(make_setup, monkeypatch: pytest.MonkeyPatch):
+    """A setup whose first write ends only when the step ``until`` is told of, and what it tells, in order."""
+
+    def make(until: int, fail: bool = False, **changes):
+        may, events, begun, real = threading.Event(), [], [], checkpoint.save
+
+        def slow(folder, step, taken):
+            begun.append(step)
+            if begun == [2]:
+                assert may.wait(8), "the steps have waited for the disk"
+                if fail:
+                    raise RunError("run-no-space", "no room")
+            return real(folder, step, taken)
+
+        def sink(event) -> None:
+            events.append(event)
+            if isinstance(event, Stepped) and event.split == "train" and event.step == until:
+                may.set()
+                monkeypatch.setattr(keeping, "PATIENCE", 30.0)  # a fast disk again
+                for thread in threading.enumerate():
+                    if thread.name == "checkpoint":
+                        thread.join()
+
+        monkeypatch.setattr(keeping.checkpoint, "save", slow)
+        monkeypatch.setattr(keeping, "PATIENCE", 0.01)
+        options = {"epochs": 4, "steps_per_checkpoint": 2, "keep_last": 9}
+        return make_setup(trainer=options, sink=sink, **{"evaluate": None, **changes}), events
+
+    return make
+
+
+def test_a_slow_disk_holds_no_step_up_and_the_newest_waits_for_it(slow_disk, make_setup, monkeypatch) -> None:
+    setup, events = slow_disk(until=9)
+    fit(setup)
+    assert checkpoint.steps_in(setup.checkpoints) == [2, 8, 10, 12]  # 4 and 6 were no longer the newest
+    told = [event.data["step"] for event in events if isinstance(event, Warned) and "slower" in event.text]
+    assert told == [4, 6, 8]
+    saved = [event.step for event in events if isinstance(event, (Saved, Stepped))]
+    assert saved[:11] == [*range(1, 10), 2, 10]  # written beside steps 3 to 9, and told of after them
+    monkeypatch.undo()
+    other = make_setup(trainer={"epochs": 4, "steps_per_checkpoint": 2, "keep_last": 9}, evaluate=None,
+                       checkpoints=setup.checkpoints / "b")  # fmt: skip
+    fit(other)
+    for step in (8, 10, 12):  # each is of its own step, though others were taken before it was written
+        left, right = checkpoint.load(setup.checkpoints, step), checkpoint.load(other.checkpoints, step)
+        assert left.state == right.state
+        assert all(torch.equal(left.weights[name], right.weights[name]) for name in left.weights)
+
+
+def test_a_slow_disk_gets_the_best_however_long_it_takes(slow_disk) -> None:
+    values = iter([2.0, 1.0, 3.0, 3.0])
+    setup, events = slow_disk(until=11, evaluate=lambda: {"loss": next(values)})
+    assert fit(setup).best_step == 6
+    assert checkpoint.steps_in(setup.checkpoints) == [2, 6, 12]
+    assert not [event for event in events if isinstance(event, Warned) and "slower" not in event.text]
+    best = checkpoint.load(setup.checkpoints, 6).weights
+    assert all(torch.equal(weight, best[name]) for name, weight in keeping.trainable(setup.model).items())
+
+
+def test_a_slow_disk_that_is_full_ends_the_run_and_nothing_more_is_begun(slow_disk) -> None:
+    setup, events = slow_disk(until=9, fail=True)
+    with pytest.raises(RunError, match="no room"):
+        fit(setup)
+    assert checkpoint.steps_in(setup.checkpoints) == [] and not any(isinstance(event, Saved) for event in events)
+
+
 def test_without_memory_for_a_copy_the_step_waits(make_setup, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(keeping, "affordable", lambda size: False)
     order = []
