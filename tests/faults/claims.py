@@ -54,6 +54,8 @@ CLAIMS = (
                                          "test_going_on_from_an_adapter_of_another_base_or_kind_is_refused")),)),
     Claim("14", "merged weights give what the adapter gives", (("unit/export/test_export.py", (
         "test_merged_equals_adapter_and_leaves_the_model_alone", "test_bf16_is_rounded_once")),)),
+    Claim("16", "one fresh process, another and a third that goes on, other hash seeds: every sha256 the same",
+          (("faults/test_processes.py", ("test_processes_that_inherit_nothing_give_the_same_bytes",)),)),
     Claim("17", "config, rows, tokenizer, base changed under a run: refused, with what changed",
           (("unit/cli/test_resume.py", ("test_what_was_changed_under_a_run_is_refused_by_name",)),
            ("unit/data/test_rowdiff.py", ()))),
