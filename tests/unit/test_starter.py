@@ -54,6 +54,59 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-un
     return make
 
 
+FOREIGN = {
+    "am": "የኢትዮጵያ ዋና ከተማ ማን ናት?,አዲስ አበባ ናት።\nእንዴት ነህ?,ደህና ነኝ",
+    "cs": "Jak si mohu změnit heslo?,Otevřete nastavení.\nJaké je hlavní město?,Hlavní město je Praha.",
+    "da": "Hvordan nulstiller jeg min adgangskode?,Klik på glemt.\nHvad koster det?,Du kan se prisen efter køb af den.",
+    "fi": "Miten voin vaihtaa salasanani?,Avaa asetukset ja valitse salasana.\nMissä tilaus viipyy?,Se saapuu.",
+    "gu": "ભારતની રાજધાની કઈ છે?,નવી દિલ્હી\nતમે કેમ છો?,હું મજામાં છું",
+    "hu": "Hogyan tudom megváltoztatni a jelszavamat?,Nyissa meg a beállításokat.\nMi a fővárosa?,Budapest.",
+    "hy": "Ո՞րն է Հայաստանի մայրաքաղաքը?,Երևանն է\nԻնչպես եք?,Լավ շնորհակալություն",
+    "ka": "რა არის საქართველოს დედაქალაქი?,დედაქალაქი არის თბილისი.\nროგორ ხარ?,კარგად გმადლობთ",
+    "km": "តើរដ្ឋធានីនៃប្រទេសកម្ពុជាគឺជាអ្វី?,ភ្នំពេញ\nសុខសប្បាយទេ?,ខ្ញុំសុខសប្បាយ",
+    "my": "မြန်မာနိုင်ငံ၏မြို့တော်ကဘာလဲ?,နေပြည်တော်\nနေကောင်းလား?,နေကောင်းပါတယ်",
+    "ro": "Cum îmi schimb parola?,Deschide setările și alege parola.\nCare este capitala României?,Este București.",
+    "sv": "Hur byter jag lösenord?,Öppna inställningar och välj lösenord.\nVad heter huvudstaden?,Den heter Stockholm.",
+    "sw": "Mji mkuu wa Kenya ni upi?,Mji mkuu wa Kenya ni Nairobi.\nHabari yako?,Nzuri asante",
+    "te": "భారతదేశ రాజధాని ఏది?,న్యూఢిల్లీ\nమీరు ఎలా ఉన్నారు?,నేను బాగున్నాను",
+    "": "Nola alda dezaket pasahitza?,Ireki ezarpenak eta aukeratu pasahitza.\nZein da hiriburua?,Bilbo ez da.",
+}  # fmt: skip
+ENGLISH = {
+    "questions": "How do I reset my password?,Click Forgot Password.\nWhere do I find invoices?,Open Billing.",
+    "visa": "Do I need a visa to go to Japan?,I do not think so.",
+    "complaints": "Printer broken,Restart it and wait\nCannot log in,Reset the password",
+    "code": "def do(i): return i,lambda i: i\nfor z in w: print(z),while z: z -= 1",
+    "digits": "1 2 3 4,10\n5 6 7 8,26",
+    "numbers": "1,10\n5,26\n1e5,2e7",
+}
+
+
+def init_of(rows: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> starter.Started:
+    monkeypatch.setattr(starter, "probe", lambda: MACHINES["16 GiB, no GPU"])
+    (folder / "rows.csv").write_text(f"question,answer\n{rows}\n", encoding="utf-8")
+    return starter.write_config(str(folder / "rows.csv"), folder / "c.yaml", inputs=["question"], target="answer")
+
+
+@pytest.mark.parametrize("language", FOREIGN)
+def test_smollm2_is_not_taken_for_a_small_table_in_another_language(
+    language: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = init_of(FOREIGN[language], tmp_path, monkeypatch)
+    assert any(line.endswith(f"language: {language or 'not recognised'}") for line in started.lines)
+    base = config.load(started.path).base_model
+    (chosen,) = (one for one in CATALOGUE if one.name == base)
+    assert len(chosen.languages) > 5 and "SmolLM2" not in base
+
+
+@pytest.mark.parametrize("kind", ENGLISH)
+def test_smollm2_is_taken_for_english_code_and_numbers(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = init_of(ENGLISH[kind], tmp_path, monkeypatch)
+    assert any(line.endswith("language: en") for line in started.lines)
+    assert config.load(started.path).base_model == "smollm2"
+
+
 @pytest.mark.parametrize(("language", "machine"), FIRST)
 def test_three_languages_on_four_sizes(language: str, machine: str, made) -> None:  # type: ignore[no-untyped-def]
     started = made(language, machine)

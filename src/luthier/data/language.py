@@ -1,61 +1,95 @@
-"""Which language a table is in, by script and by frequent words: enough to choose a base model, no more."""
+"""Which language a table is in, by script and by frequent words: enough to choose a base model, no more.
+
+py3langid tells 140 languages and hardly errs, but it wants numpy 2, and an install leaves a notebook image's numpy alone.
+"""
 
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from luthier.data.table import Table
 
 ROWS, CHARACTERS = 500, 400  # how much is looked at: rows, and characters of each cell
-# Scripts that one large language (or the likeliest of several) writes. Latin is told apart by words.
-SCRIPTS: tuple[tuple[str, str], ...] = (
-    ("ko", "\uac00-\ud7a3"),
-    ("ru", "\u0400-\u04ff"),
-    ("ar", "\u0600-\u06ff"),
-    ("he", "\u0590-\u05ff"),
-    ("el", "\u0370-\u03ff"),
-    ("hi", "\u0900-\u097f"),
-    ("bn", "\u0980-\u09ff"),
-    ("ta", "\u0b80-\u0bff"),
-    ("th", "\u0e00-\u0e7f"),
-)
-KANA = re.compile(r"[\u3041-\u30fa\uff66-\uff9d]")
-HAN = re.compile(r"[\u4e00-\u9fff\u3400-\u4dbf]")
-LATIN = re.compile(r"\b[^\W\d_]+\b")  # the e of 1e5 is no word
+LATIN = "LATIN"
+KANA = ("HIRAGANA", "KATAKANA", "KATAKANA-HIRAGANA", "HALFWIDTH")
+# The language that writes most of a script's text, by the word that Unicode's names of its letters begin with.
+SCRIPTS: dict[str, str] = {
+    "HANGUL": "ko", "CYRILLIC": "ru", "ARABIC": "ar", "HEBREW": "he", "GREEK": "el", "DEVANAGARI": "hi", "BENGALI": "bn",
+    "TAMIL": "ta", "TELUGU": "te", "KANNADA": "kn", "MALAYALAM": "ml", "GUJARATI": "gu", "GURMUKHI": "pa", "ORIYA": "or",
+    "SINHALA": "si", "THAI": "th", "LAO": "lo", "KHMER": "km", "MYANMAR": "my", "GEORGIAN": "ka", "ARMENIAN": "hy",
+    "ETHIOPIC": "am",
+}  # fmt: skip
+# What the script's language writes, where others of the script have letters of their own (Ukrainian, Persian, …).
+ALPHABETS = {"CYRILLIC": re.compile("[а-яё]", re.IGNORECASE), "ARABIC": re.compile("[\u0621-\u064a]")}
+WORD = re.compile(r"\b[^\W\d_]{2,}\b")  # the e of 1e5 is no word, and one letter is a word of too many languages
+FEW = 4  # words; fewer are labels or names, which tell nothing
+LEAST = 0.1  # share of the words that the language's frequent ones make up
+MARGIN = 1.3  # times the share of the second language
+# Latin script. English has the words of programming languages too: code is text that any model has read.
 WORDS: dict[str, str] = {
-    "en": "the of and to is in that it for was with are this on what be how by an a i my you has have not no can please",
-    "de": "der die und das ist nicht ein eine zu den mit von für auf wie ich sie wir",
-    "fr": "le la les et des est un une du que dans pour pas qui vous sur ce je au",
-    "es": "el la los las de que y en un una es por con para no se del su como",
-    "pt": "o os de que e do da em um uma para com não por se na no mais as",
-    "it": "il di che la e un una per è non in con del della sono si gli come",
-    "nl": "de het een van en is dat niet op te voor met zijn ik je aan wat",
-    "pl": "i w na z do nie się to jest że o jak po co dla od czy",
-    "tr": "ve bir bu da de için ile ne mi çok daha gibi olarak var nasıl",
-    "vi": "là và của có không một cho được trong với người các những này",
-    "id": "yang dan di itu dengan untuk tidak ini dari dalam akan pada adalah",
+    "en": "the of and to is in that it for was with are this on what be how by an my your you has have had not can cannot please do does did where when why we they at if or from which will would there their who should about been but as all one were more than me us out up into over only its our any some no he she his her him them these those also after before while because want need get got make use help could new hello thanks tell give write"
+    " def return import class function const let var self else elif true false null none int string public static void select print include",
+    "de": "der die und das ist nicht ein eine einen zu den dem des mit von für auf wie ich sie wir im es in kann was wo an sich auch bei nach oder mein meine aus zum zur sind wird",
+    "fr": "le la les et des est un une du que dans pour pas qui vous sur ce je au de en il ne plus par avec mon ma comment quel quelle on sont où votre",
+    "es": "el la los las de que en un una es por con para no se del su como al lo mi qué cómo está más cuál dónde puedo son",
+    "pt": "os de que do da em um uma para com não por se na no mais as ao dos das meu minha como qual onde você está são posso",
+    "it": "il di che la un una per non in con del della sono si gli come le da al mio mia dove quale cosa posso no",
+    "nl": "de het een van en is dat niet op te voor met zijn ik je aan wat in was we hoe mijn er ook waar kan naar bij",
+    "pl": "na do nie się to jest że jak po co dla od czy gdzie mój moje są mogę jaki by my",
+    "cs": "na se je to že jak si do pro ve od co kde jsem jsou být není by mohu jaké můj ale nebo",
+    "sv": "och att det en som på är av för med inte jag den till har ett om hur var vad kan min du de mitt",
+    "da": "og at det er en på ikke som for med jeg den til af har et hvordan hvor hvad kan min du de der mit have her mig dig efter nogle blev",
+    "no": "og at det er en på ikke som for med jeg den til av har et hvordan hvor hva kan min du de der mitt her meg deg etter noen ble",
+    "fi": "ja on ei että se mikä miten missä ovat voin minun kun mutta tai hän olen voi joka kuinka onko",
+    "hu": "az egy és hogy nem is van ez meg mi hol hogyan be ha de mit kell vagy lehet át",
+    "ro": "și să de la în un care este cu nu pe din ce cum mai sunt are pentru unde îmi an",
+    "tr": "ve bir bu da de için ile ne mi çok daha gibi olarak var nasıl nerede on her",
+    "vi": "là và của có không một cho được trong với người các những này để tôi bạn thế nào đâu gì vào lại",
+    "id": "yang dan di itu dengan untuk tidak ini dari dalam akan pada adalah ke apa saya bagaimana",
+    "sw": "ya wa na ni kwa la za katika cha yako vya hii gani",
 }
+SHARED = Counter(word for known in WORDS.values() for word in known.split())
 
 
 def language_of(table: Table, columns: Sequence[str] | None = None) -> str:
-    """The ISO 639-1 code of the language most of the text is in, ``en`` where nothing says otherwise."""
-    text = "\n".join(_cells(table, columns))
-    letters = sum(1 for _ in re.finditer(r"[^\W\d_]", text)) or 1
-    kana, han = len(KANA.findall(text)), len(HAN.findall(text))
-    if kana + han > 0.2 * letters:  # code and English words stand among Japanese text
+    """The ISO 639-1 code of the language most of the text is in, "" where it is none that is told here.
+
+    Where there is hardly a word (numbers, identifiers, a label or two), it is ``en``.
+    """
+    text = unicodedata.normalize("NFC", "\n".join(_cells(table, columns)))
+    letters: Counter[str] = Counter()
+    for letter, count in Counter(text).items():
+        if letter.isalpha():
+            letters[unicodedata.name(letter, "").partition(" ")[0]] += count
+    enough = 0.2 * letters.total()  # code and English words stand among the text of any other script
+    kana, han = sum(letters.pop(script, 0) for script in KANA), letters.pop("CJK", 0)
+    if kana + han > enough:
         return "ja" if kana > 0.05 * (kana + han) else "zh"
-    counts = {code: len(re.findall(f"[{span}]", text)) for code, span in SCRIPTS}
-    code = max(counts, key=lambda c: counts[c])
-    if counts[code] > 0.2 * letters:
-        return code
-    words = Counter(word.lower() for word in LATIN.findall(text))
-    scores = {code: sum(words[w] for w in known.split()) / len(known.split()) for code, known in WORDS.items()}
-    best = max(scores, key=lambda c: scores[c])
-    return best if scores[best] > scores["en"] else "en"
+    letters.pop(LATIN, None)
+    for script, count in letters.most_common(1):
+        if count > enough:
+            if script in ALPHABETS and len(ALPHABETS[script].findall(text)) < 0.98 * count:
+                return ""
+            return SCRIPTS.get(script, "")
+    return _latin(Counter(word.lower() for word in WORD.findall(text)))
+
+
+def _latin(words: Mapping[str, int]) -> str:
+    """The language by its frequent words; one that several languages have counts for each of them in part."""
+    total = sum(words.values())
+    shares = {
+        code: sum(words.get(word, 0) / SHARED[word] for word in known.split()) / max(total, 1)
+        for code, known in WORDS.items()
+    }
+    best, second = sorted(shares, key=lambda code: -shares[code])[:2]
+    if shares[best] > max(LEAST, MARGIN * shares[second]):
+        return best
+    return "" if total >= FEW else "en"
 
 
 def _cells(table: Table, columns: Sequence[str] | None) -> list[str]:

@@ -162,6 +162,11 @@ def test_a_cell_that_nests_too_deep_is_no_conversation(text):
         ("Ann has a billing problem, no 3", "en"),
         ("positive review, I want no refund", "en"),
         ("1e5 2e7 0o7 3e_4", "en"),
+        ("Де ти живеш? Я живу у Києві", ""),
+        ("پایتخت ایران کجاست؟ شهر تهران", ""),
+        ("Парус белеет, see the docs of the API for what it does", "ru"),
+        ("Frühling lässt sein blaues Band wieder flattern durch Lüfte", ""),
+        ("Cafe\u0301 do centro: onde esta\u0301 a minha fatura?", "pt"),
     ],
 )
 def test_language(text, code):
