@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import shutil
+import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +15,22 @@ CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+
+
+@pytest.fixture(autouse=True)
+def no_network(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing but this machine is reached, except by tests that are marked long."""
+    if request.node.get_closest_marker("long"):
+        return
+    connect = socket.socket.connect
+
+    def within(own: socket.socket, address: Any) -> None:
+        host = address[0] if own.family in (socket.AF_INET, socket.AF_INET6) else "localhost"
+        if host != "localhost" and not ipaddress.ip_address(host).is_loopback:
+            raise OSError(f"a test reached for {host}")
+        connect(own, address)
+
+    monkeypatch.setattr(socket.socket, "connect", within)
 
 
 def write_tokenizer(folder: Path) -> int:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,11 @@ import pandas as pd
 import pytest
 
 import luthier
+from luthier import config, events, pipeline
 from luthier.api import LudwigModel
 
 ROOT = Path(__file__).parents[2]
+SHIPPED = ROOT / "examples" / "dictionary" / "dictionary.csv"
 WORDS = ("red", "green", "blue", "black", "white", "gold")
 
 
@@ -87,6 +91,29 @@ def test_train_predict_evaluate_and_runs_on_the_command_line(
     assert [one["state"] for one in listed["runs"]] == ["finished"]
 
 
+@pytest.mark.e2e
+def test_the_embedded_model_is_tuned_and_says_what_it_does(tmp_path: Path) -> None:
+    """A few steps on the shipped dataset, told on the way: what was filled in, and how far each long piece is."""
+    table = pd.read_csv(SHIPPED, dtype=str, keep_default_na=False)
+    table.loc[0, "input"] += uuid.uuid4().hex  # or they would be taken from the cache of tokenised rows
+    rows = pd.concat([table.head(4)] * 4 + [table.iloc[4:8].assign(split=["1", "1", "2", "2"])], ignore_index=True)
+    few = {"trainer.train_steps": 3, "trainer.batch_size": 4, "generation.max_new_tokens": 4}
+    few |= {"trainer.learning_rate": 1e-3, "preprocessing.split.type": "fixed"}
+    told: list[events.Event] = []
+    made = pipeline.train(
+        config.load({"base_model": "smollm2"}, [f"{key}={value}" for key, value in few.items()]),
+        rows, output=tmp_path / "made", sink=told.append,
+    )  # fmt: skip
+    losses = made.history["train"]["loss"]
+    assert len(losses) == 3 and losses[-1] < losses[0]
+    notes = [one.text for one in told if isinstance(one, events.Note)]
+    assert any(re.fullmatch(r"filled in: adapter\.r = 16 \(Ludwig: 8\)", note) for note in notes), notes
+    compared = pipeline.evaluate(made.tuned, rows, rows=4, sink=told.append)
+    assert [one.name for one in compared.contestants] == ["base", "base, 3-shot", "tuned"]
+    shown = {one.stage for one in told if isinstance(one, events.Progress) and one.total}
+    assert shown >= {"tokenise", "load", "train", "evaluate", "generate", "save"}
+
+
 def test_the_output_folder_keeps_to_its_run(table: Path, settings: dict[str, Any], tmp_path: Path) -> None:
     settings["trainer"]["epochs"] = 1
     (tmp_path / "config.yaml").write_text(json.dumps(settings), encoding="utf-8")
@@ -127,6 +154,8 @@ def test_the_native_interface_trains_saves_and_loads(table: Path, settings: dict
     assert "".join(model.stream("Say it in capitals. red 1\n")) == model.generate("Say it in capitals. red 1\n")
     saved = model.save(tmp_path / "kept")
     assert luthier.Model.load(saved, quiet=True).predict(frame).texts == before
+    in_a_new_process = cli("predict", str(saved), "--dataset", "rows.csv", "--json", cwd=tmp_path)
+    assert [one["response"] for one in in_a_new_process["answers"]] == before
 
 
 def test_ludwigs_interface_has_ludwigs_shapes(
@@ -156,7 +185,8 @@ def test_the_seed_program_runs_unchanged(wider_llama: Path, tmp_path: Path) -> N
     rows = [{"instruction": f"Say {w}.", "input": "", "output": w} for w in WORDS for _ in range(7)]
     (tmp_path / "code.json").write_text(json.dumps(rows), encoding="utf-8")
     out = run(sys.executable, "seed_program.py", "code.json", str(wider_llama), cwd=tmp_path)
-    assert out.count("Generated Output:") == 6
+    answers = re.findall(r"^Generated Output: (.*?)\n\n\n", out, re.MULTILINE | re.DOTALL)
+    assert len(answers) == 6 and all(len(answer) > 1 for answer in answers)  # whole strings, not their first letters
     assert (tmp_path / "results" / "run-0" / "adapter").is_dir()
 
 

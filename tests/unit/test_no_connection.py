@@ -74,3 +74,10 @@ def test_addresses_in_files(tiny_llama: Path, tmp_path: Path, tried: list[Any]) 
     rows = [{"question": f"see {address}", "answer": f"![x]({address})"} for address in ADDRESSES]
     pipeline.train(settings, rows, output=tmp_path / "run")
     assert tried == []
+
+
+def test_no_test_reaches_beyond_this_machine() -> None:
+    with pytest.raises(OSError, match=r"a test reached for 192\.0\.2\.1"):
+        socket.create_connection(("192.0.2.1", 443), timeout=1)
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()):
+        pass

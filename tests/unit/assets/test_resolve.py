@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib
 import json
 import shutil
 import struct
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 from unittest.mock import MagicMock
 
 import pytest
@@ -16,6 +20,8 @@ from luthier import events
 from luthier.assets import content_hash, convert_pickled, read_spec, resolve
 from luthier.assets.cache import build_once, remembered_hash
 from luthier.errors import AssetError
+
+module = importlib.import_module("luthier.assets.resolve")  # the package's name is its function
 
 
 def code(name: str, cache: Path, **options: bool) -> tuple[str, str]:
@@ -259,6 +265,45 @@ def test_remembered_hashes_notice_a_change(tmp_path: Path) -> None:
     assert remembered_hash(path, tmp_path) == first
     path.write_text("another")
     assert remembered_hash(path, tmp_path) != first
+
+
+def test_the_alias_takes_the_first_place_that_has_its_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub's cache, the package, the hub: in that order, and no further than needed. Other content is named."""
+    import huggingface_hub
+
+    def file(name: str, text: str) -> Path:
+        path = tmp_path / name / module.SMOLLM2_FILE
+        path.parent.mkdir()
+        path.write_text(text)
+        return path
+
+    cached, packaged, fetched = file("cache", "other"), file("package", "the one"), file("hub", "the one")
+    asked: list[str] = []
+
+    def place(name: str, path: Path | None) -> Any:
+        def find(*given: Any, **named: Any) -> Any:
+            asked.append(name)
+            return None if path is None else str(path)
+
+        return find
+
+    spec = SimpleNamespace(submodule_search_locations=[str(packaged.parent)])
+    monkeypatch.setattr(module, "SMOLLM2_SHA256", hashlib.sha256(b"the one").hexdigest())
+    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: asked.append("package") or spec)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", place("hub", fetched))
+    monkeypatch.setattr(module, "_gguf_base", lambda name, path, *rest: path)
+
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", place("cache", fetched))
+    assert module._smollm2(tmp_path / "own", events.silent) == fetched and asked == ["cache"]
+    asked.clear()
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", place("cache", cached))
+    assert module._smollm2(tmp_path / "own", events.silent) == packaged and asked == ["cache", "package"]
+    packaged.unlink()
+    assert module._smollm2(tmp_path / "own", events.silent) == fetched and asked[-1] == "hub"
+    fetched.write_text("another")
+    with pytest.raises(AssetError) as none:
+        module._smollm2(tmp_path / "own", events.silent)
+    assert str(none.value).count("another content") == 2  # the cache's and the hub's
 
 
 @pytest.mark.e2e
