@@ -39,8 +39,7 @@ Row = tuple[int, int, tuple[int, ...], str]  # prompt tokens, all tokens at most
 
 def sequence_bias(extra: Mapping[str, Any]) -> list[Any] | None:
     """`sequence_bias` with the tokens of `logit_bias`, which are sequences of one; None where there is neither."""
-    longer = extra.get("sequence_bias") or ()
-    named = [(tuple(ids), float(bias)) for ids, bias in (longer.items() if isinstance(longer, Mapping) else longer)]
+    named = [(tuple(ids), float(bias)) for ids, bias in extra.get("sequence_bias") or ()]
     named += [((token,), bias) for token, bias in extra.get("logit_bias") or ()]
     total: dict[tuple[int, ...], float] = {}
     for ids, bias in named:
@@ -72,6 +71,7 @@ RULES: Mapping[str, Callable[[Any, Row], LogitsProcessor]] = {
     "counted": lambda value, row: Counted(value[0], value[1], row[0]),
     "forced_bos_token_id": lambda value, row: First(int(value), row[0]),
 }
+TOKENS = ("forced_bos_token_id", "forced_eos_token_id")  # of which 0 is one; of other keys it means off
 SETTLED = ("max_length", "early_stopping", "length_penalty")  # in the row's steps; without effect on a single beam
 OFF: Mapping[str, Any] = {"use_cache": True, "renormalize_logits": False, "guidance_scale": 1.0}
 
@@ -105,7 +105,7 @@ class Rules:
         self.processors = LogitsProcessorList(
             make(given[name], row)
             for name, make in RULES.items()
-            if given.get(name) is not None and given[name] is not False and given[name] != 0
+            if given.get(name) is not None and (given[name] != 0 or name in TOKENS)
         )
         path = answers.path(request)
         if path is not None:
