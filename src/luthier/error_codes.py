@@ -26,6 +26,7 @@ CODES: dict[str, str] = {
     "data-split": "A split that leaves no training rows, or a split column with unknown values.",
     "data-no-target": "No column to learn from was given or could be derived.",
     "data-no-supervision": "Not one token of the dataset would be trained.",
+    "data-prompt": "A prompt that cannot be answered: empty, or no room for its answer in the context or in memory.",
     "data-too-long": "A row longer than the maximum under the policy 'error'.",
     # assets
     "asset-not-found": "A base model that is not in the cache, a package, a folder, or the hub.",

@@ -149,3 +149,15 @@ def progress(
             last = now
             sink(Progress(stage=name, completed=count, total=total, unit=unit))
     sink(Progress(stage=name, completed=count, total=total, unit=unit))
+
+
+def part_of(sink: Sink, name: str, before: int, total: int) -> Sink:
+    """A sink for one of several parts of stage ``name``: its progress is told as that of the whole."""
+
+    def told(event: Event) -> None:
+        if isinstance(event, Progress) and event.stage == name:
+            sink(Progress(stage=name, completed=before + event.completed, total=total, unit=event.unit))
+        elif not isinstance(event, (Stage, Progress)):
+            sink(event)
+
+    return told

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 if TYPE_CHECKING:
     import torch
 
+    from luthier.errors import Fault
+
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")  # Ludwig's numbers 0, 1, 2 in this order
 
@@ -293,6 +295,10 @@ class Completion:
 
 class Engine(Protocol):
     """What predict, evaluate, chat and rollouts ask of generation."""
+
+    def refusal(self, request: Request) -> Fault | None:
+        """Why this request cannot be answered, or None."""
+        ...
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
         """Completions as they finish, in any order; match them by key."""

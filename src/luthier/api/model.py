@@ -71,7 +71,11 @@ class Model:
         return trained
 
     def predict(self, dataset: Dataset, *, use_base: bool = False, **generation: Any) -> Answered:
-        """An answer for every row; ``generation`` overrides keys of the config's section for this call."""
+        """An answer for every row; ``generation`` overrides keys of the config's section for this call.
+
+        A row whose prompt cannot be answered holds its error, and the others are answered; a table that cannot be read
+        whole, such as one with a ragged line, raises DataError.
+        """
         with console.sink(quiet=self.quiet) as sink:
             return self._ready().predict(dataset, use_base=use_base, generation=generation or None, sink=sink)
 
@@ -87,7 +91,8 @@ class Model:
     def generate(self, prompt: str | Sequence[str], **generation: Any) -> str | list[str]:
         """The answer to one prompt, or to each of several. The text is the whole prompt: no template is applied.
 
-        With ``n`` over 1, give prompts as a list: n answers to each come one after the other.
+        With ``n`` over 1, give prompts as a list: n answers to each come one after the other. Raises DataError for
+        prompts that cannot be answered, by their number from 0, and ConfigError for settings, before anything is made.
         """
         if isinstance(prompt, str):
             if generation.get("n", 1) > 1:

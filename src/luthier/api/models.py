@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from luthier import console
 from luthier.api.model import Model
 from luthier.errors import ConfigError
+from luthier.tuned.asking import answers
 from luthier.types import Request
 
 if TYPE_CHECKING:
@@ -42,7 +43,8 @@ class Models(Mapping[str, Model]):
     def generate(self, prompts: Sequence[tuple[str | None, str]], **generation: Any) -> list[str]:
         """The answer to each (run, prompt), all in one batch; None asks the base. The text is the whole prompt.
 
-        ``generation`` overrides keys of each run's own section. Raises ConfigError for a run that is not here.
+        ``generation`` overrides keys of each run's own section. Raises ConfigError for a run that is not here, and as
+        `Model.generate` for texts that cannot be answered.
         """
         runs = self.together.runs
         first = next(iter(runs))
@@ -53,8 +55,7 @@ class Models(Mapping[str, Model]):
             tuned = runs[name or first]
             sampling = tuned.sampling({**generation, "n": 1})
             requests.append(Request(at, tuned.renderer.text_prompt(text).ids, sampling, adapter=name))
-        by_key = {done.key: done.text for done in self.together.ask(requests)}
-        return [by_key[at] for at in range(len(prompts))]
+        return [done.text for done in answers(self.together.engine(), requests)]
 
     def __getitem__(self, name: str) -> Model:
         return self._models[name]

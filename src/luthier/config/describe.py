@@ -79,7 +79,7 @@ def words(node: dict[str, Any], defs: dict[str, Any]) -> str:
 def allowed_values(root: type[Section], path: Path, data: Any) -> str | None:
     """What the key at ``path`` may hold, in words; None where the path is not in the schema."""
     schema = _schema(root)
-    defs = schema["$defs"]
+    defs = schema.get("$defs", {})
     node: dict[str, Any] | None = schema
     value = data
     for step in path:

@@ -3,18 +3,38 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from luthier.config.section import Float, Int, Section, key, read_bool
 
 # pydantic warns that `schema` hides a method of its own, which it has given up.
-warnings.filterwarnings("ignore", message='Field name "schema" in "Generation" shadows', category=UserWarning)
+warnings.filterwarnings("ignore", message='Field name "schema" in "GenerationKeys" shadows', category=UserWarning)
 
 
-class Generation(Section):
-    """How answers are drawn at prediction."""
+def _listed(value: Any) -> Any:
+    """One text stands for a list of it."""
+    return [value] if isinstance(value, str) else value
+
+
+def _named(value: Any) -> Any:
+    """YAML's keys are text, Python's may be numbers."""
+    return {str(token): bias for token, bias in value.items()} if isinstance(value, Mapping) else value
+
+
+def _paired(value: Any) -> Any:
+    return tuple(value.items()) if isinstance(value, Mapping) else value
+
+
+Token = Annotated[Int, Field(ge=0)]
+Tokens = Annotated[tuple[Token, ...], Field(min_length=1)]
+Texts = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_listed)]
+
+
+class GenerationKeys(Section):
+    """The keys, each by itself: what they may hold is the same in a config and in what a caller puts on top of it."""
 
     engine: Literal["auto", "luthier", "transformers", "vllm"] = key(
         "auto",
@@ -53,15 +73,15 @@ class Generation(Section):
     exponential_decay_length_penalty: tuple[Int, Float] | None = key(
         None, "After the first number of tokens the end grows likelier by the second, token by token."
     )
-    logit_bias: dict[str, Float] | None = key(
+    logit_bias: Annotated[dict[str, Float], BeforeValidator(_named)] | None = key(
         None, "Added to the scores of tokens: a token's id, or a text that is one token, to a number from -100 to 100."
     )
-    bad_words: tuple[str, ...] | None = key(
+    bad_words: Texts | None = key(
         None, "Texts whose tokens are never generated, at the beginning of a word or after a space."
     )
-    bad_words_ids: tuple[tuple[Int, ...], ...] | None = key(None, "Token sequences that are never generated.")
-    suppress_tokens: tuple[Int, ...] | None = key(None, "Tokens that are never generated.")
-    begin_suppress_tokens: tuple[Int, ...] | None = key(None, "Tokens that never begin an answer.")
+    bad_words_ids: tuple[Tokens, ...] | None = key(None, "Token sequences that are never generated.")
+    suppress_tokens: tuple[Token, ...] | None = key(None, "Tokens that are never generated.")
+    begin_suppress_tokens: tuple[Token, ...] | None = key(None, "Tokens that never begin an answer.")
     forced_bos_token_id: Int | None = key(None, "Token that every answer begins with.", ge=0)
     forced_eos_token_id: Int | None = key(None, "Token put at the end of an answer that reaches its limit.", ge=0)
     renormalize_logits: bool | None = key(None, "Normalise the scores again after all filters.")
@@ -69,7 +89,7 @@ class Generation(Section):
     guidance_scale: Float | None = key(None, "Classifier-free guidance; over 1 follows the prompt more closely.", gt=0)
     max_time: Float | None = key(None, "Seconds after which an answer stops.", gt=0)
     use_cache: bool = key(True, "Keep keys and values of earlier tokens; changes speed only.")
-    stop: tuple[str, ...] = key((), "Texts that end an answer.")
+    stop: Texts = key((), "Texts that end an answer.")
     schema: dict[str, Any] | str | None = key(  # type: ignore[assignment]  # pydantic's old method of that name
         None, "JSON Schema that every answer satisfies, as a mapping or as JSON text. Needs luthier[constrain]."
     )
@@ -85,6 +105,20 @@ class Generation(Section):
         False, "Answers carry the log-probability of each token, the model's own and that after rules and filters."
     )
 
+
+class Overrides(GenerationKeys):
+    """What a caller may put on top of the section: its keys, and transformers' that a config has better ones for."""
+
+    max_length: Int | None = key(None, "Longest prompt and answer together.", ge=1)
+    min_length: Int | None = key(None, "Shortest prompt and answer together.", ge=0)
+    sequence_bias: Annotated[tuple[tuple[Tokens, Float], ...], BeforeValidator(_paired)] | None = key(
+        None, "Added to the score of the last token of a sequence, where the others precede it."
+    )
+
+
+class Generation(GenerationKeys):
+    """How answers are drawn at prediction."""
+
     @model_validator(mode="before")
     @classmethod
     def _sampling(cls, data: Any) -> Any:
@@ -92,11 +126,6 @@ class Generation(Section):
         if not isinstance(data, dict):
             return data
         data = dict(data)
-        for name in ("stop", "bad_words"):
-            if isinstance(data.get(name), str):
-                data[name] = [data[name]]
-        if isinstance(data.get("logit_bias"), dict):  # YAML's keys are text, Python's may be numbers
-            data["logit_bias"] = {str(token): bias for token, bias in data["logit_bias"].items()}
         if "num_return_sequences" in data and "n" not in data:
             data["n"] = data.pop("num_return_sequences") or 1
         sampled, temperature = read_bool(data.pop("do_sample", None)), data.get("temperature")

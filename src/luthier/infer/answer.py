@@ -6,8 +6,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from luthier.errors import Fault
 from luthier.infer.constrain import Grammars, Path
 from luthier.infer.text import IncrementalText, cut_at_stop, whole_characters
+from luthier.infer.words import beyond
 from luthier.model.tunable import Tokens
 from luthier.types import Completion, Request
 
@@ -30,22 +32,28 @@ class Answers:
         pad = self.tokenizer.pad_id
         return pad if pad is not None else (self.ends[0] if self.ends else 0)
 
-    def refusal(self, request: Request) -> str | None:
+    def refusal(self, request: Request) -> Fault | None:
         """Why this row cannot be answered, or None."""
         length = len(request.prompt_ids)
         if not length:
-            return "the prompt is empty: it has no token to continue from"
+            return Fault("data-prompt", "the prompt is empty: it has no token to continue from", allowed="a text")
         if self.limit is not None and length >= self.limit:
-            return f"the prompt has {length} tokens and the model's context {self.limit}: no room for an answer"
+            return Fault(
+                "data-prompt",
+                f"the prompt has {length} tokens and the model's context {self.limit}: no room for an answer",
+                received=f"{length} tokens", allowed=f"at most {self.limit - 1}", fix="shorten it",
+            )  # fmt: skip
         if max(request.prompt_ids) >= self.vocabulary or min(request.prompt_ids) < 0:
-            return f"the prompt holds an id outside the model's vocabulary of {self.vocabulary}"
+            message = f"the prompt holds an id outside the model's vocabulary of {self.vocabulary}"
+            return Fault("data-prompt", message, allowed=f"0 to {self.vocabulary - 1}")
         limit = request.sampling.extra.get("max_length")
         if limit is not None and length >= int(limit):
-            return f"the prompt has {length} tokens and generation.max_length is {limit}: no room for an answer"
-        beyond = [token for token, _ in request.sampling.extra.get("logit_bias") or () if token >= self.vocabulary]
-        if beyond:
-            return f"generation.logit_bias names {beyond[0]}, an id outside the model's vocabulary of {self.vocabulary}"
-        return None
+            return Fault(
+                "config-conflict",
+                f"the prompt has {length} tokens and generation.max_length is {limit}: no room for an answer",
+                "generation.max_length", limit, f"over {length}", "set max_new_tokens instead",
+            )  # fmt: skip
+        return next(iter(beyond(request.sampling.extra, self.vocabulary)), None)
 
     @cached_property
     def _grammars(self) -> Grammars:

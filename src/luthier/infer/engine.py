@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from luthier.errors import Fault
 from luthier.events import Sink, Warned, progress, silent
 from luthier.infer.answer import Answers, is_out_of_memory
 from luthier.infer.cache import Cache, Prefix
@@ -81,6 +82,14 @@ class DecoderEngine:
         self.answers = Answers(tokenizer, ends, context, decoder.shape.vocab)
         self._kept: Kept | None = None
 
+    def refusal(self, request: Request) -> Fault | None:
+        """Why this request cannot be answered, or None."""
+        if request.adapter is not None and request.adapter not in self.adapters:
+            known = ", ".join(self.adapters) or "none"
+            message = f"there is no adapter {request.adapter!r} here; there are: {known}"
+            return Fault("config-conflict", message, received=request.adapter, allowed=known)
+        return self.answers.refusal(request)
+
     def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
         """Completions as rows finish, in any order; match them by key. A row that cannot be run yields an error.
 
@@ -100,9 +109,9 @@ class DecoderEngine:
         Raises:
             ValueError: the request cannot be run; the message says why.
         """
-        fault = self._refusal(request)
+        fault = self.refusal(request)
         if fault:
-            raise ValueError(fault)
+            raise ValueError(fault.message)
         if unknown(request.sampling):
             yield from self.by_transformers(request.adapter).stream(request)
             return
@@ -116,9 +125,9 @@ class DecoderEngine:
         Raises:
             ValueError: as `stream`.
         """
-        fault = self._refusal(request)
+        fault = self.refusal(request)
         if fault:
-            raise ValueError(fault)
+            raise ValueError(fault.message)
         if unknown(request.sampling):
             yield from self.by_transformers(request.adapter).stream_several(request)
             return
@@ -148,9 +157,9 @@ class DecoderEngine:
         own: list[Request] = []
         others: list[Request] = []
         for request in requests:
-            fault = self._refusal(request)
+            fault = self.refusal(request)
             if fault:
-                yield Completion(request.key, (), "", "error", error=fault)
+                yield Completion(request.key, (), "", "error", error=fault.message)
             else:
                 (others if unknown(request.sampling) else own).append(request)
         if own:
@@ -158,13 +167,6 @@ class DecoderEngine:
         for name in dict.fromkeys(request.adapter for request in others):
             same = [request for request in others if request.adapter == name]
             yield from self.by_transformers(name).generate(same)
-
-    def _refusal(self, request: Request) -> str | None:
-        """Why this row cannot be answered, or None."""
-        if request.adapter is not None and request.adapter not in self.adapters:
-            known = ", ".join(self.adapters) or "none"
-            return f"there is no adapter {request.adapter!r} here; there are: {known}"
-        return self.answers.refusal(request)
 
     def _rows(self, requests: Sequence[Request]) -> list[Row]:
         """Longest first, so that memory is asked for at its largest at once and the last rows to finish are short."""

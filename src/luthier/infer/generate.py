@@ -18,6 +18,7 @@ import torch
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
+from luthier.errors import Fault
 from luthier.events import Sink, progress, silent
 from luthier.infer.answer import Answers, is_out_of_memory
 from luthier.infer.drawing import WARPERS, Constrained, Counted, Draw, First, request_seed, warpers
@@ -84,13 +85,17 @@ class HfEngine:
 
     # ---------------------------------------------------------------------------------------- batches
 
+    def refusal(self, request: Request) -> Fault | None:
+        """Why this request cannot be answered, or None."""
+        return self.answers.refusal(request)
+
     def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
         """Completions as batches finish, in any order; match them by key. A row that cannot be run yields an error.
 
         Several answers to a prompt come as one completion.
         """
         waiting = list(requests)
-        done = completed(waiting, self.answers.refusal, self._answers)
+        done = completed(waiting, self.refusal, self._answers)
         yield from progress(self.sink, self.stage, done, total=len(waiting), unit="rows")
 
     def _answers(self, requests: Sequence[Request]) -> Iterator[Completion]:
@@ -256,9 +261,9 @@ class HfEngine:
         Raises:
             ValueError: the request cannot be run; the message says why.
         """
-        fault = self.answers.refusal(request)
+        fault = self.refusal(request)
         if fault:
-            raise ValueError(fault)
+            raise ValueError(fault.message)
         if request.sampling.num_beams > 1:
             yield self._run([request])[0].text
             return

@@ -5,63 +5,20 @@ Every key is honoured or refused: a key that does nothing here is an error, neve
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
+from pydantic import ValidationError
+
+from luthier.config.faults import Places, from_validation
+from luthier.config.generation import Overrides
 from luthier.errors import ConfigError, Fault, missing_extra
 from luthier.infer.grammar import KINDS, fault_of
-from luthier.infer.words import Encodes, banned, biases
-from luthier.registry import nearest
+from luthier.infer.words import Encodes, banned, beyond, biases
 from luthier.types import Sampling
 
-# Settings that transformers' generate understands and that pass through `Sampling.extra` unchanged.
-PASSED_ON: frozenset[str] = frozenset(
-    {
-        "bad_words",
-        "bad_words_ids",
-        "choices",
-        "begin_suppress_tokens",
-        "early_stopping",
-        "encoder_repetition_penalty",
-        "epsilon_cutoff",
-        "eta_cutoff",
-        "exponential_decay_length_penalty",
-        "forced_bos_token_id",
-        "forced_eos_token_id",
-        "guidance_scale",
-        "length_penalty",
-        "logit_bias",
-        "max_length",
-        "max_time",
-        "min_length",
-        "min_p",
-        "no_repeat_ngram_size",
-        "regex",
-        "remove_invalid_values",
-        "renormalize_logits",
-        "schema",
-        "sequence_bias",
-        "suppress_tokens",
-        "typical_p",
-        "use_cache",
-    }
-)
-OWN: tuple[str, ...] = (
-    "max_new_tokens",
-    "min_new_tokens",
-    "do_sample",
-    "temperature",
-    "top_k",
-    "top_p",
-    "num_beams",
-    "repetition_penalty",
-    "presence_penalty",
-    "frequency_penalty",
-    "stop",
-    "seed",
-    "n",
-    "logprobs",
-)
+OWN = frozenset(one.name for one in fields(Sampling)) - {"extra"}  # the other keys pass through `Sampling.extra`
 ALIASES: Mapping[str, str] = {
     "stop_strings": "stop",
     "stop_sequences": "stop",
@@ -86,34 +43,6 @@ FIXED: Mapping[str, tuple[tuple[Any, ...], str]] = {
     "prompt_lookup_num_tokens": ((None,), "speculative decoding changes no answer; leave the key out"),
 }
 
-Check = Callable[[Any], bool]
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-_RULES: Mapping[str, tuple[Check, str]] = {
-    "max_new_tokens": (lambda v: _whole(v) and v >= 1, "an integer of at least 1"),
-    "min_new_tokens": (lambda v: _whole(v) and v >= 0, "an integer of at least 0"),
-    "do_sample": (lambda v: isinstance(v, bool), "true or false"),
-    "temperature": (lambda v: _number(v) and 0 <= v < float("inf"), "a number of at least 0; 0 is greedy"),
-    "top_k": (lambda v: _whole(v) and v >= 0, "an integer of at least 0; 0 is off"),
-    "top_p": (lambda v: _number(v) and 0 < v <= 1, "a number over 0 and at most 1; 1 is off"),
-    "num_beams": (lambda v: _whole(v) and v >= 1, "an integer of at least 1"),
-    "repetition_penalty": (lambda v: _number(v) and 0 < v < float("inf"), "a number over 0; 1 is off"),
-    "presence_penalty": (lambda v: _number(v) and -2 <= v <= 2, "a number from -2 to 2; 0 is off"),
-    "frequency_penalty": (lambda v: _number(v) and -2 <= v <= 2, "a number from -2 to 2; 0 is off"),
-    "stop": (lambda v: all(isinstance(s, str) and s for s in v), "a list of texts that are not empty"),
-    "seed": (_whole, "an integer"),
-    "n": (lambda v: _whole(v) and 1 <= v <= 256, "an integer from 1 to 256"),
-    "logprobs": (lambda v: isinstance(v, bool), "true or false"),
-}
-
 
 def resolve(
     section: Any,
@@ -121,6 +50,7 @@ def resolve(
     *,
     seed: int | None = None,
     tokenizer: Encodes | None = None,
+    vocabulary: int | None = None,
 ) -> Sampling:
     """The settings of one prediction: the config's section, then ``overrides`` on top of it.
 
@@ -129,25 +59,25 @@ def resolve(
         overrides: a caller's `generation_config`; a key set to None takes the default.
         seed: the seed of sampled answers where neither names one (the config's `random_seed`).
         tokenizer: makes tokens of the texts in `logit_bias` and `bad_words`; without it there may be none.
+        vocabulary: how many tokens the model has; None or 0: not known, and ids are not checked against it.
 
     Raises:
-        ConfigError: a key that is unknown (config-unknown-key), refused (config-not-implemented) or out of range.
+        ConfigError: a key that is unknown (config-unknown-key), refused (config-not-implemented), out of range or
+            naming a token that the model lacks (config-bad-value), or in vain beside another (config-conflict).
     """
-    given: dict[str, tuple[Any, str]] = {}
-    for where, source in (("generation", _mapping(section)), ("generation_config", dict(overrides or {}))):
-        for name, value in source.items():
-            given[ALIASES.get(name, name)] = (value, f"{where}.{name}")
-    _sampling_implied(given, overrides or {})
-    faults: list[Fault] = []
-    own: dict[str, Any] = {}
-    extra: dict[str, Any] = {}
-    for name, (value, where) in given.items():
-        fault = _take(name, value, where, own, extra)
-        if fault:
-            faults.append(fault)
-    faults += _constraint_faults(own, extra) + _conflicts(own, extra)
+    given, faults = _checked(_mapping(section), "generation")
+    asked, wrong = _checked(overrides or {}, "generation_config")
+    if faults or wrong:
+        raise ConfigError(faults + wrong)
+    given |= asked
+    _sampling_implied(given, asked)
+    own = {name: value for name, value in given.items() if name in OWN and value is not None}
+    extra = {name: value for name, value in given.items() if name not in OWN and value is not None}
+    faults = _constraint_faults(own, extra) + _conflicts(own, extra)
     if tokenizer is not None:
         faults += _tokenised(extra, tokenizer)
+    if vocabulary:
+        faults += beyond(extra, vocabulary)
     if faults:
         raise ConfigError(faults)
     return _settled(own, extra, seed)
@@ -207,16 +137,15 @@ def _constraint_faults(own: Mapping[str, Any], extra: Mapping[str, Any]) -> list
     return []
 
 
-def _sampling_implied(given: dict[str, tuple[Any, str]], overrides: Mapping[str, Any]) -> None:
+def _sampling_implied(given: dict[str, Any], asked: Mapping[str, Any]) -> None:
     """A caller who names a temperature or a filter wants sampling; greedy decoding would drop it without a word."""
-    named = any(overrides.get(name) for name in ("temperature", "top_k", "top_p", "min_p", "typical_p"))
-    if named and overrides.get("do_sample") is None:
-        given["do_sample"] = (True, "generation_config.do_sample")
+    named = any(asked.get(name) for name in ("temperature", "top_k", "top_p", "min_p", "typical_p"))
+    if named and asked.get("do_sample") is None:
+        given["do_sample"] = True
     # The config's temperature 0 only says that the config is greedy; it does not undo a caller who asks for sampling.
-    if given.get("do_sample", (False, ""))[0] is True and overrides.get("temperature") is None:
-        asked = named or overrides.get("do_sample") is True
-        if asked and given.get("temperature", (1.0, ""))[0] == 0:
-            given["temperature"] = (1.0, "generation_config.temperature")
+    drawn = given.get("do_sample") and (named or asked.get("do_sample"))
+    if drawn and given.get("temperature") == 0 and asked.get("temperature") is None:
+        given["temperature"] = 1.0
 
 
 def _mapping(section: Any) -> dict[str, Any]:
@@ -226,33 +155,21 @@ def _mapping(section: Any) -> dict[str, Any]:
     return {name: value for name, value in found.items() if name != "engine"}  # chosen when the model is loaded
 
 
-def _take(name: str, value: Any, where: str, own: dict[str, Any], extra: dict[str, Any]) -> Fault | None:
-    """Put one key where it belongs, or say what is wrong with it."""
-    if name in FIXED:
-        allowed, advice = FIXED[name]
-        if value in allowed:
-            return None
-        return Fault("config-not-implemented", f"{name} is not used by Luthier", where, value, fix=advice)
-    if name not in OWN and name not in PASSED_ON:
-        close = nearest(name, [*OWN, *PASSED_ON])
-        fix = f"did you mean {close!r}?" if close else None
-        return Fault("config-unknown-key", f"there is no generation setting {name!r}", where, value, _known(), fix)
-    if value is None:
-        return None
-    if name in PASSED_ON:
-        extra[name] = value
-        return None
-    if name == "stop":
-        value = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Sequence) else (value,)
-    check, allowed_text = _RULES[name]
-    if not check(value):
-        return Fault("config-bad-value", f"{name} cannot have this value", where, value, allowed_text)
-    own[name] = value
-    return None
-
-
-def _known() -> list[str]:
-    return sorted([*OWN, *PASSED_ON])
+def _checked(source: Mapping[str, Any], where: str) -> tuple[dict[str, Any], list[Fault]]:
+    """What one source says, each value of the type that the config declares for it; and what is wrong with it."""
+    named = {ALIASES.get(name, name): value for name, value in source.items()}
+    faults = [
+        Fault("config-not-implemented", f"{name} is not used by Luthier", f"{where} {name}", named[name], fix=advice)
+        for name, (allowed, advice) in FIXED.items()
+        if name in named and named[name] not in allowed
+    ]
+    free = {name: value for name, value in named.items() if name not in FIXED}
+    said = {name: value for name, value in free.items() if value is not None}
+    try:
+        values = Overrides.model_validate(said)
+    except ValidationError as error:
+        return {}, faults + from_validation(error, said, Places(where), Overrides)
+    return {name: getattr(values, name) if name in said else None for name in free}, faults
 
 
 def _settled(own: dict[str, Any], extra: dict[str, Any], seed: int | None) -> Sampling:

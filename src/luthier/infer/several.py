@@ -5,20 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
+from luthier.errors import Fault
 from luthier.types import Completion, Request
 
 Answers = Callable[[Sequence[Request]], Iterable[Completion]]
 
 
 def completed(
-    requests: Sequence[Request], refusal: Callable[[Request], str | None], answers: Answers
+    requests: Sequence[Request], refusal: Callable[[Request], Fault | None], answers: Answers
 ) -> Iterator[Completion]:
     """A completion for each request: refused ones at once, with the reason, the others as ``answers`` come."""
     accepted = []
     for request in requests:
         fault = refusal(request)
         if fault:
-            yield Completion(request.key, (), "", "error", error=fault)
+            yield Completion(request.key, (), "", "error", error=fault.message)
         else:
             accepted.append(request)
     yield from folded(accepted, answers(expanded(accepted)))

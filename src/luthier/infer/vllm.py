@@ -126,6 +126,10 @@ class VllmEngine:
         known = self._answers_of_model
         return replace(known, limit=min(self.handed.context, known.limit or self.handed.context))
 
+    def refusal(self, request: Request) -> Fault | None:
+        """Why this request cannot be answered, or None."""
+        return self.answers.refusal(request)
+
     def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
         """Completions in blocks. A row that cannot be run yields an error.
 
@@ -135,7 +139,7 @@ class VllmEngine:
         waiting = list(requests)
         for sampling in {id(request.sampling): request.sampling for request in waiting}.values():
             check(sampling)
-        done = completed(waiting, self.answers.refusal, self._answers)
+        done = completed(waiting, self.refusal, self._answers)
         yield from progress(self.sink, self.stage, done, total=len(waiting), unit="rows")
 
     def stream(self, request: Request) -> Iterator[str]:

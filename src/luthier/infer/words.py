@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from luthier.errors import Fault
@@ -18,18 +18,17 @@ class Encodes(Protocol):
         ...
 
 
-def biases(value: Any, tokenizer: Encodes, where: str) -> tuple[tuple[tuple[int, float], ...], list[Fault]]:
+def biases(
+    value: Mapping[str, float], tokenizer: Encodes, where: str
+) -> tuple[tuple[tuple[int, float], ...], list[Fault]]:
     """(id, bias) of each key of ``logit_bias``, by id; a key of digits alone is an id, any other a text."""
-    if not isinstance(value, Mapping):
-        return (), [Fault("config-bad-value", "logit_bias maps tokens to numbers", where, value, "a mapping")]
     found: dict[int, float] = {}
     faults = []
-    for key, bias in value.items():
-        place = f"{where}.{key}"
-        if not isinstance(bias, (int, float)) or isinstance(bias, bool) or not abs(bias) <= STRONGEST:
-            faults.append(Fault("config-bad-value", "a bias is a number", place, bias, "-100 to 100"))
+    for text, bias in value.items():
+        place = f"{where}.{text}"
+        if abs(bias) > STRONGEST:
+            faults.append(Fault("config-bad-value", "a bias is a number of this range", place, bias, "-100 to 100"))
             continue
-        text = str(key)
         ids = [int(text)] if text.isascii() and text.isdigit() else tokenizer.encode(text, continuation=True)
         if len(ids) == 1:
             found[ids[0]] = found.get(ids[0], 0.0) + float(bias)
@@ -48,11 +47,10 @@ def biases(value: Any, tokenizer: Encodes, where: str) -> tuple[tuple[tuple[int,
 Banned = tuple[str, tuple[tuple[int, ...], ...]]  # a text, and the ids of its spellings
 
 
-def banned(words: Any, tokenizer: Encodes, where: str) -> tuple[tuple[Banned, ...], list[Fault]]:
+def banned(texts: Sequence[str], tokenizer: Encodes, where: str) -> tuple[tuple[Banned, ...], list[Fault]]:
     """Each text with its ids by itself and after a space."""
-    texts = (words,) if isinstance(words, str) else words
-    if not isinstance(texts, Sequence) or not all(isinstance(text, str) and text.strip() for text in texts):
-        return (), [Fault("config-bad-value", "bad_words are texts", where, words, "texts that are not empty")]
+    if not all(text.strip() for text in texts):
+        return (), [Fault("config-bad-value", "bad_words are texts", where, texts, "texts that are not empty")]
     out = []
     for text in texts:
         ids = [tuple(tokenizer.encode(one, continuation=True)) for one in (text, f" {text.lstrip()}")]
@@ -65,3 +63,35 @@ def banned_ids(extra: Mapping[str, Any]) -> list[list[int]] | None:
     every = [tuple(ids) for ids in extra.get("bad_words_ids") or ()]
     every += [ids for _, spellings in extra.get("bad_words") or () for ids in spellings]
     return [list(ids) for ids in dict.fromkeys(every)] or None
+
+
+def beyond(extra: Mapping[str, Any], vocabulary: int) -> list[Fault]:
+    """Of each key that names tokens by their ids, the first one that a model of so many tokens does not have."""
+    wrong: dict[str, int] = {}
+    for key, token in _tokens(extra):
+        if not 0 <= token < vocabulary:
+            wrong.setdefault(key, token)
+    return [
+        Fault(
+            "config-bad-value",
+            f"generation.{key} names {token}, an id outside the model's vocabulary of {vocabulary}",
+            f"generation.{key}", token, f"0 to {vocabulary - 1}",
+        )
+        for key, token in wrong.items()
+    ]  # fmt: skip
+
+
+def _tokens(extra: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+    """(key, id) of every token that the settings name."""
+    for key in ("forced_bos_token_id", "forced_eos_token_id"):
+        if extra.get(key) is not None:
+            yield key, extra[key]
+    for key in ("suppress_tokens", "begin_suppress_tokens"):
+        yield from ((key, token) for token in extra.get(key) or ())
+    sequences = {
+        "bad_words_ids": extra.get("bad_words_ids") or (),
+        "bad_words": [ids for _, spellings in extra.get("bad_words") or () for ids in spellings],
+        "sequence_bias": [ids for ids, _ in extra.get("sequence_bias") or ()],
+        "logit_bias": [(token,) for token, _ in extra.get("logit_bias") or ()],
+    }
+    yield from ((key, token) for key, every in sequences.items() for ids in every for token in ids)

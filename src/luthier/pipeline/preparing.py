@@ -22,6 +22,7 @@ from luthier.data.render import Renderer
 from luthier.data.render.template import fields_of, plain_text
 from luthier.data.table import Table
 from luthier.errors import ConfigError, Fault
+from luthier.infer.sampling import resolve
 from luthier.parallel import place
 from luthier.pipeline.continuing import with_adapter_of
 from luthier.plan import machine as machines
@@ -101,7 +102,8 @@ def examine(
 ) -> Examined:
     """Everything but the machine and the plan. ``base_of``: from the config's base_model to its files.
 
-    Raises ConfigError, DataError, and what ``base_of`` raises.
+    Raises ConfigError, DataError, DependencyError (answers under a constraint, without what follows it), and what
+    ``base_of`` raises.
     """
     _refuse_unbuilt(settings)
     settings = with_adapter_of(settings)
@@ -124,6 +126,9 @@ def examine(
     _check_target(settings, layout)
     base = base_of(settings.base_model)
     tokenizer = Tokenizer.load(base.path)
+    resolve(
+        settings.generation, tokenizer=tokenizer, vocabulary=base.spec.vocab
+    )  # before training, which may take long
     divided = divide(settings, table, layout)
     splits = divided.rows
     for line in (*layout.explanation, *divided.notes):

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from luthier import assets, events
-from luthier.errors import AssetError, ConfigError
+from luthier.errors import AssetError, ConfigError, Fault
 from luthier.model.decoder.adapter import Adapter, read_adapter
 from luthier.model.tunable import Tokens
 from luthier.pipeline.decoded import Decoded
@@ -23,18 +23,14 @@ from luthier.types import Batch, Completion, Engine, Request
 
 @dataclass(frozen=True)
 class Together:
-    """Runs that were loaded together, by name. Each is asked as if it were alone; `ask` mixes them."""
+    """Runs that were loaded together, by name. Each is asked as if it were alone; `engine` mixes them."""
 
     runs: Mapping[str, Tuned]
     base: Decoded
     adapters: Mapping[str, Adapter]
 
-    def ask(self, requests: Sequence[Request], sink: events.Sink = events.silent) -> Iterator[Completion]:
-        """Completions in any order. ``Request.adapter`` names the run that answers; None is the base."""
-        yield from self.engine(sink=sink).generate(requests)
-
     def engine(self, *, batch_size: int | None = None, sink: events.Sink = events.silent) -> Engine:
-        """One engine for the requests of all."""
+        """One engine for the requests of all. ``Request.adapter`` names the run that answers; None is the base."""
         tokenizer = next(iter(self.runs.values())).tokenizer
         return self.base.engine(tokenizer, batch_size=batch_size, adapters=self.adapters, sink=sink)
 
@@ -125,6 +121,9 @@ class _Named:
 
     def __init__(self, engine: Engine, adapter: str) -> None:
         self._engine, self._adapter = engine, adapter
+
+    def refusal(self, request: Request) -> Fault | None:
+        return self._engine.refusal(replace(request, adapter=self._adapter))
 
     def generate(self, requests: Any) -> Iterator[Completion]:
         yield from self._engine.generate([replace(one, adapter=self._adapter) for one in requests])

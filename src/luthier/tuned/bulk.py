@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from luthier.tuned.tuned import Tuned
 
 ASKED = 4096  # rows whose prompts are held at one time
-SCORED = 256  # where their probabilities are wanted too, which come after the answers
 
 
 @dataclass(frozen=True)
@@ -58,12 +57,11 @@ def predict_into(
     if journal.done:
         sink(events.Note(text=f"going on: {len(journal.done)} of {len(table)} rows were finished before"))
     left = [row for row in range(len(table)) if row not in journal.done]
-    size = SCORED if probabilities and tuned.reader is None else ASKED
     try:
         with events.stage(sink, "generate", f"{len(left)} rows" + (", base model" if use_base else "")):
-            for start in range(0, len(left), size):
-                told = _of_all(sink, start, len(left))
-                part = left[start : start + size]
+            for start in range(0, len(left), ASKED):
+                told = events.part_of(sink, "generate", start, len(left))
+                part = left[start : start + ASKED]
                 options: Any = {"use_base": use_base, "generation": generation, "probabilities": probabilities}
                 for done, scores in tuned.each(table, part, sink=told, **options):
                     one = Answered(
@@ -76,18 +74,6 @@ def predict_into(
     finally:
         journal.close()
     return Written(path, len(table), errors)
-
-
-def _of_all(sink: events.Sink, before: int, total: int) -> events.Sink:
-    """The progress of a part, told as that of the whole."""
-
-    def told(event: events.Event) -> None:
-        if isinstance(event, events.Progress) and event.stage == "generate":
-            sink(events.Progress(stage="generate", completed=before + event.completed, total=total, unit=event.unit))
-        elif not isinstance(event, (events.Stage, events.Progress)):
-            sink(event)
-
-    return told
 
 
 def _identity(tuned: Tuned) -> list[Any]:

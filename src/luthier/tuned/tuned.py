@@ -28,6 +28,7 @@ from luthier.metrics.calibration import Calibration, fit
 from luthier.run import atomic
 from luthier.run.staging import staged
 from luthier.tuned.answered import Answered
+from luthier.tuned.asking import answers, check
 from luthier.tuned.choosing import Choices, Scored, chosen, is_choice, scored
 from luthier.tuned.conversation import Conversation
 from luthier.tuned.reading import Reader
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from luthier.model.tunable import Tunable
 
 
+SCORED = 256  # answers that are scored together, once all are made: a kill loses so many, and a GPU is kept busy
 FITTED = 2000  # validation rows at most: more say no more of one number
 CALIBRATION = "calibration.json"  # in a run folder
 
@@ -218,13 +220,15 @@ class Tuned:
                     yield from events.progress(sink, "generate", found, total=len(requests), unit="rows")
                     return
                 requests = [replace(one, sampling=self._held(sampling, choices, sink)) for one in requests]
-        answers = self.ask(requests, use_base, batch_size, sink)
         if not probabilities:
-            yield from ((done, ()) for done in answers)
+            yield from ((done, ()) for done in self.ask(requests, use_base, batch_size, sink))
             return
-        done = list(answers)
-        with model.base_only() if adapter_off else nullcontext():
-            yield from scored(model, choices, requests, done)
+        for start in range(0, len(requests), SCORED):
+            part = requests[start : start + SCORED]
+            told = events.part_of(sink, "generate", start, len(requests))
+            done = list(self.ask(part, use_base, batch_size, told))
+            with model.base_only() if adapter_off else nullcontext():
+                yield from scored(model, choices, part, done)
 
     def _held(self, sampling: Sampling, choices: Choices, sink: events.Sink) -> Sampling:
         """Settings under which an answer is one of the choices, unless they hold it to something else already."""
@@ -241,8 +245,12 @@ class Tuned:
     def sampling(self, generation: Mapping[str, Any] | None = None) -> Sampling:
         """The config's `generation` section with these keys on top. Raises ConfigError as `infer.sampling.resolve`."""
         return resolve(
-            self.config.generation, generation, seed=self.config.random_seed, tokenizer=self.tokenizer
-        )  # fmt: skip
+            self.config.generation,
+            generation,
+            seed=self.config.random_seed,
+            tokenizer=self.tokenizer,
+            vocabulary=self.model.base.spec.vocab,
+        )
 
     def requests_of(
         self, table: Table, rows: Sequence[int], sampling: Sampling, prompts: Mapping[int, Sequence[int]] | None
@@ -328,21 +336,31 @@ class Tuned:
         return self.renderer.prompt(table.row(index)).text
 
     def generate(self, prompts: Sequence[str], generation: Mapping[str, Any] | None = None) -> list[str]:
-        """The answer to each text, which is the whole prompt; n answers to each, where so many are asked for."""
+        """The answer to each text, which is the whole prompt; n answers to each, where so many are asked for.
+
+        Raises DataError for texts that cannot be answered, by their number from 0; ConfigError as `sampling`, and where
+        a setting leaves no room.
+        """
         sampling = self.sampling(generation)
         requests = [Request(i, self.renderer.text_prompt(text).ids, sampling) for i, text in enumerate(prompts)]
-        by_key = {done.key: done for done in self.ask(requests, False, None, events.silent)}
-        return [one.text for i in range(len(prompts)) for one in (by_key[i], *by_key[i].others)]
+        return [one.text for done in answers(self.engine(False), requests) for one in (done, *done.others)]
 
     def stream(self, prompt: str, generation: Mapping[str, Any] | None = None) -> Iterator[str]:
-        """The answer to one text in whole characters, as it grows; the first of several."""
-        sampling = self.sampling(generation)
-        yield from self.engine(False).stream(Request(0, self.renderer.text_prompt(prompt).ids, sampling))
+        """The answer to one text in whole characters, as it grows; the first of several. Raises as `generate`."""
+        request, engine = self._one(prompt, generation)
+        yield from engine.stream(request)
 
     def stream_several(self, prompt: str, generation: Mapping[str, Any] | None = None) -> Iterator[tuple[int, str]]:
-        """All n answers to one text as they grow: pieces, each with the number of its answer."""
+        """All n answers to one text as they grow: pieces, each with the number of its answer. Raises as `generate`."""
+        request, engine = self._one(prompt, generation)
+        yield from engine.stream_several(request)
+
+    def _one(self, prompt: str, generation: Mapping[str, Any] | None) -> tuple[Request, Engine]:
+        """What one text asks for, and whom; it can be answered."""
         request = Request(0, self.renderer.text_prompt(prompt).ids, self.sampling(generation))
-        yield from self.engine(False).stream_several(request)
+        engine = self.engine(False)
+        check(engine, [request])
+        return request, engine
 
     def chat(self, *, system: str | None = None) -> Conversation:
         """A conversation that remembers its turns."""

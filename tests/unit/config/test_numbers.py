@@ -112,7 +112,7 @@ def as_text(value: Any) -> Any:
 
 
 def bounds(annotation: Any, metadata: typing.Iterable[Any] = ()) -> Iterator[tuple[str, float]]:
-    """What pydantic holds a key to: (``ge``, 8), of the key itself or of an option of its union."""
+    """What pydantic holds a key to: (``ge``, 8), of the key itself, of an option of its union or of a list's items."""
     for one in metadata:
         if isinstance(one, FieldInfo):
             yield from bounds(None, one.metadata)
@@ -124,6 +124,15 @@ def bounds(annotation: Any, metadata: typing.Iterable[Any] = ()) -> Iterator[tup
         return
     for argument in typing.get_args(annotation):
         yield from bounds(argument)
+
+
+def options(node: dict[str, Any], lists: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
+    """A key's node, the options of its union and the items of its lists, each with the lists that it is in."""
+    yield node, lists
+    for option in node.get("anyOf", ()):
+        yield from options(option, lists)
+    if "items" in node:
+        yield from options(node["items"], lists + 1)
 
 
 KEYS = list(keys())
@@ -149,12 +158,16 @@ def test_numbers_may_be_text_in_a_dict(key: Key):
 
 @pytest.mark.parametrize(("key", "bound", "number"), BOUNDED, ids=[f"{named(k)}-{b}" for k, b, _ in BOUNDED])
 def test_a_bound_is_told_in_the_schema_the_reference_and_the_error(key: Key, bound: str, number: float):
-    options = [key.node, *key.node.get("anyOf", ())]
-    assert any(option.get(KEYWORDS[bound]) == number for option in options)
+    lists = [lists for option, lists in options(key.node) if option.get(KEYWORDS[bound]) == number]
+    assert lists
     said = f"{SAID[bound]} {number:g}"
     assert any(said in row.split(" | ")[1] for row in PAGE.splitlines() if row.startswith(f"| `{key.name}` |"))
-    outside = number + {"ge": -1, "gt": 0, "le": 1, "lt": 0}[bound]
+    outside: Any = number + {"ge": -1, "gt": 0, "le": 1, "lt": 0}[bound]
+    for _ in range(lists[0]):
+        outside = [outside]
     with pytest.raises(ConfigError) as caught:
         load(key.given(outside))
-    (fault,) = (fault for fault in caught.value.faults if f"{fault.where}".endswith(key.name))
+    (fault,) = (
+        fault for fault in caught.value.faults if f"{fault.where}".removesuffix(".0" * lists[0]).endswith(key.name)
+    )
     assert fault.code == "config-bad-value" and said in fault.allowed

@@ -201,8 +201,9 @@ def test_a_row_that_fails_fails_for_all_its_answers(engine: Any) -> None:
     answers = ask(engine, drawing(n=3), [[], [5]])
     assert answers[0].finish_reason == "error" and not answers[0].others
     assert len(answers[1].others) == 2
-    beyond = ask(engine, Sampling(extra={"logit_bias": ((9999, 1.0),)}), [[5]])[0]
-    assert "9999" in str(beyond.error)
+    for extra in ({"logit_bias": ((9999, 1.0),)}, {"forced_bos_token_id": 9999}, {"bad_words_ids": ((5, 9999),)}):
+        beyond = ask(engine, Sampling(extra=extra), [[5]])[0]
+        assert "9999" in str(beyond.error)
 
 
 def test_a_stop_string_is_found_across_token_borders(engine: Any) -> None:

@@ -47,7 +47,7 @@ def test_an_overriding_temperature_means_sampling():
         ({"max_new_tokens": 0}, "config-bad-value"),
         ({"temperature": -1}, "config-bad-value"),
         ({"top_p": 0}, "config-bad-value"),
-        ({"do_sample": "yes"}, "config-bad-value"),
+        ({"do_sample": "often"}, "config-bad-value"),
         ({"stop": [""]}, "config-bad-value"),
         ({"min_new_tokens": 300}, "config-conflict"),
     ],
@@ -56,6 +56,88 @@ def test_refusals(overrides, code):
     with pytest.raises(ConfigError) as caught:
         resolve(None, overrides)
     assert caught.value.code == code
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"typical_p": 2.0},
+        {"min_p": 5},
+        {"epsilon_cutoff": -1},
+        {"no_repeat_ngram_size": -1},
+        {"no_repeat_ngram_size": "x"},
+        {"exponential_decay_length_penalty": 5},
+        {"exponential_decay_length_penalty": [2, "x"]},
+        {"choices": []},
+        {"logit_bias": {"8": "much"}},
+        {"logit_bias": 3},
+        {"bad_words": [3]},
+        {"bad_words_ids": [[]]},
+        {"bad_words_ids": [[-1]]},
+        {"suppress_tokens": [-1]},
+        {"suppress_tokens": 3},
+        {"begin_suppress_tokens": ["x"]},
+        {"forced_bos_token_id": -1},
+        {"forced_eos_token_id": "end"},
+        {"guidance_scale": 0},
+        {"max_time": 0},
+        {"use_cache": 7},
+        {"early_stopping": "never"},
+        {"schema": 3},
+        {"stop": [""]},
+        {"temprature": 1},
+    ],
+    ids=repr,
+)
+def test_a_caller_is_told_what_a_config_is(wrong):
+    from luthier.config import load
+
+    with pytest.raises(ConfigError) as caught:
+        resolve(None, wrong)
+    with pytest.raises(ConfigError) as in_yaml:
+        load({"base_model": "x", "generation": wrong})
+    (here,), (there,) = caught.value.faults, in_yaml.value.faults
+    assert here.code == there.code and here.received == there.received
+    assert here.message == there.message.replace("generation.", "", 1)
+    if here.code == "config-bad-value":
+        assert here.allowed == there.allowed
+    assert there.where.replace("config generation.", "generation_config ", 1) == here.where
+
+
+@pytest.mark.parametrize("wrong", [{"max_length": 0}, {"min_length": -1}, {"sequence_bias": [[[], 1.0]]}])
+def test_what_only_a_caller_may_give_is_checked_too(wrong):
+    with pytest.raises(ConfigError) as caught:
+        resolve(None, wrong)
+    assert caught.value.code == "config-bad-value"
+
+
+def test_values_have_the_types_that_the_config_declares():
+    got = resolve(None, {"max_new_tokens": "7", "bad_words_ids": [[1, "2"]], "sequence_bias": {(3, 4): 1}})
+    assert (got.max_new_tokens, got.extra) == (7, {"bad_words_ids": ((1, 2),), "sequence_bias": (((3, 4), 1.0),)})
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        {"forced_bos_token_id": 9},
+        {"forced_eos_token_id": 9},
+        {"suppress_tokens": [1, 9]},
+        {"begin_suppress_tokens": [9]},
+        {"bad_words_ids": [[1], [2, 9]]},
+        {"sequence_bias": {(1, 9): 1.0}},
+        {"logit_bias": {"9": 1.0}},
+        {"bad_words": "ninechars"},
+    ],
+    ids=repr,
+)
+def test_ids_beyond_the_vocabulary_are_refused_by_their_key(named):
+    for section, overrides in ((None, named), (named, None)):
+        with pytest.raises(ConfigError) as caught:
+            resolve(section, overrides, tokenizer=Words(), vocabulary=9)
+        (fault,) = caught.value.faults
+        assert (fault.code, fault.where) == ("config-bad-value", f"generation.{next(iter(named))}")
+        assert (fault.received, fault.allowed) == (9, "0 to 8")
+    assert resolve(None, named, tokenizer=Words(), vocabulary=11).extra.keys() == named.keys()
 
 
 def test_all_faults_at_once_with_a_suggestion():
@@ -97,11 +179,11 @@ def test_texts_become_tokens_or_an_error_that_says_why():
     with pytest.raises(ConfigError) as caught:
         resolve(
             None,
-            {"logit_bias": {"two words": 1.0, "7": 101, "8": "much", "": 1.0}, "bad_words": [" "]},
+            {"logit_bias": {"two words": 1.0, "7": 101, "": 1.0}, "bad_words": [" "]},
             tokenizer=Words(),
         )
     faults = {fault.where.rpartition("generation.")[2]: fault for fault in caught.value.faults}
-    assert set(faults) == {"logit_bias.two words", "logit_bias.7", "logit_bias.8", "logit_bias.", "bad_words"}
+    assert set(faults) == {"logit_bias.two words", "logit_bias.7", "logit_bias.", "bad_words"}
     assert "2 tokens" in faults["logit_bias.two words"].message
     assert "3, 6" in faults["logit_bias.two words"].fix
 

@@ -9,10 +9,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from luthier import config, pipeline
+from luthier import config, events, pipeline
 from luthier.cli import main
 from luthier.errors import ConfigError
+from luthier.infer.engine import DecoderEngine
 from luthier.metrics.calibration import fit, softmax
+from luthier.tuned.tuned import SCORED
 
 
 @pytest.fixture
@@ -85,6 +87,32 @@ def test_free_answers_are_read_by_the_rules_and_the_fallback_is_a_class(settings
     assert free.classes == ("late", "early", "unclear")
     held = pipeline.untuned(zero_shot(settings, decoder=decoder)).predict(rows[:3])
     assert set(held.texts) <= {"\0", "\1", "unclear"}
+
+
+@pytest.mark.parametrize("output", ["category", "text"])
+def test_answers_are_scored_as_they_come(settings, output, monkeypatch) -> None:
+    """A kill loses no more than what waits for its probabilities; the groups change nothing."""
+    given = {"preprocessing": {"vocab": ["late", "early"]}, "constrained": False} if output == "category" else {}
+    count, made = SCORED + 44, zero_shot(settings, **given).to_dict()
+    made["output_features"][0]["type"] = output
+    tuned = pipeline.untuned(config.load(made))
+    table = tuned.read([{"text": f"row {i}" if i % 40 else "x" * 512} for i in range(count)])
+    made_before, run, told = list[int](), DecoderEngine.generate, list[events.Event]()
+    monkeypatch.setattr(
+        DecoderEngine, "generate", lambda self, asked: (made_before.append(one.key) or one for one in run(self, asked))
+    )
+    each = tuned.each(table, range(count), probabilities=True, sink=told.append)
+    first = [next(each) for _ in range(5)]
+    assert len(made_before) <= SCORED < count
+    found = {done.key: (done, scores) for done, scores in [*first, *each]}
+    assert sorted(found) == sorted(made_before) == list(range(count))
+    progress = [event for event in told if isinstance(event, events.Progress) and event.stage == "generate"]
+    counts = [event.completed for event in progress]
+    assert counts == sorted(counts) and counts[-1] == count and {event.total for event in progress} == {count}
+    monkeypatch.setattr("luthier.tuned.tuned.SCORED", count)
+    for done, scores in tuned.each(table, range(count), probabilities=True):
+        assert done == found[done.key][0]
+        assert scores == pytest.approx(found[done.key][1], abs=1e-4)
 
 
 def test_two_classes_of_one_text_are_told_apart_by_their_names(settings, rows) -> None:

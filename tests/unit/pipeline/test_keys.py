@@ -141,6 +141,12 @@ def test_labels_of_rules_are_classes(train) -> None:
     assert caught.value.faults[0].allowed == ["early", "late"]
 
 
+@pytest.mark.parametrize("generation", [{"forced_bos_token_id": 99999}, {"logit_bias": {"two tokens": 1.0}}])
+def test_settings_of_answers_that_cannot_be_are_told_before_training(settings, rows, generation) -> None:
+    with pytest.raises(ConfigError, match=next(iter(generation))):
+        pipeline.check(config.load({**settings, "generation": generation}), rows)
+
+
 @pytest.mark.parametrize(
     "features",
     [

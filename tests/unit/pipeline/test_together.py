@@ -10,7 +10,7 @@ import pytest
 
 from luthier import pipeline
 from luthier.api import Models
-from luthier.errors import AssetError, ConfigError, RunError
+from luthier.errors import AssetError, ConfigError, DataError, RunError
 
 LONG = {"max_new_tokens": 12, "min_new_tokens": 8}
 PROMPTS = ["parcel 3 fast\n", "parcel 5 slow\n", "parcel"]
@@ -44,6 +44,9 @@ def test_each_answers_as_it_does_alone_and_all_share_a_batch(runs: list[Path], r
     assert models["texts"].evaluate(rows[36:], shots=0).to_json()["count"] == 4
     with pytest.raises(ConfigError, match="no such run"):
         models.generate([("letters", "x")])
+    with pytest.raises(DataError) as caught:
+        models.generate([(None, "x"), ("texts", "x" * 600)])
+    assert caught.value.faults[0].where == "prompt 1"
 
 
 def test_names_may_be_given_and_may_not_be_the_same(runs: list[Path]) -> None:
