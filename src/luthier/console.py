@@ -182,11 +182,11 @@ def sink(*, quiet: bool = False) -> Iterator[events.Sink]:
         yield PlainLog(lambda line: plain.print(Text(line), soft_wrap=True))
 
 
-def show_error(error: LuthierError, console: Console | None = None, hide: Callable[[str], str] = str) -> None:
-    """Print every fault: code, message, where, received, allowed, fix. ``hide`` takes out what must not be shown."""
+def show_error(error: LuthierError, console: Console | None = None) -> None:
+    """Print every fault: code, message, where, received, allowed, fix."""
     console = console or Console(stderr=True)
     for fault in error.faults:
-        first, *rest = map(hide, fault.lines())
+        first, *rest = fault.lines()
         console.print(Text.assemble(("error ", "bold red"), (f"[{fault.code}] ", "red"), first), soft_wrap=True)
         for line in rest:
             console.print(Text("  " + line), soft_wrap=True)

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from luthier.error_codes import CODES
+from luthier.secrets import hidden
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +42,7 @@ class Fault:
         assert self.code in CODES, f"undeclared error code {self.code!r}: add it to luthier/error_codes.py"
 
     def lines(self) -> list[str]:
-        """The fault as plain lines of text, the message first."""
+        """The fault as plain lines of text, the message first. No line holds a secret (see `secrets`)."""
         out = [self.message]
         if self.where:
             out.append(f"where:    {self.where}")
@@ -52,19 +53,17 @@ class Fault:
             out.append(f"allowed:  {allowed}")
         if self.fix:
             out.append(f"fix:      {self.fix}")
-        return out
+        return [hidden(line) for line in out]
 
     def to_json(self) -> dict[str, Any]:
-        """The fault as JSON types, for ``--json``."""
-        allowed = list(self.allowed) if isinstance(self.allowed, (list, tuple)) else self.allowed
-        received = None if self.received is None else _short(self.received)
+        """The fault as JSON types, for ``--json``. No text holds a secret (see `secrets`)."""
         return {
             "code": self.code,
-            "message": self.message,
-            "where": self.where,
-            "received": received,
-            "allowed": allowed,
-            "fix": self.fix,
+            "message": hidden(self.message),
+            "where": _told(self.where),
+            "received": None if self.received is None else _short(self.received),
+            "allowed": _told(self.allowed),
+            "fix": _told(self.fix),
         }
 
 
@@ -146,6 +145,12 @@ def missing_extra(package: str, extra: str, purpose: str) -> DependencyError:
     )
 
 
+def _told(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_told(one) for one in value]
+    return hidden(value) if isinstance(value, str) else value
+
+
 def _short(value: Any, limit: int = 200) -> str:
-    text = value if isinstance(value, str) else repr(value)
+    text = hidden(value if isinstance(value, str) else repr(value))  # before it is cut: half a secret is still one
     return text if len(text) <= limit else text[: limit - 1] + "…"

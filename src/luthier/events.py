@@ -1,6 +1,7 @@
 """What happens in a run, as typed events sent to a sink. The loop knows no console, tracker or report.
 
 A `Sink` is any callable that takes an event; `fan_out` joins several. Ranks above 0 are given `silent`.
+Words of an event hold no secret (see `secrets`), so that no sink can write one.
 """
 
 from __future__ import annotations
@@ -9,7 +10,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
+
+from luthier.secrets import hidden
 
 T = TypeVar("T")
 
@@ -19,6 +22,11 @@ class Event:
     """Something that happened. ``at`` is seconds since the epoch."""
 
     at: float = field(default_factory=time.time)
+    WORDS: ClassVar[tuple[str, ...]] = ()  # the fields that quote others: libraries, addresses
+
+    def __post_init__(self) -> None:
+        for name in self.WORDS:
+            object.__setattr__(self, name, hidden(getattr(self, name)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +37,7 @@ class Stage(Event):
     detail: str = ""
     done: bool = False
     seconds: float | None = None
+    WORDS: ClassVar[tuple[str, ...]] = ("detail",)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +56,7 @@ class Note(Event):
 
     text: str
     data: Mapping[str, Any] = field(default_factory=dict)
+    WORDS: ClassVar[tuple[str, ...]] = ("text",)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +65,7 @@ class Warned(Event):
 
     text: str
     data: Mapping[str, Any] = field(default_factory=dict)
+    WORDS: ClassVar[tuple[str, ...]] = ("text",)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +74,7 @@ class Planned(Event):
 
     plan: Mapping[str, Any]
     why: str = ""
+    WORDS: ClassVar[tuple[str, ...]] = ("why",)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +96,7 @@ class Rewound(Event):
     step: int
     failed: int
     why: str
+    WORDS: ClassVar[tuple[str, ...]] = ("why",)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

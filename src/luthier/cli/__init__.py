@@ -12,9 +12,9 @@ import typer
 from luthier import __version__
 from luthier.cli import chat, check, convert, doctor, evaluate, init, plan, predict, runs, schema, train
 from luthier.cli.common import report_failure
-from luthier.cli.secrets import hidden
 from luthier.errors import LuthierError
 from luthier.parallel import place
+from luthier.secrets import hidden
 
 app = typer.Typer(
     name="luthier",

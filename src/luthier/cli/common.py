@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from luthier.cli.secrets import hidden
 from luthier.errors import ConfigError, LuthierError
 from luthier.parallel import place
 
@@ -105,9 +104,8 @@ def report_failure(error: LuthierError, as_json: bool) -> None:
     if not place().first:
         time.sleep(FIRST_SPEAKS)
     elif as_json:
-        faults = json.loads(hidden(json.dumps([fault.to_json() for fault in error.faults], default=str)))
-        emit({"error": faults, "exit_code": error.exit_code})
+        emit({"error": [fault.to_json() for fault in error.faults], "exit_code": error.exit_code})
         return
     from luthier import console
 
-    console.show_error(error, hide=hidden)
+    console.show_error(error)

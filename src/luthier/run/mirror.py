@@ -24,6 +24,7 @@ from luthier.errors import RunError
 from luthier.events import Event, Note, Saved, Sink, Warned
 from luthier.run import atomic
 from luthier.run.folder import START, RunFolder
+from luthier.secrets import enter_with
 
 FORMAT = 1
 SLOTS = 2
@@ -46,6 +47,7 @@ class Mirror:
 
         Raises RunError when there is no such kind of storage.
         """
+        enter_with(url)
         self.url, self._sink = url, sink
         self._files, self._root = (files, url) if files is not None else _open(url)
         self._folder: RunFolder | None = None

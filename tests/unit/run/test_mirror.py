@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from fsspec.implementations.memory import MemoryFileSystem
 
 from faulty_drive import Faulty
-from luthier import config, pipeline
+from luthier import config, console, pipeline
 from luthier.errors import ConfigError, RunError
 from luthier.events import Stepped, Warned
 from luthier.run import mirror as mirrors
@@ -59,18 +60,21 @@ def same(one: str, other: str) -> bool:
     return adapters[0] == adapters[1] and all(torch.equal(left.weights[k], right.weights[k]) for k in left.weights)
 
 
-def test_a_new_machine_goes_on_from_it(work: Path) -> None:
+@pytest.mark.parametrize("url", ["mirror", "memory://bucket/mirror"])  # a disk, and what is no file system at all
+def test_a_new_machine_goes_on_from_it(work: Path, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MemoryFileSystem, "store", {})
     train("straight", None)
-    train("run", crash_at=6)
+    train("run", url, crash_at=6)
     shutil.rmtree("run")
     events: list[Any] = []
-    train("run", events=events)
-    assert any("taken from mirror" in getattr(event, "text", "") for event in events)
+    train("run", url, events=events)
+    assert any(f"taken from {url}" in getattr(event, "text", "") for event in events)
     first = min(event.step for event in events if isinstance(event, Stepped))
     assert first > 4 and same("run", "straight")
     assert not list(Path("run").rglob(".mirroring"))
+    assert Path("mirror").exists() == (url == "mirror") != any("done.json" in name for name in MemoryFileSystem.store)
     shutil.rmtree("run")  # after its end the mirror holds the trained model too
-    train("run")
+    train("run", url)
     assert same("run", "straight")
 
 
@@ -107,6 +111,23 @@ def test_a_mirror_that_is_gone_is_a_warning(work: Path) -> None:
     train("run", events=events)
     told = [event.text for event in events if isinstance(event, Warned)]
     assert told and all("was not copied to the mirror" in text for text in told)
+
+
+def test_what_its_address_is_entered_with_is_not_told(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = "s3://AKIAKEY01:canary-secret@bucket/x"
+
+    class Refusing(Faulty):
+        def makedirs(self, path: str, exist_ok: bool = False) -> None:
+            raise PermissionError(f"403 for {url}?X-Amz-Signature=canary-signature, signed with canary-secret")
+
+    monkeypatch.setattr(mirrors, "_open", lambda _: (Refusing(0, 0), str(work / "drive")))
+    lines: list[str] = []
+    pipeline.train(config.load(Path("config.yaml")), "rows.csv", output="run", mirror=url,
+                   sink=console.PlainLog(lines.append))  # fmt: skip
+    told = next(line for line in lines if "was not copied to the mirror s3://[credentials]@bucket/x: 403 for" in line)
+    assert told.startswith("warning: ") and "signed with [credentials]" in told
+    written = [one.read_text("utf-8", "replace") for one in Path("run").rglob("*") if one.is_file()]
+    assert not any("canary" in text or "AKIAKEY01" in text for text in [*lines, *written])
 
 
 def test_every_damage_is_found_and_the_other_slot_taken(work: Path) -> None:
