@@ -4,6 +4,7 @@ A chat template from a model's files or a config is somebody else's program, and
 touch, not how long it takes. So it is compiled and run in a small child process that is kept between calls and renders
 many conversations in one call. The two speak JSON over pipes, so that nothing a template makes is ever executed here.
 The child gets no environment beyond what starting Python takes, and can neither write files nor grow beyond `MEMORY`.
+Its deadline counts processor time, so that a loaded machine refuses no honest template; a wall stands far behind it.
 
     child ──▶ an empty line, once it has started: that is not the template's, and no deadline counts it
     parent ──▶ 8 bytes length, {"template", "variables", "jobs"}        child ──▶ one line of JSON a job, as it is done
@@ -14,9 +15,11 @@ from __future__ import annotations
 import atexit
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -25,8 +28,9 @@ from luthier import json_reader
 from luthier.errors import DataError, Fault
 
 MEMORY = 1 << 30  # bytes of address space of the child, where the platform can limit it
-PATIENCE = 10.0  # seconds for one call, and a little for each conversation in it
-PATIENCE_EACH = 0.05
+PATIENCE = 1.0  # seconds of processor time for one text
+PATIENCE_EACH = 0.05  # what a call has on top of it for each of its texts
+LOADED = 10  # times as long may pass by the clock, which alone counts where no process can be told its time (Windows)
 STARTING = 120.0  # seconds for the child to start, which a loaded machine may take many of
 LONGEST_REPLY = 64 << 20  # bytes of one reply
 KEPT = ("PATH", "SYSTEMROOT", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "HOME", "LANG")
@@ -50,6 +54,7 @@ class TemplateWorker:
     """The child process, started at the first call and again after it had to be killed. One call at a time."""
 
     def __init__(self, memory: int = MEMORY, patience: float = PATIENCE) -> None:
+        """``memory``: bytes of address space; ``patience``: seconds of processor time for one text."""
         self._memory, self._patience = memory, patience
         self._process: subprocess.Popen[bytes] | None = None
         self._owner = os.getpid()
@@ -64,14 +69,15 @@ class TemplateWorker:
         """
         asked = [{"messages": list(j.messages), "tools": j.tools, "cuts": list(j.cuts)} for j in jobs]
         out: list[list[str]] = []
-        replies = self._call({"template": template, "variables": dict(variables), "jobs": asked}, len(jobs))
+        request = {"template": template, "variables": dict(variables), "jobs": asked}
+        replies = self._call(request, len(jobs), sum(len(job.cuts) for job in jobs))
         for job, reply in zip(jobs, replies, strict=False):  # a fault is the last reply, and is raised
             out.append(_texts(reply, job.where))
         return out
 
     def check(self, template: str, where: str) -> None:
         """Compile ``template``. Raises DataError ``data-template``, or ``data-chat`` when even that exceeds bounds."""
-        for reply in self._call({"template": template, "check": where}, 1):
+        for reply in self._call({"template": template, "check": where}, 1, 1):
             _texts(reply, where)
 
     def close(self) -> None:
@@ -88,14 +94,16 @@ class TemplateWorker:
                     continue  # what was not yet written went with the child
         process.wait()
 
-    def _call(self, request: Mapping[str, Any], count: int) -> list[Any]:
+    def _call(self, request: Mapping[str, Any], count: int, texts: int) -> list[Any]:
         """One reply a job, or fewer, and then the last is the fault of its job: raised, killed, or died in."""
+        together = self._patience + PATIENCE_EACH * texts
+        request = {**request, "patience": [self._patience, together]}
         body = json.dumps(request, separators=(",", ":")).encode()
         with self._lock:
             process = self._started()
             assert process.stdin is not None and process.stdout is not None
             overdue = threading.Event()
-            timer = threading.Timer(self._patience + PATIENCE_EACH * count, _kill, (process, overdue))
+            timer = threading.Timer(LOADED * together, _kill, (process, overdue))
             timer.daemon = True
             timer.start()
             replies: list[Any] = []
@@ -112,7 +120,8 @@ class TemplateWorker:
                 timer.cancel()
             if len(replies) < count and not (replies and isinstance(replies[-1], dict)):
                 self.close()
-                replies.append(asdict(_died(overdue.is_set(), self._patience, self._memory)))
+                ran_out = overdue.is_set() or (OVERDUE != 0 and process.returncode == -OVERDUE)
+                replies.append(asdict(_died(ran_out, self._patience, self._memory)))
         return replies
 
     def _started(self) -> subprocess.Popen[bytes]:
@@ -137,6 +146,9 @@ class TemplateWorker:
         return self._process
 
 
+OVERDUE = getattr(signal, "SIGPROF", 0)  # ends a child that has used up its processor time; 0 where there is none
+
+
 def _kill(process: subprocess.Popen[bytes], overdue: threading.Event) -> None:
     overdue.set()
     process.kill()
@@ -151,7 +163,8 @@ def _lines(stream: Any, count: int) -> Iterator[bytes]:
 
 
 def _died(overdue: bool, patience: float, memory: int) -> Fault:
-    why = f"it took longer than {patience:g} s" if overdue else f"its process ended (it may use {memory >> 20} MiB)"
+    slow = f"it took longer than {patience:g} s, or than {PATIENCE_EACH:g} s for each of many texts"
+    why = slow if overdue else f"its process ended (it may use {memory >> 20} MiB)"
     return Fault(
         "data-chat",
         f"the chat template exceeds its bounds: {why}",
@@ -186,6 +199,8 @@ def serve() -> None:
     import luthier.assets.sandbox  # noqa: F401
 
     limit(int(sys.argv[2]))
+    if OVERDUE:
+        signal.signal(OVERDUE, signal.SIG_DFL)  # no handler of ours: it has to end an endless loop in C, too
     incoming, outgoing = sys.stdin.buffer, sys.stdout.buffer
     outgoing.write(b"\n")
     outgoing.flush()
@@ -196,30 +211,53 @@ def serve() -> None:
             outgoing.flush()
 
 
-def _answers(request: Mapping[str, Any]) -> Iterator[Any]:
-    from luthier.assets.chat import check_template, render_chat
+class _Deadline:
+    """The kernel ends this process when a text, or all of them together, has taken its seconds of processor time."""
 
+    def __init__(self, each: float, together: float) -> None:
+        self._each, self._end = each, time.process_time() + together
+
+    def __enter__(self) -> None:
+        self._arm(max(min(self._each, self._end - time.process_time()), 1e-3))  # 0 would disarm it
+
+    def __exit__(self, *_: object) -> None:
+        self._arm(0)
+
+    def _arm(self, seconds: float) -> None:
+        if OVERDUE:
+            signal.setitimer(signal.ITIMER_PROF, seconds)
+
+
+def _answers(request: Mapping[str, Any]) -> Iterator[Any]:
+    from luthier.assets.chat import check_template
+
+    deadline = _Deadline(*request["patience"])
     try:
         if "check" in request:
-            check_template(request["template"], request["check"])
+            with deadline:
+                check_template(request["template"], request["check"])
             yield []
             return
         for job in request["jobs"]:
-            yield [
-                render_chat(
-                    request["template"],
-                    job["messages"][:count],
-                    tools=job["tools"],
-                    add_generation_prompt=opened,
-                    copied=True,
-                    **request["variables"],
-                )
-                for count, opened in job["cuts"]
-            ]
+            yield [_text(request, job, cut, deadline) for cut in job["cuts"]]
     except DataError as error:
         yield _plain(error.faults[0])
     except MemoryError:
         yield _plain(_died(False, PATIENCE, int(sys.argv[2])))
+
+
+def _text(request: Mapping[str, Any], job: Mapping[str, Any], cut: tuple[int, bool], deadline: _Deadline) -> str:
+    from luthier.assets.chat import render_chat
+
+    with deadline:
+        return render_chat(
+            request["template"],
+            job["messages"][: cut[0]],
+            tools=job["tools"],
+            add_generation_prompt=cut[1],
+            copied=True,
+            **request["variables"],
+        )
 
 
 def _plain(fault: Fault) -> dict[str, Any]:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 
+import psutil
 import pytest
 
+from luthier.assets import template_worker
 from luthier.assets.template_worker import START, Job, TemplateWorker, shared
 from luthier.errors import DataError
 
@@ -74,6 +78,63 @@ def test_an_endless_loop_is_killed_and_its_row_named(worker: TemplateWorker) -> 
         worker.render(template, jobs, {})
     assert caught.value.faults[0].where == "row bad"
     assert worker.render(ECHO, [Job(HI, [(1, True)])], {}) == [["[hi]>"]]  # a new child
+
+
+def pid(worker: TemplateWorker) -> int:
+    """The child's, which is started where it was not."""
+    worker.check(ECHO, "here")
+    assert worker._process is not None
+    return worker._process.pid
+
+
+timed = pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no processor time there, the clock alone")
+
+
+@timed
+def test_the_one_that_is_shipped_gives_a_text_one_second_of_its_processor() -> None:
+    """Not more where many follow: the first of 300 is the one without end."""
+    before = psutil.Process(pid(shared())).cpu_times()
+    reaped = os.times()
+    jobs = [Job(HI, [(1, True)], where=f"row {n}") for n in range(300)]
+    with pytest.raises(DataError, match="longer than 1 s") as caught:
+        shared().render(FOREVER, jobs, {})
+    now = os.times()
+    used = now.children_user + now.children_system - reaped.children_user - reaped.children_system
+    assert caught.value.faults[0].where == "row 0"
+    assert 0.9 < used - before.user - before.system < 1.3
+    assert shared().render(ECHO, [Job(HI, [(1, True)])], {}) == [["[hi]>"]]
+
+
+@timed
+def test_a_machine_that_is_loaded_refuses_no_template(worker: TemplateWorker) -> None:
+    """A child that gets no processor for longer than its deadline has used none of it; a far wall is behind that."""
+    child = pid(worker)
+    os.kill(child, signal.SIGSTOP)
+    threading.Timer(1.5, os.kill, (child, signal.SIGCONT)).start()
+    assert worker.render(ECHO, [Job(HI, [(1, True)])], {}) == [["[hi]>"]]  # its deadline is 1 s
+    assert pid(worker) == child
+
+
+@timed
+def test_a_child_that_stands_still_is_given_up_by_the_clock(
+    worker: TemplateWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(template_worker, "LOADED", 0.3)
+    os.kill(pid(worker), signal.SIGSTOP)
+    with pytest.raises(DataError, match="longer than 1 s"):
+        worker.render(ECHO, [Job(HI, [(1, True)])], {})
+
+
+@timed
+def test_many_texts_have_a_deadline_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(template_worker, "PATIENCE_EACH", 0.0)
+    slow = "{% for a in 'x' * 200000 %}{% endfor %}"  # some hundredths of a second
+    jobs = [Job(HI, [(1, True)], where=str(n)) for n in range(500)]
+    made = TemplateWorker(patience=0.5)
+    with pytest.raises(DataError, match="of many texts") as caught:
+        made.render(slow, jobs, {})
+    assert 0 < int(str(caught.value.faults[0].where)) < 499
+    made.close()
 
 
 def test_a_slow_start_is_not_counted_against_a_template(
