@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
+from itertools import islice
 from typing import Any
 
 from pydantic import ValidationError
@@ -14,6 +15,8 @@ from luthier.config.describe import allowed_values
 from luthier.config.section import Section
 from luthier.errors import Fault
 from luthier.registry import nearest
+
+MOST = 1000  # wrong values that are told one by one; nobody reads more, and each takes a tenth of a millisecond
 
 Path = tuple[str | int, ...]
 Position = tuple[int, int]
@@ -42,17 +45,16 @@ class Places:
 
 def from_validation(error: ValidationError, data: Any, places: Places, root: type[Section]) -> list[Fault]:
     """One fault for each key that is wrong; a union's several complaints about one value become one."""
-    faults: dict[Path, Fault] = {}
+    items: dict[Path, Any] = {}
     for item in error.errors(include_url=False):
         path = _clean(item["loc"], data, missing=item["type"] in ("missing", "union_tag_not_found"))
-        if path not in faults:
-            faults[path] = _fault(item, path, data, places, root)
-    return [fault for path, fault in faults.items() if not (fault.code == "config-bad-value" and _inner(path, faults))]
-
-
-def _inner(path: Path, faults: Mapping[Path, Fault]) -> bool:
-    """Whether a fault inside the value at ``path`` says more than that the whole value is wrong."""
-    return any(len(other) > len(path) and other[: len(path)] == path for other in faults)
+        items.setdefault(path, item)
+    faults = {path: _fault(items[path], path, data, places, root) for path in islice(items, MOST)}
+    outer = {path[:length] for path in faults for length in range(len(path))}  # a fault inside says more than they do
+    found = [fault for path, fault in faults.items() if fault.code != "config-bad-value" or path not in outer]
+    if len(items) > MOST:
+        found.append(Fault("config-bad-value", f"{len(items) - MOST:,} more are wrong", places.name))
+    return found
 
 
 def _clean(location: tuple[Any, ...], data: Any, missing: bool) -> Path:

@@ -14,9 +14,9 @@ from typing import Any, NoReturn
 
 from luthier.errors import ConfigError, Fault
 
-MAX_BYTES = 500_000  # which take half a second, whatever stands in them
+MAX_BYTES = 200_000  # these two are read in half a second, whatever stands in them
+MAX_NODES = 10_000
 MAX_DEPTH = 40
-MAX_NODES = 50_000
 MAX_DIGITS = 400
 
 Path = tuple[str | int, ...]

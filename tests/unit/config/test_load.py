@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ import yaml as pyyaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from luthier.config import Config, dump_yaml, load, with_features
+from luthier.config import Config, dump_yaml, load, with_features, yaml_reader
 from luthier.errors import ConfigError, Fault
 
 ROOT = Path(__file__).parents[3]
@@ -293,6 +295,54 @@ def test_unreadable_files(tmp_path):
     assert "too large" in only(tmp_path / "big.yaml").message
     (tmp_path / "utf16.yaml").write_bytes("base_model: モデル\n".encode("utf-16"))
     assert load(tmp_path / "utf16.yaml").base_model == "モデル"
+
+
+LARGEST = {  # the pieces between a beginning and an end that make a config as large as may be, or full of faults
+    "list": ("a: [", "1,", "]"),
+    "block list": ("a:\n", "- 1\n", ""),
+    "floats": ("a: [", "1.5e3,", "]"),
+    "keys": ("", "k%d: 1\n", ""),
+    "flow keys": ("a: {", "k%d: 1,", "}"),
+    "nested": ("a: [", "[1],", "]"),
+    "deep": ("a: [", "[" * 30 + "]" * 30 + ",", "]"),
+    "mappings": ("a: [", "{},", "]"),
+    "tagged": ("a: [", "!!str x,", "]"),
+    "aliases": ("a: [&a x,", "*a,", "]"),
+    "plain": ("a: ", "x", ""),
+    "words": ("a: ", "x ", ""),
+    "lines": ("a: ", "x\n ", ""),
+    "quoted": ('a: "', "\\n", '"'),
+    "literal": ("a: |\n", "\n", ""),
+    "folded": ("a: >\n", " x\n", ""),
+    "comments": ("", "#\n", ""),
+    "directives": ("", "%a\n", ""),
+    "wrong values": ("base_model: x\npreprocessing: {redact: [", "k,", "]}"),
+    "wrong items": ("base_model: x\ninput_features:\n", "- k%d\n", ""),
+    "wrong keys": ("base_model: x\ntrainer:\n", " k%deeeeeeeeeeeeeeeeeeeee: 1\n", ""),
+    "repeated keys": ("", "k: 1\n", ""),
+    "classes": ("base_model: x\noutput_features: [{name: a, type: category, preprocessing: {vocab: [", "k%d,", "]}}]"),
+}
+
+
+@pytest.mark.parametrize("shape", LARGEST)
+def test_the_largest_configs_take_less_than_a_second(shape):
+    """As many bytes as may be, and as many values: of processor time, so that a loaded machine fails no test."""
+    begin, piece, end = LARGEST[shape]
+    most = (yaml_reader.MAX_BYTES - len(begin) - len(end) - 1) // (len(piece) + 3)
+    for count in (most, min(most, (yaml_reader.MAX_NODES - 20) // (1 + piece.count(":")))):
+        text = begin + "".join(piece % i if "%d" in piece else piece for i in range(count)) + end + "\n"
+        times: list[float] = []
+        while len(times) < 3 and min(times, default=1) >= 1:
+            began = time.process_time()
+            with suppress(ConfigError):
+                load(text)
+            times.append(time.process_time() - began)
+        assert min(times) < 1, times
+
+
+def test_more_faults_than_anybody_reads_are_counted():
+    found = faults("base_model: x\ntrainer: {" + "".join(f"k{i}: 1," for i in range(1500)) + "}\n")
+    assert len(found) == 1001 and found[-1].message == "500 more are wrong"
 
 
 def test_yaml_1_2_scalars():
