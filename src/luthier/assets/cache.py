@@ -109,7 +109,16 @@ def build_once(folder: Path, make: Callable[[Path], None], wait: float = WAIT) -
 
 def read_made(path: Path) -> Any:
     """What a JSON file of a folder that `build_once` made holds. Raises RunError ``run-damaged``."""
-    return read_record(path, fix=f"delete {path.parent}, which is then made again")
+    return read_record(path, fix=_again(path.parent))
+
+
+def damaged(folder: Path, error: Exception) -> RunError:
+    """What is said of a folder that `build_once` made and that cannot be read any more."""
+    return RunError("run-damaged", f"a file of the cache is damaged: {error}", where=str(folder), fix=_again(folder))
+
+
+def _again(folder: Path) -> str:
+    return f"delete {folder}, which is then made again"
 
 
 def forget_old(folder: Path, days: int = 30) -> None:

@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, overload
 
-from luthier.assets.cache import read_made
+from luthier.assets.cache import damaged, read_made
 from luthier.types import Example
 
 if TYPE_CHECKING:
@@ -22,21 +22,32 @@ if TYPE_CHECKING:
 
 BUFFER = 1 << 20  # tokens kept before they are written
 ARRAYS = ("ids", "weights", "ends", "origins")
+WHOLE, FRACTIONAL = "u1", "<f4"  # what weights are written as
 
 
 class ExampleStore(Sequence[Example]):
     """The examples of one split. Indexing makes an `Example`; a slice is another store over the same files."""
 
     def __init__(self, folder: Path, split: str, chosen: range | None = None) -> None:
-        """``folder`` was written by `StoreWriter`; ``chosen`` restricts the store to some examples."""
+        """``folder`` was written by `StoreWriter`; ``chosen`` restricts the store to some examples.
+
+        Raises RunError ``run-damaged`` when its files are not as they were written.
+        """
         import numpy as np
 
         self._folder, self._split = folder, split
         described = read_made(folder / f"{split}.json")
-        self._ids = _mapped(folder / f"{split}.ids", np.dtype("<u4"))
-        self._weights = _mapped(folder / f"{split}.weights", np.dtype(described["weights"]))
-        self._ends = _mapped(folder / f"{split}.ends", np.dtype("<i8"))
-        self._origins = _mapped(folder / f"{split}.origins", np.dtype("<i8")).reshape(-1, 2)
+        try:
+            self._ids = _mapped(folder / f"{split}.ids", np.dtype("<u4"))
+            kind = (WHOLE, FRACTIONAL).index(described["weights"])  # no other: an array of objects would be addresses
+            self._weights = _mapped(folder / f"{split}.weights", np.dtype((WHOLE, FRACTIONAL)[kind]))
+            self._ends = _mapped(folder / f"{split}.ends", np.dtype("<i8"))
+            self._origins = _mapped(folder / f"{split}.origins", np.dtype("<i8")).reshape(-1, 2)
+            tokens = int(self._ends[-1]) if len(self._ends) else 0
+            if not len(self._ids) == len(self._weights) == tokens or len(self._origins) != len(self._ends):
+                raise ValueError(f"the arrays of {split} do not belong together")
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise damaged(folder, error) from error
         self._chosen = range(len(self._ends)) if chosen is None else chosen
 
     def __len__(self) -> int:
@@ -132,7 +143,7 @@ class StoreWriter:
                     out.write(np.asarray(whole[at : at + BUFFER]).astype("u1").tobytes())
             del whole
             narrow.replace(path)
-        described = {"format": 1, "weights": "<f4" if self._fractional else "u1"}
+        described = {"format": 1, "weights": FRACTIONAL if self._fractional else WHOLE}
         (self._folder / f"{self._split}.json").write_text(json.dumps(described), encoding="utf-8")
 
 

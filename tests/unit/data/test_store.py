@@ -16,7 +16,7 @@ from luthier.data.prepare import Prepared, prepare
 from luthier.data.render import Renderer
 from luthier.data.store import ExampleStore, StoreWriter
 from luthier.data.table import Table
-from luthier.errors import DataError
+from luthier.errors import DataError, RunError
 from luthier.events import Event, Note
 from luthier.types import Example
 
@@ -53,6 +53,26 @@ def test_round_trip(tmp_path_factory: pytest.TempPathFactory, rows: list[Any], f
 def test_weights_of_zero_and_one_take_a_byte(tmp_path: Path) -> None:
     made(tmp_path, [Example((1, 2, 3), (0.0, 1.0, 1.0), 0)])
     assert (tmp_path / "train.weights").stat().st_size == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("train.ids", b"\1\0\0\0"),
+        ("train.weights", b"\1\1\1\1"),
+        ("train.ends", b"\2"),
+        ("train.origins", bytes(8)),
+        ("train.origins", bytes(32)),
+        ("train.json", b'{"weights": "O"}'),  # objects: the bytes of a file would be taken for addresses
+        ("train.json", b"[]"),
+    ],
+)
+def test_files_that_were_changed_are_told(name: str, content: bytes, tmp_path: Path) -> None:
+    made(tmp_path, [Example((1, 2, 3), (0.0, 1.0, 1.0), 0)])
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(RunError, match=f"delete {tmp_path}") as caught:
+        ExampleStore(tmp_path, "train")
+    assert caught.value.code == "run-damaged"
 
 
 def prepared(cache: Path | None, count: int = 20, template: str = "{q}", sink: Any = None) -> Prepared:
