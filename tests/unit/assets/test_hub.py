@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -47,6 +48,8 @@ class Hub:
     url: str = ""
     breaks: bool = False  # the connection goes away in the middle of the weights
     asked: list[str] = field(default_factory=list)
+    entered: list[str | None] = field(default_factory=list)  # the Authorization of each request
+    elsewhere: tuple[str, str] | None = None  # what asks for this is sent on to that server
 
     def handler(self) -> type[BaseHTTPRequestHandler]:
         hub = self
@@ -65,10 +68,16 @@ class Hub:
 
             def do_GET(self) -> None:
                 hub.asked.append(self.path)
+                hub.entered.append(self.headers.get("Authorization"))
                 path = urlsplit(self.path).path
                 names = sorted(file.name for file in hub.folder.iterdir())
                 asked_of_it = path.startswith("/api/") and "/tree/" not in path
-                if "meta-llama" in path or ("owner/gated" in path and not asked_of_it):
+                if hub.elsewhere is not None and hub.elsewhere[0] in path:
+                    name = path.rsplit("/", 1)[1]
+                    size = str((hub.folder / name).stat().st_size) if name in names else "0"
+                    known = {"X_Linked_Etag": f'"{name}"', "X_Linked_Size": size, "X_Repo_Commit": COMMIT}
+                    self.reply(302, b"", Location=hub.elsewhere[1] + self.path, **known)
+                elif "meta-llama" in path or ("owner/gated" in path and not asked_of_it):
                     self.reply(403, b"gated", X_Error_Code="GatedRepo")
                 elif "owner/model" not in path and "owner/gated" not in path:
                     self.reply(404, b"none", X_Error_Code="RepoNotFound")
@@ -97,15 +106,21 @@ class Hub:
         return Handler
 
 
-@pytest.fixture
-def hub(tiny_llama: Path) -> Iterator[Hub]:
-    made = Hub(tiny_llama)
+@contextmanager
+def serving(folder: Path) -> Iterator[Hub]:
+    made = Hub(folder)
     server = ThreadingHTTPServer(("127.0.0.1", 0), made.handler())
     made.url = f"http://127.0.0.1:{server.server_address[1]}"
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield made
     server.shutdown()
     server.server_close()
+
+
+@pytest.fixture
+def hub(tiny_llama: Path) -> Iterator[Hub]:
+    with serving(tiny_llama) as made:
+        yield made
 
 
 def fetch(name: str, home: Path, **variables: str) -> dict[str, object]:
@@ -145,6 +160,19 @@ def test_offline_is_obeyed_and_said(hub: Hub, tmp_path: Path) -> None:
 def test_a_proxy_is_asked(hub: Hub, tmp_path: Path) -> None:
     got = fetch("owner/model", tmp_path, HF_ENDPOINT="http://hub.invalid", HTTP_PROXY=hub.url)
     assert got["layers"] == 2 and all(path.startswith("http://hub.invalid/") for path in hub.asked)
+
+
+@pytest.mark.parametrize("what", ["/model.safetensors", "/api/models/"])
+def test_another_host_that_a_hub_sends_on_to_is_given_no_token(
+    what: str, hub: Hub, tiny_llama: Path, tmp_path: Path
+) -> None:
+    """A hub keeps its large files elsewhere, so its client follows it there; the token stays with the hub."""
+    with serving(tiny_llama) as other:
+        hub.elsewhere = (what, other.url.replace("127.0.0.1", "localhost"))
+        got = fetch("owner/model", tmp_path, HF_ENDPOINT=hub.url, HF_TOKEN="hf_canary0123456789")
+        assert got["layers"] == 2
+        assert any(what in path for path in other.asked) and set(other.entered) == {None}
+        assert "Bearer hf_canary0123456789" in hub.entered
 
 
 def test_gated_and_missing_are_explained(hub: Hub, tmp_path: Path) -> None:
