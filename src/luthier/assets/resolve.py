@@ -57,16 +57,30 @@ def resolve(
     if path.is_dir():
         if (path / "config.json").is_file():
             refuse_links_out(path)
-            _say_terms(name, licences.of_folder(path), sink)
+            _say_terms(name, sink)
         return _folder_base(name, path, "folder", trust_remote_code, cache)
     repository = HUB_ALIASES.get(name, name)
     folder = _from_hub(name, repository, trust_remote_code, sink)
     return _folder_base(name, folder, f"hub {repository}@{folder.name[:12]}", trust_remote_code, cache)
 
 
-def _say_terms(name: str, terms: str | None, sink: events.Sink) -> None:
+def terms_of(name: str) -> str | None:
+    """What has to be done before a base may be used, on one line: the list, else `licences`; None where nothing has.
+
+    The hub is asked about a base that is neither on the list nor here.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return licences.of_folder(path)
+    repository = HUB_ALIASES.get(name, name)
+    if (entry := catalogue.known(repository)) is not None:
+        return entry.terms
+    return licences.of_hub(repository) if is_hub_id(repository) else None
+
+
+def _say_terms(name: str, sink: events.Sink) -> None:
     """A licence that asks for something is told before anything is fetched or loaded."""
-    if terms is not None:
+    if (terms := terms_of(name)) is not None:
         sink(events.Note(text=f"{name}: {terms}"))
 
 
@@ -253,8 +267,7 @@ def _from_hub(name: str, repository: str, trust_remote_code: bool, sink: events.
     )
 
     trust_own_bundle()
-    entry = catalogue.known(repository)
-    _say_terms(repository, licences.of_hub(repository) if entry is None else entry.terms, sink)
+    _say_terms(repository, sink)
     patterns = PATTERNS if trust_remote_code else [pattern for pattern in PATTERNS if pattern != "*.py"]
     looked = [f"the folder {repository}", "the hub cache"]
     try:

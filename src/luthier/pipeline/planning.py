@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from luthier import events
+from luthier.assets.resolve import terms_of
 from luthier.assets.sketch import Sketch, sketch
 from luthier.assets.spec import read_json
 from luthier.config import Config
@@ -39,7 +40,7 @@ class Need:
     base: Sketch
     stats: DataStats
     validation_tokens: int
-    notes: tuple[str, ...]  # what was assumed
+    notes: tuple[str, ...]  # what was assumed; what the base's licence asks for
     engine: Engine = BUILT  # what of Luthier's own decoder serves this model
 
 
@@ -91,17 +92,19 @@ def need_of(
 ) -> Need:
     """Read the headers of the base and the lengths of the data. Raises ConfigError, DataError, AssetError."""
     base = sketch(settings.base_model, trust_remote_code=trust_remote_code)
+    asked = terms_of(settings.base_model)
+    terms = () if asked is None else (f"{settings.base_model}: {asked}",)
     if dataset is None:
         note = f"no dataset: {ASSUMED_ROWS:,} rows of {ASSUMED_TOKENS} tokens are assumed; name yours with --dataset"
         stats = DataStats((ASSUMED_TOKENS,) * ASSUMED_ROWS, ASSUMED_ROWS * ASSUMED_TOKENS // 2, "")
-        return Need(settings, base, stats, stats.tokens // 10, (note,))
+        return Need(settings, base, stats, stats.tokens // 10, (*terms, note))
     if base.folder is None:
-        return _guessed(settings, base, dataset, encoding, sink)
+        return _guessed(settings, base, dataset, encoding, terms, sink)
     here = Base(base.name, base.folder, base.source, "", base.spec)
     seen = examine(settings, dataset, lambda name: here, encoding=encoding, sink=sink)
     validation = sum(example.length for example in seen.prepared.examples["validation"])
     engine = replace(BUILT, refusal=refusal_of(read_json(base.folder / "config.json")))
-    return Need(seen.config, base, seen.prepared.stats, validation, (), engine)
+    return Need(seen.config, base, seen.prepared.stats, validation, terms, engine)
 
 
 def estimate_of(need: Need, machine: Machine, *, measured: tuple[float, float] | None = None) -> Estimate:
@@ -160,7 +163,9 @@ def _unbound(settings: Config) -> Config:
     return settings.model_copy(update={"execution": execution})
 
 
-def _guessed(settings: Config, base: Sketch, dataset: Any, encoding: str | None, sink: events.Sink) -> Need:
+def _guessed(
+    settings: Config, base: Sketch, dataset: Any, encoding: str | None, terms: tuple[str, ...], sink: events.Sink
+) -> Need:
     """Lengths from the characters of the rows, where the tokenizer is not here."""
     given = settings.preprocessing
     limits = sources.Limits(**given.limits.model_dump())
@@ -177,7 +182,8 @@ def _guessed(settings: Config, base: Sketch, dataset: Any, encoding: str | None,
     train = round(given.split.probabilities[0] * len(lengths))
     stats = DataStats(tuple(lengths[:train]), max(1, round(share * sum(lengths[:train]))), table.content_hash)
     validation = round(given.split.probabilities[1] * sum(lengths))
-    return Need(settings, base, stats, validation, ("the tokenizer is not here: lengths are guessed from the text",))
+    note = "the tokenizer is not here: lengths are guessed from the text"
+    return Need(settings, base, stats, validation, (*terms, note))
 
 
 def _tokens(value: Any) -> int:

@@ -47,6 +47,18 @@ def run(*arguments: object) -> tuple[int, Any]:
     return done.exit_code, json.loads(done.stdout)
 
 
+def test_what_a_base_asks_for_is_said_with_its_plan(tmp_path: Path, tiny_llama: Path) -> None:
+    """Gated and licence-bound bases, on the list and off it; of a permissive one nothing is said."""
+    gated = run(write(tmp_path, base_model="meta-llama/Llama-3.2-1B-Instruct"), "--gpu", "T4")[1]["notes"]
+    assert any("GATED" in note and "hf auth login" in note for note in gated)
+    own = Path(shutil.copytree(tiny_llama, tmp_path / "own"))
+    (own / "README.md").write_text("---\nlicense: llama2\n---\n")
+    bound = run(write(tmp_path, base_model=str(own)), "--dataset", table(tmp_path), "--gpu", "T4")[1]["notes"]
+    assert bound == [f"{own}: LICENCE-BOUND (llama2): read its terms at {own / 'README.md'}"]
+    free = run(write(tmp_path, base_model=str(tiny_llama)), "--dataset", table(tmp_path), "--gpu", "T4")[1]["notes"]
+    assert free == []
+
+
 def test_a_model_that_is_not_here_is_planned_for_a_card_that_is_not_here(tmp_path: Path) -> None:
     code, said = run(write(tmp_path), "--gpu", "T4", "--price", "0.35/h", "--budget", "30m")
     assert code == 0 and said["fits"] and said["plan"]["reasons"]["model"]
