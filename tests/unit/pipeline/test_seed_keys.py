@@ -237,3 +237,42 @@ def test_trainer_type_none_trains_nothing(run, wide_llama) -> None:
     made = config.load(SEED, [f"base_model={wide_llama}", "trainer.type=none", "trainer.precision=fp32"])
     asked = pipeline.untuned(made).predict(ROWS[40:], generation={"max_new_tokens": 2, "temperature": 0})
     assert len(asked.texts) == 4
+
+
+ON_THE_DECODER = (
+    {},
+    {"trainer__batch_size": 4, "trainer__gradient_accumulation_steps": 4},
+    {"trainer__optimizer__params__eps": 1.0},
+    {"trainer__learning_rate_scheduler__warmup_fraction": 0.5, "trainer__learning_rate": 3e-3},
+    {"trainer__optimizer": {"type": "sgd"}},
+)
+
+
+@pytest.mark.parametrize("changes", ON_THE_DECODER, ids=lambda changes: " ".join(changes) or "as it is")
+def test_each_key_does_on_the_decoder_what_it_does_beside_it(run, changes) -> None:
+    """The seed's base takes Luthier's own path, with its NF4; the tests above look into transformers' and PEFT's."""
+    ours = run(**changes, trainer__epochs=2, execution__model="decoder")
+    theirs = run(**changes, trainer__epochs=2)
+    assert ours.history["train"]["learning_rate"] == theirs.history["train"]["learning_rate"]
+    assert ours.history["train"]["rows"] == theirs.history["train"]["rows"]
+    assert ours.history["train"]["loss"] == pytest.approx(theirs.history["train"]["loss"], abs=1e-5)
+
+
+def test_bits_and_eval_batch_size_on_the_decoder(run) -> None:
+    from luthier.infer.forward import Forward
+
+    ours = run(trainer__epochs=2, execution__model="decoder")
+    whole = run(trainer__epochs=2, execution__model="decoder", quantization=None)
+    assert ours.history["train"]["loss"][0] != pytest.approx(whole.history["train"]["loss"][0], abs=1e-4)
+    sizes: list[int] = []
+    prefill = Forward.prefill
+
+    def spy(self, prompts, *given, **named):
+        sizes.append(len(prompts))
+        return prefill(self, prompts, *given, **named)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Forward, "prefill", spy)
+        ours.tuned.predict(ROWS[40:], generation={"max_new_tokens": 3})
+        ours.tuned.predict(ROWS[40:], generation={"max_new_tokens": 3}, batch_size=4)
+    assert [size for size in sizes if size > 1] == [2, 2, 4]  # alone: their shared beginning
