@@ -17,9 +17,12 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import parsers
-from cases import Row
+
+if TYPE_CHECKING:
+    from cases import Row
 
 HANG = 10  # seconds for one file
 HUNG = "hung"
@@ -56,6 +59,8 @@ def _hangs_alone(name: str, number: int, seed: int) -> bool:
 
 def row(name: str, long: bool) -> Row:
     """A line of the table: how many files a parser read or refused."""
+    from cases import Row  # imports luthier, and what is there before atheris comes is not followed by it
+
     target = parsers.TARGETS[name]
     number = {"parquet": "36", "excel": "36", "csv": "35", "jsonl": "35", "yaml": "34"}.get(name, "37")
     out = Row(number, f"changed files for the parser of {name}: read or refused, no crash, no hang")
