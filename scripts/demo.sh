@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The demo: fine-tune the built-in model on the shipped dataset, then compare it with its base on rows it never saw.
-# Prints every luthier command before running it. Starts from a fresh demo/ folder; change it with `make demo DEMO=...`.
+# Prints every luthier command before running it. Starts from a fresh demo/ folder.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
