@@ -136,6 +136,9 @@ def examine(
     if not divided.counts["validation"]:
         sink(events.Warned(text="no row validates: training cannot tell when it gets worse, and the last step is kept"))
     renderer = renderer_of(settings, layout, tokenizer, base, table.columns, table.name)
+    if unasked := _unasked(settings, layout):
+        named = f"the column {unasked[0]!r} is" if len(unasked) == 1 else f"the columns {', '.join(unasked)} are"
+        sink(events.Warned(text=f"{named} an input that prompt.template does not name: the model never sees it"))
     prepared = tokenise(table, splits, renderer, sink=sink, cache=writable_cache())
     return Examined(settings, base, tokenizer, table, layout, splits, renderer, prepared)
 
@@ -194,6 +197,14 @@ def _asked(settings: Config, table: Table, layout: Layout) -> list[str]:
     return list(dict.fromkeys([*layout.inputs, *others])) if layout.inputs else []
 
 
+def _unasked(settings: Config, layout: Layout) -> list[str]:
+    """The inputs that the template leaves out."""
+    if settings.prompt.template is None or layout.kind == "chat":
+        return []
+    written = fields_of(settings.prompt.template)
+    return [] if "__sample__" in written else [name for name in layout.inputs if name not in written]
+
+
 def _refuse_unbuilt(settings: Config) -> None:
     """Keys that the schema knows and no code acts on yet are refused, never ignored."""
     features = {
@@ -212,7 +223,7 @@ def _refuse_unbuilt(settings: Config) -> None:
     ]
     if settings.trainer.compile:  # measured: a minute for two layers on a CPU, minutes for a real model
         unbuilt.append(("trainer.compile", "true", "leave it out: compiling takes longer here than it saves"))
-    faults = [Fault("config-not-implemented", f"`{key}` has no effect here", key, value, fix=fix)
+    faults = [Fault("config-not-implemented", f"`{key}` has no effect here", key, value, "nothing", fix)
               for key, value, fix in unbuilt]  # fmt: skip
     if faults:
         raise ConfigError(faults)
@@ -246,6 +257,7 @@ def _check_target(settings: Config, layout: Layout) -> None:
                 "trainer.validation_field",
                 field,
                 [layout.target or "output"],
+                "leave it out: there is one output feature",
             )
         )
     if settings.preprocessing.balance_classes and layout.classes is None:
@@ -254,7 +266,9 @@ def _check_target(settings: Config, layout: Layout) -> None:
                 "config-conflict",
                 "classes cannot be drawn equally often: the target is no class",
                 "preprocessing.balance_classes",
-                fix="set the output feature's type to category, or leave balance_classes out",
+                "true, and a target that is no class",
+                "a target of few different answers, or of type category",
+                "set the output feature's type to category, or leave balance_classes out",
             )
         )
     output = settings.output_features[0] if settings.output_features else None
@@ -270,7 +284,8 @@ def _check_target(settings: Config, layout: Layout) -> None:
                 f"{label!r} is no class of the target",
                 f"output_features.0.{key}",
                 label,
-                list(known) or "the target has no classes: set its type to category",
+                list(known) or "no label: the target has no classes",
+                "name a class of the target" if known else "set the output feature's type to category",
             )
             for label in labels
             if label not in known

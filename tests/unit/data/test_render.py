@@ -178,6 +178,18 @@ def test_refused_templates(template: str, code: str, says: str) -> None:
     assert caught.value.code == code and says in str(caught.value)
 
 
+@pytest.mark.parametrize("template", ["Answer the question.", "", "{__task__}:"])
+def test_a_template_that_asks_every_row_the_same_is_refused(template: str) -> None:
+    with pytest.raises(DataError) as caught:
+        renderer(byte_level(), template=template, task="Sort")
+    fault = caught.value.faults[0]
+    assert fault.code == "data-template" and fault.where == "prompt.template" and "{a} {b}" in str(fault.fix)
+    for whole in ("{b}", "{__sample__}"):
+        assert renderer(byte_level(), template=template + whole, task="Sort").prompt({"a": "q", "b": "r"}).ids
+    text = renderer(byte_level(), Layout("text", (), "y"), template=template, task="Sort")  # asks nothing
+    assert text.prompt({"y": "z"}).ids
+
+
 def test_all_faults_of_a_template_at_once() -> None:
     with pytest.raises(DataError) as caught:
         parse("{a!r} {nope} {a.b}", ["a"])

@@ -10,7 +10,7 @@ import torch
 
 from luthier import config, pipeline
 from luthier.errors import ConfigError, LuthierError
-from luthier.events import Stepped
+from luthier.events import Stepped, Warned
 
 
 def test_balance_classes_draws_each_class_equally_often(train) -> None:
@@ -29,6 +29,22 @@ def test_balance_classes_needs_classes(settings, rows) -> None:
     with pytest.raises(ConfigError) as caught:
         pipeline.prepare(made, rows)
     assert caught.value.faults[0].where == "preprocessing.balance_classes"
+
+
+@pytest.mark.parametrize(
+    ("template", "told"),
+    [("{text}\n", ["note"]), ("{note}: {text}", []), ("{__sample__}", []), ("{split}", ["text", "note"])],
+)
+def test_an_input_that_the_template_leaves_out_is_said(settings, rows, template: str, told: list[str]) -> None:
+    settings |= {"input_features": [{"name": "text"}, {"name": "note"}], "prompt": {"template": template}}
+    heard: list[str] = []
+    pipeline.check(
+        config.load(settings),
+        [row | {"note": f"n {i}"} for i, row in enumerate(rows)],
+        sink=lambda e: heard.append(e.text) if isinstance(e, Warned) else None,
+    )
+    said = [text for text in heard if "prompt.template" in text]
+    assert len(said) == bool(told) and all(name in text for text in said for name in told)
 
 
 def test_evaluate_training_set_tells_the_loss_on_training_rows(train) -> None:

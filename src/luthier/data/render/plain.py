@@ -10,7 +10,7 @@ The defaults, for bases without a chat template:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from luthier.data.columns import Layout
@@ -32,6 +32,7 @@ class PlainRenderer:
             self.template = parse(settings.template, columns, target=layout.target)
             self._require("__task__", settings.task, "prompt.task")
             self._require("__context__", context, "prompt.retrieval")
+            _require_rows(self.template, layout, columns)
         self._defaults = _defaults(layout)
 
     @property
@@ -67,6 +68,22 @@ class PlainRenderer:
                 allowed=f"{{{field}}} together with {key}",
                 fix=f"set {key}, or take {{{field}}} out of the template",
             )
+
+
+def _require_rows(template: Template, layout: Layout, columns: Sequence[str]) -> None:
+    """Raise DataError ``data-template`` when every row would be asked the same; running text asks nothing."""
+    if layout.kind in ("text", "chat") or set(template.fields) - {"__task__"}:
+        return
+    usable = layout.inputs or [name for name in columns if name != layout.target]
+    shown = " ".join(f"{{{name}}}" for name in usable)
+    raise DataError(
+        "data-template",
+        "the template names no column, so every row would be asked the same",
+        where="prompt.template",
+        received=template.source,
+        allowed=f"text with fields, such as {shown} or {{__sample__}} (all inputs)",
+        fix=f"put the columns that ask into it: {shown}",
+    )
 
 
 def sample(row: Mapping[str, Any], layout: Layout, where: str) -> str:
