@@ -32,9 +32,11 @@ INTRODUCTION = """\
 <!-- Generated from src/luthier/error_codes.py by scripts/generate_docs.py. -->
 # Errors
 
-Every error that Luthier raises on purpose says what is wrong, where, what was received, what is allowed, and how to
-mend it. It carries one of the codes below; a code never changes its meaning. With `--json` a command prints the faults
-as JSON. A validation collects all faults before it reports.
+Every error that Luthier raises on purpose says what is wrong, what was received, what is allowed, and how to mend it;
+and where, if it has a place in a file, a config or a folder. (A run that a signal ended only says how to go on.) It
+carries one of the codes below; a code never changes its meaning. What is allowed and the fix below are the general
+ones; most errors say them for the value at hand. With `--json` a command prints the faults as JSON, also those of its
+own command line. A validation collects all faults before it reports.
 
 The exit code of a command tells the kind of cause. 0 is success, 1 an unexpected failure (please report it; `--debug`
 shows the traceback), 130 stands for Ctrl-C and 143 for SIGTERM. In Python, each kind is a class in `luthier.errors`
@@ -49,10 +51,14 @@ def errors_page() -> str:
         raise SystemExit(f"these codes belong to no group of {Path(__file__).name}: {', '.join(strays)}")
     parts = [INTRODUCTION]
     for prefix, (kind, heading) in GROUPS.items():
-        rows = [f"| `{code}` | {cause} |" for code, cause in CODES.items() if code.split("-", 1)[0] == prefix]
+        rows = [
+            f"| `{name}` | {code.cause} | {code.allowed or ''} | {code.fix or ''} |"
+            for name, code in CODES.items()
+            if name.split("-", 1)[0] == prefix
+        ]
         parts.append(
             f"## {heading}: `{kind.__name__}`, exit code {kind.exit_code}\n\n"
-            + "\n".join(["| code | cause |", "|---|---|", *rows])
+            + "\n".join(["| code | cause | allowed | fix |", "|---|---|---|---|", *rows])
             + "\n"
         )
     return "\n".join(parts)
@@ -64,7 +70,7 @@ COMMANDS = """\
 
 With `--json` a command prints one JSON object on stdout and nothing else (`chat` one for each answer, each on a line);
 otherwise progress goes to stderr. A failure prints a code that [Errors](../errors/index.md) explains.
-`luthier --debug COMMAND` shows tracebacks.
+`--debug`, before or after the command, shows tracebacks.
 
 `--set key.path=value` changes a key of the config that a command reads or writes;
 {without} have no config, and so no `--set`.

@@ -9,7 +9,7 @@
     ├── DependencyError     exit 7    an optional package that is not installed
     └── Interrupted         exit 130 or 143    SIGINT or SIGTERM, after a checkpoint
 
-A code is a slug such as ``config-unknown-key``. `CODES` holds one line on each; ``docs/errors/`` is
+A code is a slug such as ``config-unknown-key``. `CODES` holds what each says by itself; ``docs/errors/`` is
 generated from it. Ctrl-C and SIGTERM end with 130 and 143, as shells expect.
 """
 
@@ -28,7 +28,7 @@ class Fault:
     """One thing that is wrong: what, where, what was received, what is allowed, how to mend it.
 
     ``where`` is a location in the user's own terms: ``config.yaml:12:3 trainer.learning_rat``,
-    ``data.csv row 17 column output``.
+    ``data.csv row 17 column output``. ``allowed`` and ``fix`` that are not said are those of the code.
     """
 
     code: str
@@ -40,6 +40,11 @@ class Fault:
 
     def __post_init__(self) -> None:
         assert self.code in CODES, f"undeclared error code {self.code!r}: add it to luthier/error_codes.py"
+        general = CODES[self.code]
+        if self.allowed is None:
+            object.__setattr__(self, "allowed", general.allowed)
+        if self.fix is None:
+            object.__setattr__(self, "fix", general.fix)
 
     def lines(self) -> list[str]:
         """The fault as plain lines of text, the message first. No line holds a secret (see `secrets`)."""
@@ -141,6 +146,8 @@ def missing_extra(package: str, extra: str, purpose: str) -> DependencyError:
     return DependencyError(
         "dependency-missing",
         f"{purpose} needs the package {package!r}, which is not installed",
+        received=f"no package {package}",
+        allowed=f"{package}, installed",
         fix=f"pip install 'luthier[{extra}]'   (or: pip install {package})",
     )
 

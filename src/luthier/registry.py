@@ -46,7 +46,7 @@ class Registry(Generic[T]):
             where=where,
             received=name,
             allowed=sorted(self._items),
-            fix=f"did you mean {close!r}?" if close else None,
+            fix=f"did you mean {close!r}?" if close else "name one of these",
         )
 
     def __contains__(self, name: str) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -54,6 +56,53 @@ def test_every_code_in_the_source_is_declared() -> None:
     used = {code for path in SOURCE.rglob("*.py") for code in pattern.findall(path.read_text("utf-8"))}
     assert used
     assert used <= set(CODES)
+
+
+# The one error that a user does not cause by an input: a signal ended the run, and its fix is the way to go on.
+EXEMPT = {"run-interrupted"}
+KINDS = {"LuthierError", "Fault", *(kind.__name__ for kind in LuthierError.__subclasses__())} - {"Interrupted"}
+PARTS = ("where", "received", "allowed", "fix")
+
+
+def _constructions() -> Iterator[tuple[str, ast.Call]]:
+    """Every error or fault that the source makes with a message, and its place."""
+    for path in sorted(SOURCE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in KINDS):
+                continue
+            if len(node.args) > 1:  # one argument is a list of faults, which are looked at by themselves
+                yield f"{path.relative_to(SOURCE)}:{node.lineno}", node
+
+
+def _said(call: ast.Call) -> set[str]:
+    assert isinstance(call.func, ast.Name)
+    by_place = PARTS[: max(0, len(call.args) - 2)] if call.func.id == "Fault" else ()
+    named = {keyword.arg for keyword in call.keywords}
+    return set(PARTS) if None in named else {*by_place, *(name for name in named if name)}
+
+
+def test_every_error_says_what_was_received_and_what_is_allowed_or_the_fix() -> None:
+    found = list(_constructions())
+    assert len(found) > 200
+    mute = [place for place, call in found if not _said(call) & {"allowed", "fix"}]
+    unreceived = [place for place, call in found if "received" not in _said(call)]
+    assert (mute, unreceived) == ([], [])
+
+
+def test_every_code_knows_what_is_allowed_and_a_fix_and_lends_them() -> None:
+    assert {name for name, code in CODES.items() if not (code.allowed and code.fix)} == EXEMPT
+    fault = Fault("data-empty", "no rows", fix="add some")
+    assert fault.allowed == CODES["data-empty"].allowed and fault.fix == "add some"
+
+
+def test_no_check_of_the_config_raises_an_error_that_says_only_what_is_wrong() -> None:
+    raised = [
+        path.name
+        for path in (SOURCE / "config").glob("*.py")
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "ValueError"
+    ]
+    assert raised == ["execution.py"]  # size_bytes, whose callers say the rest
 
 
 def test_a_missing_extra_names_the_command() -> None:

@@ -104,7 +104,14 @@ class LudwigModel:
         _refuse("callbacks", callbacks or None, "read metrics.jsonl in the run folder, or set trainer.track")
         _refuse("training_set_metadata", training_set_metadata, "leave it out; it is made from the data")
         if dataset is not None and training_set is not None:
-            raise ConfigError("config-conflict", "give dataset, or training_set with validation_set and test_set")
+            raise ConfigError(
+                "config-conflict",
+                "dataset and training_set are both given",
+                where="LudwigModel.train",
+                received="dataset and training_set",
+                allowed="one of the two",
+                fix="give dataset, or training_set with validation_set and test_set",
+            )
         for given in (dataset, training_set, validation_set, test_set):
             _check_format(data_format, given)
         _warn_kept(
@@ -321,7 +328,8 @@ class LudwigModel:
 def _refuse(name: str, value: Any, fix: str) -> None:
     """Raise for an argument that asks for something which Luthier does not do."""
     if value is not None:
-        raise ConfigError("config-not-implemented", f"LudwigModel: {name}=… is not supported", received=value, fix=fix)
+        message, where = f"LudwigModel: {name}=… is not supported", f"LudwigModel {name}"
+        raise ConfigError("config-not-implemented", message, where=where, received=value, allowed="None", fix=fix)
 
 
 def _refuse_machine(
@@ -356,8 +364,10 @@ def _check_split(split: str) -> None:
         raise ConfigError(
             "config-bad-value",
             "LudwigModel: eval_split is no split",
+            where="eval_split",
             received=split,
             allowed=["full", "training", *SPLITS[1:]],
+            fix='eval_split="test"',
         )
 
 

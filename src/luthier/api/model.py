@@ -56,7 +56,14 @@ class Model:
         known = recorded_inputs(self.config.dataset, self._config_path)
         data = known.dataset if dataset is None else dataset
         if data is None:
-            raise ConfigError("config-conflict", "no dataset is named", fix="pass dataset=, or set `dataset:`")
+            raise ConfigError(
+                "config-conflict",
+                "no dataset is named",
+                where="dataset",
+                received="no dataset=, and no `dataset:` in the config",
+                allowed="a DataFrame, a dict of columns, a list of dicts, a path, or a hub dataset id",
+                fix="pass dataset=, or set `dataset:`",
+            )
         self._release()
         with console.sink(quiet=self.quiet) as sink:
             trained = pipeline.train(
@@ -98,7 +105,7 @@ class Model:
             if generation.get("n", 1) > 1:
                 raise ConfigError(
                     "config-conflict", "one prompt given as a text gets one answer", where="n",
-                    received=generation["n"], fix="give the prompt in a list: generate([prompt], n=…)",
+                    received=generation["n"], allowed="1", fix="give the prompt in a list: generate([prompt], n=…)",
                 )  # fmt: skip
             return self._ready().generate([prompt], {**generation, "n": 1})[0]
         return self._ready().generate(prompt, generation or None)

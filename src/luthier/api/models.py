@@ -51,7 +51,10 @@ class Models(Mapping[str, Model]):
         requests = []
         for at, (name, text) in enumerate(prompts):
             if name is not None and name not in runs:
-                raise ConfigError("config-conflict", "there is no such run here", received=name, allowed=list(runs))
+                raise ConfigError(
+                    "config-conflict", "there is no such run here", where="prompts", received=name, allowed=list(runs),
+                    fix="name one of these, or None for the base",
+                )  # fmt: skip
             tuned = runs[name or first]
             sampling = tuned.sampling({**generation, "n": 1})
             requests.append(Request(at, tuned.renderer.text_prompt(text).ids, sampling, adapter=name))

@@ -29,7 +29,7 @@ def check_adapter(folder: Path) -> None:
     said = read_json(path)
     faults = [
         Fault("asset-unsupported", f"the adapter wants the module {said.get('megatron_core')!r} imported",
-              f"{path} {name}", said[name], fix=f"remove {name} from the file")
+              f"{path} {name}", said[name], "an adapter that asks for no imports", f"remove {name} from the file")
         for name in IMPORTED
         if said.get(name)
     ]  # fmt: skip
@@ -47,7 +47,14 @@ def check_adapter(folder: Path) -> None:
             if isinstance(size, bool) or not isinstance(size, int) or size < 0 or (most is not None and size > most):
                 allowed = "a whole number" + ("" if most is None else f" up to {most:,}, as large as its weights are")
                 faults.append(
-                    Fault("asset-damaged", f"{name} does not fit the adapter's weights", str(path), size, allowed)
+                    Fault(
+                        "asset-damaged",
+                        f"{name} does not fit the adapter's weights",
+                        str(path),
+                        size,
+                        allowed,
+                        "get the adapter again",
+                    )
                 )
     if faults:
         raise AssetError(faults)

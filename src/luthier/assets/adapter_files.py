@@ -44,8 +44,22 @@ def adapter_folder(source: str) -> Path:
             f"the adapter {source!r} is neither a folder nor on the hub",
             where=KEY,
             received=source,
+            allowed="a folder with adapter_config.json, or owner/name on the hub",
             fix="name the adapter/ folder of a run, or owner/name of one on the hub",
         ) from error
+
+
+def no_adapter(folder: Path, lacking: str) -> AssetError:
+    """The error for a folder that is no adapter's: the file ``lacking`` is not there."""
+    there = sorted(path.name for path in folder.iterdir())[:10] if folder.is_dir() else []
+    return AssetError(
+        "asset-not-found",
+        f"the adapter's folder has no {lacking}",
+        where=str(folder),
+        received=", ".join(there) or "an empty or absent folder",
+        allowed=f"a folder with {CONFIG} and adapter_model.safetensors",
+        fix="name the adapter/ folder of a run, or get the adapter again",
+    )
 
 
 def adapter_values(folder: Path, declared: str) -> dict[str, Any]:
@@ -56,12 +70,19 @@ def adapter_values(folder: Path, declared: str) -> dict[str, Any]:
     """
     path = folder / CONFIG
     if not path.is_file():
-        raise AssetError("asset-not-found", f"the adapter's folder has no {CONFIG}", where=str(folder))
+        raise no_adapter(folder, CONFIG)
     try:
         said = json_reader.read(path)
         kind = str(said["peft_type"]).lower()
     except (ValueError, KeyError, TypeError) as error:
-        raise AssetError("asset-damaged", f"{CONFIG} cannot be read: {error}", where=str(path)) from error
+        raise AssetError(
+            "asset-damaged",
+            f"{CONFIG} cannot be read: {error}",
+            where=str(path),
+            received=f"{type(error).__name__}: {error}",
+            allowed="a JSON object with peft_type",
+            fix="get the adapter again",
+        ) from error
     if kind != declared:
         raise AssetError(
             "asset-unsupported",

@@ -114,7 +114,8 @@ def read_made(path: Path) -> Any:
 
 def damaged(folder: Path, error: Exception) -> RunError:
     """What is said of a folder that `build_once` made and that cannot be read any more."""
-    return RunError("run-damaged", f"a file of the cache is damaged: {error}", where=str(folder), fix=_again(folder))
+    message, allowed = f"a file of the cache is damaged: {error}", "whole files, as Luthier wrote them"
+    return RunError("run-damaged", message, where=str(folder), received=str(error), allowed=allowed, fix=_again(folder))
 
 
 def _again(folder: Path) -> str:
@@ -144,6 +145,8 @@ def _full(folder: Path) -> RunError:
         "run-no-space",
         "the disk of the cache is full",
         where=str(folder.parent),
+        received=f"{shutil.disk_usage(folder.parent).free / 2**30:.2f} GiB free",
+        allowed="room for the converted model and the prepared rows",
         fix="free some space, or set LUTHIER_CACHE to a folder on another disk",
     )
 

@@ -75,6 +75,7 @@ def render_chat(
             f"the chat template cannot render this conversation: {error}",
             where=where,
             received=" → ".join(str(m.get("role")) for m in messages) or "no messages",
+            allowed="roles in the order that the template expects",
             fix="bring the roles into the order that the template expects, or set prompt.chat_template to another one",
         ) from error
     except (RecursionError, MemoryError, OverflowError) as error:
@@ -82,6 +83,8 @@ def render_chat(
             "data-chat",
             f"the chat template exceeds its bounds: {type(error).__name__}",
             where=where,
+            received=type(error).__name__,
+            allowed="a template without unbounded recursion",
             fix="set prompt.chat_template to a template without unbounded recursion",
         ) from error
     return "".join(pieces)
@@ -102,6 +105,7 @@ def _compile(template: str, where: str | None = None) -> jinja2.Template:
             where=where,
             received=f"{len(template):,} characters",
             allowed=f"at most {MAX_TEMPLATE:,} characters",
+            fix="shorten it, or leave prompt.chat_template out to use the model's own",
         )
     try:
         return _compiled(template)
@@ -110,6 +114,8 @@ def _compile(template: str, where: str | None = None) -> jinja2.Template:
             "data-template",
             f"the chat template is not valid Jinja: {error.message}",
             where=f"{where or 'chat template'}, line {error.lineno}",
+            received=(template.splitlines()[error.lineno - 1 : error.lineno] or ["the end of the template"])[0].strip(),
+            allowed="a Jinja template, as transformers' chat templates are",
             fix="correct the template, or leave prompt.chat_template out to use the model's own",
         ) from error
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from luthier import events
 from luthier.assets.bars import BarStream
 from luthier.assets.cache import build_once
-from luthier.assets.resolve import refuse_links_out
+from luthier.assets.resolve import files_of, refuse_links_out
 from luthier.errors import AssetError
 
 LIMIT = 3600  # seconds
@@ -53,7 +53,12 @@ def convert_pickled(folder: Path, sink: events.Sink = events.silent) -> Path:
     folder = Path(folder).expanduser().resolve()
     if not folder.is_dir() or not any(folder.glob("*.bin")):
         raise AssetError(
-            "asset-not-found", "there are no .bin weights to convert", where=str(folder), allowed="a folder with *.bin"
+            "asset-not-found",
+            "there are no .bin weights to convert",
+            where=str(folder),
+            received=files_of(folder) if folder.is_dir() else "no such folder",
+            allowed="a folder with *.bin",
+            fix="name the folder of a model; one with *.safetensors needs no converting",
         )
     refuse_links_out(folder)
 
@@ -69,6 +74,8 @@ def convert_pickled(folder: Path, sink: events.Sink = events.silent) -> Path:
                 "the pickled weights were not converted: they are damaged or hold more than tensors",
                 where=str(folder),
                 received=(said.strip().splitlines() or ["no message"])[-1],
+                allowed="whole .bin files that hold tensors alone",
+                fix="download the model again, or use one with *.safetensors",
             )
 
     return build_once(folder.with_name(f"{folder.name}-safetensors"), make)

@@ -64,6 +64,8 @@ def _convert(path: Path, target: Path, bar: BarStream) -> None:
             "asset-unsupported",
             f"this GGUF file cannot be converted: {error}",
             where=str(path),
+            received=path.name,
+            allowed="a .gguf file of an architecture and quantisation that transformers reads",
             fix="use the original safetensors model, which GGUF files are made from",
         ) from error
     except Exception as error:
@@ -80,5 +82,7 @@ def _damaged(path: Path, error: Exception) -> AssetError:
         "asset-damaged",
         f"the file cannot be read as GGUF: {error or type(error).__name__}",
         where=str(path),
+        received=path.name,
+        allowed="a whole .gguf file, which begins with b'GGUF'",
         fix="download it again, or name another file",
     )

@@ -89,6 +89,7 @@ def check_sizes(config: Mapping[str, Any], spec: ModelSpec, where: Path) -> None
             where=str(where),
             received=spec.architecture,
             allowed="a language model of a known kind",
+            fix="choose another base, or get its config.json from the publisher",
         )
     text = config.get("text_config") if isinstance(config.get("text_config"), Mapping) else config
     assert text is not None

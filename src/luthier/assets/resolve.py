@@ -145,6 +145,13 @@ def _gguf_base(name: str, path: Path, source: str, cache: Path | None, sink: eve
 # -------------------------------------------------------------------------------------------- folders
 
 
+def files_of(folder: Path, most: int = 10) -> str:
+    """The names of what a folder holds."""
+    names = sorted(path.name for path in folder.iterdir())
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more or "an empty folder"
+
+
 def _folder_base(name: str, folder: Path, source: str, trust_remote_code: bool, cache: Path | None) -> Base:
     if not (folder / "config.json").is_file():
         if (folder / "adapter_config.json").is_file():
@@ -152,10 +159,17 @@ def _folder_base(name: str, folder: Path, source: str, trust_remote_code: bool, 
                 "asset-unsupported",
                 "this folder holds an adapter, not a base model",
                 where=str(folder),
+                received="adapter_config.json and no config.json",
+                allowed="a folder with config.json, *.safetensors and a tokenizer",
                 fix="name its base as base_model and the folder as adapter.pretrained_adapter_weights",
             )
         raise AssetError(
-            "asset-not-found", "this folder has no config.json, so it is not a model", where=str(folder), received=name
+            "asset-not-found",
+            "this folder has no config.json, so it is not a model",
+            where=str(folder),
+            received=files_of(folder),
+            allowed="a folder with config.json, *.safetensors and a tokenizer",
+            fix="name the folder that holds the model's files, or get the model again",
         )
     refuse_links_out(folder)
     remote = _check_remote_code(name, folder, trust_remote_code)
@@ -166,6 +180,7 @@ def _folder_base(name: str, folder: Path, source: str, trust_remote_code: bool, 
             "asset-no-tokenizer",
             "the base model's folder has no tokenizer",
             where=str(folder),
+            received=files_of(folder),
             allowed=TOKENIZERS,
             fix="copy the tokenizer's files of the original model into the folder",
         )
@@ -230,6 +245,7 @@ def _check_remote_code(name: str, folder: Path, trusted: bool) -> bool:
             "this base model wants to run Python code of its own",
             where=str(folder / "config.json"),
             received=f"{name}: auto_map {', '.join(sorted(mapped))}",
+            allowed="a base of an architecture that transformers itself has",
             fix="read that code; then pass trust_remote_code=True (Python) or --trust-remote-code (command line)",
         )
     return bool(mapped)
@@ -247,9 +263,13 @@ def _refuse_without_safetensors(name: str, folder: Path) -> None:
             fix=f"luthier convert {folder}",
         )
     raise AssetError(
-        "asset-damaged", "the base model's folder has no weights", where=str(folder), received=name,
+        "asset-damaged",
+        "the base model's folder has no weights",
+        where=str(folder),
+        received=files_of(folder),
         allowed="*.safetensors",
-    )  # fmt: skip
+        fix="copy the weights into the folder, or get the model again",
+    )
 
 
 # ---------------------------------------------------------------------------------------------- the hub
@@ -279,7 +299,9 @@ def _from_hub(name: str, repository: str, trust_remote_code: bool, sink: events.
         raise AssetError(
             "asset-gated",
             f"the licence of {repository} has to be accepted before it can be downloaded",
+            where="base_model",
             received=name,
+            allowed="a base whose licence you have accepted, or one without a gate",
             fix=f"accept it at https://huggingface.co/{repository}, then run `hf auth login` (or set HF_TOKEN)",
         ) from error
     except (RepositoryNotFoundError, HFValidationError) as error:
@@ -303,9 +325,12 @@ def _usable(folder: Path, repository: str) -> Path:
         raise AssetError(
             "asset-pickled-weights" if pickled else "asset-damaged",
             f"{repository} has no safetensors weights",
-            received=", ".join(pickled[:5]) or None,
+            where=repository,
+            received=", ".join(pickled[:5]) or "no weights",
             allowed="*.safetensors",
-            fix=f"hf download {repository} --local-dir DIR && luthier convert DIR" if pickled else None,
+            fix=f"hf download {repository} --local-dir DIR && luthier convert DIR"
+            if pickled
+            else "name a repository that has them",
         )
     return folder
 

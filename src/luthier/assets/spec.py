@@ -36,7 +36,8 @@ def weight_files(folder: Path) -> list[Path]:
             "asset-damaged",
             f"the base model lacks {len(missing)} of its {len(names)} weight files",
             where=str(index),
-            received=", ".join(missing),
+            received=f"no {', '.join(missing)}",
+            allowed=f"all of the {len(names)} files that the index names",
             fix="download the model again; an earlier download was not finished",
         )
     return [folder / name for name in names]
@@ -52,7 +53,7 @@ def _named(index: Path) -> list[str]:
             "asset-damaged",
             "the index of the weights names no files of this folder",
             where=str(index),
-            received=", ".join(outside[:3]) or None,
+            received=", ".join(outside[:3]) or "no names",
             allowed="names of files in the same folder",
             fix="download the model again from where you trust it",
         )
@@ -65,10 +66,22 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json_reader.read(path)
     except ValueError as error:
         raise AssetError(
-            "asset-damaged", f"{path.name} cannot be read: {error}", where=str(path), fix="download the model again"
+            "asset-damaged",
+            f"{path.name} cannot be read: {error}",
+            where=str(path),
+            received=str(error),
+            allowed="a JSON object",
+            fix="download the model again",
         ) from error
     if not isinstance(value, dict):
-        raise AssetError("asset-damaged", f"{path.name} is not a JSON object", where=str(path))
+        raise AssetError(
+            "asset-damaged",
+            f"{path.name} is not a JSON object",
+            where=str(path),
+            received=value,
+            allowed="a JSON object",
+            fix="download the model again",
+        )
     return value
 
 
@@ -145,7 +158,12 @@ def _entry(entry: dict[str, Any]) -> tuple[str, int, int]:
 
 def _damaged(path: Path, why: str) -> AssetError:
     return AssetError(
-        "asset-damaged", f"a weight file is damaged: {why}", where=str(path), fix="download the model again"
+        "asset-damaged",
+        f"a weight file is damaged: {why}",
+        where=str(path),
+        received=f"{path.name}: {why}",
+        allowed="a whole .safetensors file",
+        fix="download the model again",
     )
 
 

@@ -168,6 +168,8 @@ def _died(overdue: bool, patience: float, memory: int) -> Fault:
     return Fault(
         "data-chat",
         f"the chat template exceeds its bounds: {why}",
+        received=why,
+        allowed=f"a template that writes its conversations within {patience:g} s and {memory >> 20} MiB",
         fix="set prompt.chat_template to a template without unbounded loops or recursion",
     )
 

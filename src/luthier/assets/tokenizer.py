@@ -122,7 +122,12 @@ class Tokenizer:
             if not (isinstance(error, Exception) or is_panic(error)):
                 raise
             raise AssetError(
-                "asset-damaged", f"tokenizer.json cannot be read: {error}", where=str(path), fix="fetch the model again"
+                "asset-damaged",
+                f"tokenizer.json cannot be read: {error}",
+                where=str(path),
+                received=str(error),
+                allowed="a whole tokenizer.json",
+                fix="fetch the model again",
             ) from error
         digest = hashlib.sha256()
         for name in FILES:
@@ -279,7 +284,7 @@ class Tokenizer:
                 "asset-unsupported",
                 "the tokenizer names no end-of-sequence token, so an answer could never end",
                 where=self._where,
-                received=self.eos_token,
+                received=self.eos_token or "no eos_token",
                 allowed="eos_token in tokenizer_config.json, or eos_token_id in generation_config.json",
                 fix="add it to tokenizer_config.json",
             )

@@ -77,6 +77,7 @@ def in_time(work: Callable[[], Result], characters: int, where: str) -> Result:
         "asset-tokenizer-bounds",
         f"the tokenizer exceeds its bounds on {characters:,} characters of text: {why}",
         where=where,
+        received=f"{characters:,} characters of text",
         allowed="regular expressions in tokenizer.json that read text once, from left to right",
         fix="use the model of a publisher you trust; if the text is one very long word, split it",
     )
@@ -111,6 +112,7 @@ def check_loading(path: Path, content: bytes, settings: Mapping[str, Any]) -> No
         "asset-tokenizer-bounds",
         f"the tokenizer exceeds its bounds while it is loaded: {why}",
         where=str(path),
+        received=f"a tokenizer.json of {len(content):,} bytes",
         allowed="a normalizer that reads each added token once, from left to right",
         fix="use the model of a publisher you trust",
     )

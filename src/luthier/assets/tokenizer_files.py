@@ -84,6 +84,11 @@ def read_json(path: Path) -> dict[str, Any]:
         found = json_reader.read(path)
     except ValueError as error:
         raise AssetError(
-            "asset-damaged", f"{path.name} is not valid JSON: {error}", where=str(path), fix="fetch the model again"
+            "asset-damaged",
+            f"{path.name} is not valid JSON: {error}",
+            where=str(path),
+            received=str(error),
+            allowed="a JSON object",
+            fix="fetch the model again",
         ) from error
     return found if isinstance(found, dict) else {}

@@ -71,6 +71,8 @@ def dataset_of(config: Config, option: str | None, config_path: str, encoding: s
             "config-conflict",
             "no dataset is named",
             where=f"{config_path} dataset",
+            received="no --dataset, and no `dataset:` in the config",
+            allowed="a file, a saved dataset folder, or a hub id",
             fix="pass --dataset FILE, or write `dataset: FILE` in the config",
         )
     return Inputs(known.dataset, encoding or known.encoding)

@@ -31,6 +31,8 @@ def command(
             "run-foreign-files",
             "the config file exists already",
             where=str(output),
+            received=output.name,
+            allowed="a file that is not there yet",
             fix="choose another --output, or pass --force to replace it",
         )
     from luthier import starter

@@ -94,7 +94,8 @@ def _machine(
     from luthier.plan.measure import cpu_rates
 
     if cpu and (gpu or memory):
-        raise ConfigError("config-conflict", "--cpu contradicts --gpu and --memory", where="--cpu", fix="keep one")
+        raise ConfigError("config-conflict", "--cpu contradicts --gpu and --memory", where="--cpu",
+                          received="--cpu with --gpu or --memory", allowed="one of them", fix="keep one")  # fmt: skip
     if cpu:
         return machines.probe("cpu"), cpu_rates()
     if gpu is None and memory is None:
@@ -103,7 +104,12 @@ def _machine(
         size = None if memory is None else size_bytes(memory)
     except ValueError as error:
         raise ConfigError(
-            "config-bad-value", str(error), where="--memory", received=memory, allowed="a size such as 15GiB"
+            "config-bad-value",
+            str(error),
+            where="--memory",
+            received=memory,
+            allowed="a size such as 15GiB",
+            fix="--memory 15GiB",
         ) from None
     return imagined(card_named(gpu) if gpu else UNKNOWN, size), None
 

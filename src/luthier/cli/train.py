@@ -99,6 +99,8 @@ def _begun(run: str) -> tuple[str, str]:
             "run-not-a-run",
             "the run ended before it had recorded its config",
             where=str(folder),
+            received="a run without config.yaml",
+            allowed="a run with its config.yaml",
             fix=f"luthier train CONFIG --output {folder}",
         )
     return str(config), str(folder)

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
-from luthier.config.section import Float, Int, Section, key
+from luthier.config.section import Conflict, Float, Int, Section, key
 
 Targets = str | tuple[str, ...] | None
 Start = Literal[
@@ -138,9 +138,19 @@ class Lora(BaseAdapter):
     def _starts(self) -> Lora:
         for name in DETAILS:
             if getattr(self, name) is not None and self.init_lora_weights != name.removesuffix("_config"):
-                raise ValueError(f"{name} has no effect beside init_lora_weights: {self.init_lora_weights}")
+                raise Conflict(
+                    f"{name} has no effect beside init_lora_weights: {self.init_lora_weights}",
+                    received=f"{name}, init_lora_weights: {self.init_lora_weights}",
+                    allowed=f"{name} with init_lora_weights: {name.removesuffix('_config')}",
+                    fix=f"leave {name} out, or set init_lora_weights: {name.removesuffix('_config')}",
+                )
         if self.init_lora_weights == "loftq" and self.use_dora:
-            raise ValueError("init_lora_weights: loftq does not go with use_dora: its norms are those of other weights")
+            raise Conflict(
+                "init_lora_weights: loftq does not go with use_dora: its norms are those of other weights",
+                received="init_lora_weights: loftq, use_dora: true",
+                allowed="one of the two",
+                fix="leave use_dora out, or use another init_lora_weights",
+            )
         return self
 
     @property
@@ -171,9 +181,19 @@ class AdaLora(Lora):
     @model_validator(mode="after")
     def _shrinks(self) -> AdaLora:
         if self.init_lora_weights != "default":
-            raise ValueError("adalora has a start of its own: leave init_lora_weights out")
+            raise Conflict(
+                "adalora has a start of its own",
+                received=f"init_lora_weights: {self.init_lora_weights}",
+                allowed="default",
+                fix="leave init_lora_weights out",
+            )
         if self.target_r >= self.init_r:
-            raise ValueError("target_r is not below init_r: there would be no rank to take away")
+            raise Conflict(
+                "target_r is not below init_r: there would be no rank to take away",
+                received=f"target_r: {self.target_r}, init_r: {self.init_r}",
+                allowed=f"a target_r below {self.init_r}",
+                fix="lower target_r, or raise init_r",
+            )
         return self
 
 

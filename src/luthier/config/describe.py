@@ -65,7 +65,9 @@ def words(node: dict[str, Any], defs: dict[str, Any]) -> str:
     if kind == "array":
         if "prefixItems" in node:
             return f"a list of {len(node['prefixItems'])}: " + ", ".join(words(n, defs) for n in node["prefixItems"])
-        return f"a list of {words(node.get('items', {}), defs)}"
+        least, most = node.get("minItems", 0), node.get("maxItems")
+        count = f"exactly {least}: " if least == most else f"at least {least}: " if least else ""
+        return f"a list of {count}{words(node.get('items', {}), defs)}"
     if kind == "object":
         return f"a mapping ({node['title']})" if "properties" in node else "a mapping"
     if "pattern" in node and "examples" in node:

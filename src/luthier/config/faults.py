@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from luthier.config.adapter import KINDS as ADAPTERS
 from luthier.config.defaults import sections_of
 from luthier.config.describe import allowed_values
-from luthier.config.section import Section
+from luthier.config.section import Conflict, Section
 from luthier.errors import Fault
 from luthier.registry import nearest
 
@@ -53,7 +53,9 @@ def from_validation(error: ValidationError, data: Any, places: Places, root: typ
     outer = {path[:length] for path in faults for length in range(len(path))}  # a fault inside says more than they do
     found = [fault for path, fault in faults.items() if fault.code != "config-bad-value" or path not in outer]
     if len(items) > MOST:
-        found.append(Fault("config-bad-value", f"{len(items) - MOST:,} more are wrong", places.name))
+        more, received = f"{len(items) - MOST:,} more are wrong", f"{len(items):,} wrong values"
+        fix = "mend these first; is this file the config?"
+        found.append(Fault("config-bad-value", more, places.name, received, "the keys and values of a config", fix))
     return found
 
 
@@ -81,33 +83,43 @@ def _fault(item: Any, path: Path, data: Any, places: Places, root: type[Section]
         return Fault("config-unknown-key", f"there is no key `{dotted}`", where, item["input"], known, fix)
     allowed = allowed_values(root, path, data)
     if kind == "missing":
-        return Fault("config-bad-value", f"`{dotted}` has to be given", where, None, allowed, f"add `{path[-1]}:`")
+        return Fault("config-bad-value", f"`{dotted}` has to be given", where, "nothing", allowed, f"add `{path[-1]}:`")
     if kind == "union_tag_invalid":
         received = item["input"].get("type") if isinstance(item["input"], dict) else item["input"]
         kinds = str(item["ctx"]["expected_tags"]).replace("'", "").split(", ")
         close = nearest(str(received), kinds)
-        suggestion = f"did you mean `{close}`?" if close else None
+        suggestion = f"did you mean `{close}`?" if close else "set `type:` to one of these"
         where = places.of((*path, "type"))
         message = f"there is no kind of {dotted} named {received!r}"
         return Fault("config-bad-value", message, where, received, kinds, suggestion)
     if kind == "union_tag_not_found":
         kinds = list(ADAPTERS)  # the only keys whose section is told by its type
-        return Fault("config-bad-value", f"`{dotted}` needs its type", where, None, kinds, f"add `type: {kinds[0]}`")
+        return Fault(
+            "config-bad-value", f"`{dotted}` needs its type", where, "no type", kinds, f"add `type: {kinds[0]}`"
+        )
     if kind == "value_error":
-        said = str(item["ctx"]["error"])
-        return Fault("config-conflict", f"{dotted}: {said}" if dotted else said, where, _leaf(item["input"]))
+        error = item["ctx"]["error"]
+        assert isinstance(error, Conflict), "a section's check says what is allowed and how to mend it"
+        message = f"{dotted}: {error}" if dotted else str(error)
+        return Fault("config-conflict", message, where, error.received, error.allowed, error.fix)
     return Fault(
         "config-bad-value",
         f"`{dotted}` cannot have this value" if dotted else "the config is a mapping of keys",
         where,
         item["input"] if item["input"] is not None else "null",
         allowed or item["msg"],
-        _suggest_value(item["input"], allowed),
+        _count_advice(item, dotted) or _suggest_value(item["input"], allowed),
     )
 
 
-def _leaf(value: Any) -> Any:
-    return None if isinstance(value, (dict, Section)) else value
+def _count_advice(item: Any, dotted: str) -> str | None:
+    """How to mend a list that is too long or too short."""
+    counts = item.get("ctx", {})
+    if item["type"] == "too_long":
+        return f"keep {counts['max_length']} of the {counts['actual_length']}"
+    if item["type"] == "too_short":
+        return f"give {counts['min_length']} of them, or leave `{dotted}` out"
+    return None
 
 
 def _suggest_value(value: Any, allowed: str | None) -> str | None:

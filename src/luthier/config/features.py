@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from luthier.config.section import Int, Section, key
+from luthier.config.section import Conflict, Int, Section, key
 
 
 class Match(Section):
@@ -24,7 +24,12 @@ class Match(Section):
             try:
                 re.compile(self.value)
             except re.error as error:
-                raise ValueError(f"the value is no regular expression: {error}") from error
+                raise Conflict(
+                    f"the value is no regular expression: {error}",
+                    received=self.value,
+                    allowed="a regular expression of Python's re",
+                    fix="correct it, or use type: contains for plain text",
+                ) from error
         return self
 
 
@@ -71,9 +76,9 @@ class Feature(Section):
     @model_validator(mode="after")
     def _reads_its_type(self) -> Feature:
         if self.type == "text" and self.decoder is not None and self.decoder.type == "category_extractor":
-            raise ValueError("a category_extractor reads classes: set the feature's type to category")
+            raise _no_category("decoder.type: category_extractor", "a category_extractor reads classes")
         if self.type == "text" and self.constrained:
-            raise ValueError("answers are held to classes: set the feature's type to category")
+            raise _no_category("constrained: true", "answers are held to classes")
         return self
 
     @property
@@ -81,3 +86,12 @@ class Feature(Section):
         """The class of an answer that names none, wherever it was declared."""
         own = self.decoder.fallback_label if self.decoder is not None else None
         return own if own is not None else self.preprocessing.fallback_label
+
+
+def _no_category(asked: str, why: str) -> Conflict:
+    return Conflict(
+        f"{why}, and the feature is text",
+        received=f"{asked}, type: text",
+        allowed=f"{asked} with type: category",
+        fix="set the feature's type to category",
+    )

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from luthier.config.section import Float, Int, Section, key, read_bool
+from luthier.config.section import Conflict, Float, Int, Section, key, read_bool
 
 # pydantic warns that `schema` hides a method of its own, which it has given up.
 warnings.filterwarnings("ignore", message='Field name "schema" in "GenerationKeys" shadows', category=UserWarning)
@@ -138,9 +138,19 @@ class Generation(GenerationKeys):
     @model_validator(mode="after")
     def _consistent(self) -> Generation:
         if self.min_new_tokens > self.max_new_tokens:
-            raise ValueError("min_new_tokens is larger than max_new_tokens")
+            raise Conflict(
+                "min_new_tokens is larger than max_new_tokens",
+                received=f"min_new_tokens: {self.min_new_tokens}, max_new_tokens: {self.max_new_tokens}",
+                allowed=f"min_new_tokens of at most {self.max_new_tokens}",
+                fix="lower min_new_tokens, or raise max_new_tokens",
+            )
         if self.do_sample and self.temperature == 0:
-            raise ValueError("do_sample is true and temperature is 0: temperature 0 is greedy")
+            raise Conflict(
+                "do_sample is true and temperature is 0: temperature 0 is greedy",
+                received="do_sample: true, temperature: 0",
+                allowed="a temperature over 0 with do_sample: true",
+                fix="raise temperature, or set do_sample: false",
+            )
         return self
 
 

@@ -41,6 +41,7 @@ def load(source: str | FilePath | Mapping[str, Any], overrides: Sequence[str] = 
             where=places.name,
             received="nothing" if data is None else data,
             allowed="lines such as `base_model: smollm2`",
+            fix="`luthier init DATA` writes a config",
         )
     unsaid = "adapter" not in data
     for override in overrides:
@@ -68,6 +69,15 @@ def _read(source: str | FilePath, faults: list[Fault]) -> tuple[Any, Places]:
     if isinstance(source, str) and "\n" in source:
         name, text = "config", source
     else:
+        if not isinstance(source, (str, FilePath)):
+            raise ConfigError(
+                "config-unreadable",
+                "the config is neither a file nor a mapping",
+                where="config",
+                received="None" if source is None else source,
+                allowed="a path of a YAML file, a text of YAML, or a dict",
+                fix="give one of these, such as {'base_model': 'smollm2'}",
+            )
         path = FilePath(source).expanduser()
         name = str(path)
         text = yaml_reader.decode(_bytes(path), name)
@@ -96,6 +106,8 @@ def _bytes(path: FilePath) -> bytes:
             "config-unreadable",
             f"the config cannot be read: {said}",
             where=str(path),
+            received=str(path),
+            allowed="a YAML file that can be read",
             fix=f"did you mean {str(path.parent / close)!r}?" if close else "`luthier init DATA` writes a config",
         ) from None
 
@@ -107,7 +119,9 @@ def _copy(value: Any, depth: int = 0) -> Any:
             "config-unreadable",
             "the config is nested too deeply",
             where="config",
+            received=f"more than {yaml_reader.MAX_DEPTH} levels",
             allowed=f"{yaml_reader.MAX_DEPTH} levels",
+            fix="pass the config itself, without what stands around it",
         )
     if isinstance(value, Mapping):
         return {str(name): _copy(child, depth + 1) for name, child in value.items()}
@@ -136,7 +150,14 @@ def _override(data: dict[str, Any], override: str, places: Places, faults: list[
     where = f"--set {override}"
     if not equals or not all(steps):
         faults.append(
-            Fault("config-bad-override", "an override is key.path=value", where, override, "--set trainer.epochs=1")
+            Fault(
+                "config-bad-override",
+                "an override is key.path=value",
+                where,
+                override,
+                "key.path=value",
+                "write it as in --set trainer.epochs=1",
+            )
         )
         return
     try:
@@ -152,7 +173,8 @@ def _override(data: dict[str, Any], override: str, places: Places, faults: list[
         path.append(at)
         if isinstance(node, list) and not (isinstance(at, int) and at < len(node)):
             message = f"`{'.'.join(steps[:index])}` is a list of {len(node)}; {step!r} is none of its items"
-            faults.append(Fault("config-bad-override", message, where, step, "an item's number from 0"))
+            allowed = f"an item's number, 0 to {len(node) - 1}" if node else "no item: the list is empty"
+            faults.append(Fault("config-bad-override", message, where, step, allowed, "name an item by its number"))
             return
         if index == len(steps) - 1:
             node[at] = value
@@ -162,7 +184,8 @@ def _override(data: dict[str, Any], override: str, places: Places, faults: list[
             child = node[at] = {}
         if not isinstance(child, (dict, list)):
             message = f"`{'.'.join(steps[: index + 1])}` holds a value, not keys"
-            faults.append(Fault("config-bad-override", message, where, child, "the path of a key"))
+            fix = f"write --set {'.'.join(steps[: index + 1])}=VALUE"
+            faults.append(Fault("config-bad-override", message, where, child, "the path of a key", fix))
             return
         node = child
     places.overridden[tuple(path)] = override
@@ -183,7 +206,7 @@ def _rename(data: dict[str, Any], places: Places, faults: list[Fault]) -> None:
             inner = (*base, "params", name)
             if name in optimizer and optimizer[name] != value:
                 message = f"`optimizer.{name}` and `optimizer.params.{name}` differ"
-                faults.append(Fault("config-conflict", message, places.of(inner), value, fix="keep one"))
+                faults.append(Fault("config-conflict", message, places.of(inner), value, "one of the two", "keep one"))
                 continue
             optimizer[name] = value
             if inner in places.positions:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import model_validator
 
-from luthier.config.section import Float, Section, key
+from luthier.config.section import Conflict, Float, Section, key
 
 OptimizerType = Literal[
     "adamw",
@@ -63,18 +63,37 @@ class Optimizer(Section):
         kind = self.type
         if self.betas is not None:
             if any(not 0 <= b < 1 for b in self.betas):
-                raise ValueError("betas are two numbers from 0 to under 1")
+                raise Conflict(
+                    "betas are two numbers from 0 to under 1",
+                    received=str(list(self.betas)),
+                    allowed="two numbers from 0 to under 1",
+                    fix="betas: [0.9, 0.999]",
+                )
             if kind in ("sgd", "adafactor"):
-                raise ValueError(f"betas have no meaning for {kind}")
+                raise self._meaningless("betas have", "adam, adamw and lion")
         if (self.momentum or self.nesterov) and kind != "sgd":
-            raise ValueError(f"momentum and nesterov belong to sgd, not {kind}")
+            raise self._meaningless("momentum and nesterov have", "sgd")
         if self.nesterov and not self.momentum:
-            raise ValueError("nesterov needs a momentum over 0")
+            raise Conflict(
+                "nesterov needs a momentum over 0",
+                received=f"nesterov: true, momentum: {self.momentum:g}",
+                allowed="a momentum over 0 and under 1 with nesterov: true",
+                fix="momentum: 0.9, or leave nesterov out",
+            )
         if self.eps is not None and (kind == "sgd" or "lion" in kind):
-            raise ValueError(f"eps has no meaning for {kind}")
+            raise self._meaningless("eps has", "adam, adamw and adafactor")
         if self.amsgrad and kind not in ("adam", "adamw"):
-            raise ValueError(f"amsgrad belongs to adam and adamw, not {kind}")
+            raise self._meaningless("amsgrad has", "adam and adamw")
         return self
+
+    def _meaningless(self, what: str, where: str) -> Conflict:
+        name = what.rpartition(" ")[0]
+        return Conflict(
+            f"{what} no meaning for {self.type}",
+            received=f"type: {self.type}",
+            allowed=f"{name} with {where}",
+            fix=f"leave {name} out, or choose another type",
+        )
 
 
 class GradientClipping(Section):

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import field_validator, model_validator
 
-from luthier.config.section import Float, Int, Section, key
+from luthier.config.section import Conflict, Float, Int, Section, key
 
 Truncation = Literal["drop", "truncate_prompt", "truncate_target", "error"]
 
@@ -33,15 +33,20 @@ class SplitConfig(Section):
     @classmethod
     def _shares(cls, value: tuple[float, float, float]) -> tuple[float, float, float]:
         if any(share < 0 for share in value) or abs(sum(value) - 1) > 1e-6:
-            raise ValueError(f"the three shares are not negative and sum to 1, not {sum(value):g}")
+            raise _shares_are(f"the three shares are not negative and sum to 1, not {sum(value):g}", value)
         if value[0] == 0:
-            raise ValueError("the share of train is over 0")
+            raise _shares_are("the share of train is over 0", value)
         return value
 
     @model_validator(mode="after")
     def _column(self) -> SplitConfig:
         if self.type in ("datetime", "hash") and not self.column:
-            raise ValueError(f"split type {self.type} needs `column`")
+            raise Conflict(
+                f"split type {self.type} needs `column`",
+                received=f"type: {self.type}, no column",
+                allowed="the column with the dates" if self.type == "datetime" else "a column of the table",
+                fix="add `column: NAME` with a column of the table, or use type: random",
+            )
         return self
 
 
@@ -94,7 +99,21 @@ class Preprocessing(Section):
             own, ludwig = data.get("max_sequence_length"), data.get("global_max_sequence_length")
             value = own if own is not None else ludwig
             if own is not None and ludwig is not None and str(own) != str(ludwig):
-                raise ValueError("max_sequence_length and global_max_sequence_length are one key and differ")
+                raise Conflict(
+                    "max_sequence_length and global_max_sequence_length are one key and differ",
+                    received=f"max_sequence_length: {own}, global_max_sequence_length: {ludwig}",
+                    allowed="one of the two",
+                    fix="leave global_max_sequence_length out",
+                )
             if value is not None:
                 return {**data, "max_sequence_length": value, "global_max_sequence_length": value}
         return data
+
+
+def _shares_are(message: str, shares: tuple[float, float, float]) -> Conflict:
+    return Conflict(
+        message,
+        received=str(list(shares)),
+        allowed="three numbers from 0 to 1 that sum to 1, the first over 0",
+        fix="probabilities: [0.8, 0.1, 0.1]",
+    )

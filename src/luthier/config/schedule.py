@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from luthier.config.section import Float, Int, Section, key
+from luthier.config.section import Conflict, Float, Int, Section, key
 
 
 class Schedule(Section):
@@ -57,5 +57,11 @@ class Schedule(Section):
     @model_validator(mode="after")
     def _consistent(self) -> Schedule:
         if sum(map(bool, (self.warmup_fraction, self.warmup_steps, self.warmup_evaluations))) > 1:
-            raise ValueError("give one of warmup_fraction, warmup_steps and warmup_evaluations")
+            given = {name: getattr(self, name) for name in ("warmup_fraction", "warmup_steps", "warmup_evaluations")}
+            raise Conflict(
+                "the warm-up is given in more than one way",
+                received=", ".join(f"{name}: {value}" for name, value in given.items() if value),
+                allowed=f"one of {', '.join(given)}",
+                fix="give one of warmup_fraction, warmup_steps and warmup_evaluations",
+            )
         return self

@@ -17,7 +17,7 @@ from luthier.config.model_parameters import ModelParameters
 from luthier.config.preprocessing import Preprocessing
 from luthier.config.prompt import Prompt
 from luthier.config.quantization import Quantization
-from luthier.config.section import Int, Section, key
+from luthier.config.section import Conflict, Int, Section, key
 from luthier.config.trainer import FULL_LEARNING_RATE, Trainer
 
 
@@ -73,23 +73,49 @@ class Config(Section):
     @model_validator(mode="after")
     def _consistent(self) -> Config:
         if self.quantization and self.adapter is None and self.trainer.type == "finetune":
-            raise ValueError("a quantised base cannot be trained whole: give an `adapter`, or leave `quantization` out")
+            raise Conflict(
+                "a quantised base cannot be trained whole",
+                received=f"quantization.bits: {self.quantization.bits}, adapter: null",
+                allowed="quantization with an adapter, or neither",
+                fix="give an `adapter`, or leave `quantization` out",
+            )
         if self.quantization and self.adapter and self.adapter.postprocessor.merge_adapter_into_base_model:
-            raise ValueError("an adapter is not merged into a quantised base: leave out `quantization`, or the merging")
+            raise Conflict(
+                "an adapter is not merged into a quantised base",
+                received=f"quantization.bits: {self.quantization.bits}, merge_adapter_into_base_model: true",
+                allowed="merging into a base that is not quantised",
+                fix="leave out `quantization`, or the merging",
+            )
         start = getattr(self.adapter, "init_lora_weights", None)
         if start == "loftq" and self.quantization is None:
-            raise ValueError(
-                "init_lora_weights: loftq makes up for what quantising loses: give `quantization`, or use pissa"
+            raise Conflict(
+                "init_lora_weights: loftq makes up for what quantising loses, and the base is not quantised",
+                received="init_lora_weights: loftq, no quantization",
+                allowed="loftq with quantization.bits",
+                fix="give `quantization`, or use pissa",
             )
         if start in ("corda", "lora_ga") and self.quantization:
-            raise ValueError(
-                f"init_lora_weights: {start} needs weights that are not quantised: leave `quantization` out, or use eva"
+            raise Conflict(
+                f"init_lora_weights: {start} needs weights that are not quantised",
+                received=f"init_lora_weights: {start}, quantization.bits: {self.quantization.bits}",
+                allowed=f"{start} on a base that is not quantised",
+                fix="leave `quantization` out, or use eva",
             )
         task, template = self.prompt.task, self.prompt.template
         if task and template and "{__task__}" not in template:
-            raise ValueError("prompt.task is given and prompt.template does not say where: put {__task__} into it")
+            raise Conflict(
+                "prompt.task is given and prompt.template does not say where",
+                received=f"prompt.task: {task}",
+                allowed="a prompt.template that holds {__task__}",
+                fix="put {__task__} into prompt.template, or leave prompt.task out",
+            )
         if template and isinstance(self.prompt.chat_template, str):
-            raise ValueError("prompt.template and a Jinja prompt.chat_template are both given")
+            raise Conflict(
+                "prompt.template and a Jinja prompt.chat_template are both given",
+                received="prompt.template and prompt.chat_template",
+                allowed="one of the two",
+                fix="leave prompt.template out, or prompt.chat_template",
+            )
         return self
 
     def __eq__(self, other: object) -> bool:

@@ -15,6 +15,14 @@ _BOOL = TypeAdapter(bool)
 SAME: Any = object()  # "Ludwig's default is ours"
 
 
+class Conflict(ValueError):
+    """Keys that do not go together, raised by a section's own checks; becomes a fault ``config-conflict``."""
+
+    def __init__(self, message: str, *, received: str, allowed: str, fix: str) -> None:
+        super().__init__(message)
+        self.received, self.allowed, self.fix = received, allowed, fix
+
+
 class Section(BaseModel):
     """A frozen mapping of declared keys; an unknown key is an error."""
 

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from luthier.config.optimizer import GradientClipping, Optimizer
 from luthier.config.schedule import Schedule
-from luthier.config.section import Auto, Float, Int, Section, key
+from luthier.config.section import Auto, Conflict, Float, Int, Section, key
 
 Tracker = Literal["tensorboard", "mlflow", "wandb", "trackio"]
 ADAPTER_LEARNING_RATE = 2e-4
@@ -120,11 +120,27 @@ class Trainer(Section):
     @model_validator(mode="after")
     def _consistent(self) -> Trainer:
         if self.use_mixed_precision is False and self.precision in ("bf16", "fp16"):
-            raise ValueError(f"use_mixed_precision is false and precision is {self.precision}")
+            raise Conflict(
+                f"use_mixed_precision is false and precision is {self.precision}",
+                received=f"use_mixed_precision: false, precision: {self.precision}",
+                allowed="precision: fp32 or auto with use_mixed_precision: false",
+                fix="leave use_mixed_precision out: precision says it",
+            )
         if self.use_mixed_precision and self.precision == "fp32":
-            raise ValueError("use_mixed_precision is true and precision is fp32")
+            raise Conflict(
+                "use_mixed_precision is true and precision is fp32",
+                received="use_mixed_precision: true, precision: fp32",
+                allowed="precision: auto, bf16 or fp16 with use_mixed_precision: true",
+                fix="leave use_mixed_precision out: precision says it",
+            )
         if self.steps_per_checkpoint and self.checkpoints_per_epoch:
-            raise ValueError("give one of steps_per_checkpoint and checkpoints_per_epoch")
+            raise Conflict(
+                "how often a checkpoint is made is given in two ways",
+                received=f"steps_per_checkpoint: {self.steps_per_checkpoint}, "
+                f"checkpoints_per_epoch: {self.checkpoints_per_epoch}",
+                allowed="one of steps_per_checkpoint and checkpoints_per_epoch",
+                fix="give one of steps_per_checkpoint and checkpoints_per_epoch",
+            )
         return self
 
     @property

@@ -66,6 +66,7 @@ def decode(raw: bytes, name: str) -> str:
             where=name,
             received=f"{len(raw):,} bytes",
             allowed=f"at most {MAX_BYTES:,} bytes",
+            fix="is it the data? give that with --dataset",
         )
     encoding = "utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     try:
@@ -103,6 +104,7 @@ def read(text: str, name: str) -> Document:
             where=name,
             received=f"{len(text):,} characters",
             allowed=f"at most {MAX_BYTES:,}",
+            fix="is it the data? give that with --dataset",
         )
     builder = _Builder(name)
     for event in _events(text, name):
@@ -124,10 +126,22 @@ def _events(text: str, name: str) -> Iterator[Any]:
         where = f"{name}:{mark.line + 1}:{mark.column + 1}" if mark else name
         said = " ".join(part for part in (error.context, error.problem) if part)
         fix = "indent with spaces" if "\\t" in repr(error.problem) else "close what is open, quote what is text"
-        raise ConfigError("config-unreadable", f"the config is not valid YAML: {said}", where=where, fix=fix) from None
+        raise _invalid(said, where, text.splitlines()[mark.line : mark.line + 1] if mark else [], fix) from None
     except (YAMLError, ValueError) as error:
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ConfigError("config-unreadable", f"the config is not valid YAML: {said}", where=name) from None
+        raise _invalid(said, name, [], "take out what is no text; save the file as UTF-8") from None
+
+
+def _invalid(said: str, where: str, line: list[str], fix: str) -> ConfigError:
+    """The error for a text that is not YAML; ``line`` holds the one where that showed, if there is one."""
+    return ConfigError(
+        "config-unreadable",
+        f"the config is not valid YAML: {said}",
+        where=where,
+        received=(line[0].strip() if line else "") or "the end of the text",
+        allowed="YAML 1.2",
+        fix=fix,
+    )
 
 
 class _Builder:
@@ -156,24 +170,32 @@ class _Builder:
         if handler:
             handler(event)
 
-    def _fail(self, message: str, event: Any, allowed: str | None = None, fix: str | None = None) -> NoReturn:
+    def _fail(self, message: str, event: Any, received: str, allowed: str, fix: str) -> NoReturn:
         line, column = _position(event)
-        raise ConfigError("config-unreadable", message, where=f"{self.name}:{line}:{column}", allowed=allowed, fix=fix)
+        where = f"{self.name}:{line}:{column}"
+        raise ConfigError("config-unreadable", message, where=where, received=received, allowed=allowed, fix=fix)
+
+    def _too_deep(self, event: Any) -> NoReturn:
+        most = f"at most {MAX_DEPTH} levels"
+        self._fail(
+            "the config is nested too deeply", event, f"more than {MAX_DEPTH} levels", most, "close brackets earlier"
+        )
 
     def _document(self, event: Any) -> None:
         self.documents += 1
         if self.documents > 1:
-            self._fail("the config holds more than one YAML document", event, fix="leave out what follows `---`")
+            message, fix = "the config holds more than one YAML document", "leave out what follows `---`"
+            self._fail(message, event, "a second document", "one document", fix)
 
     def _scalar(self, event: Any) -> None:
         plain = event.style is None or event.style == ""
         tag = str(event.tag) if event.tag is not None else None
         if tag not in (None, "!", "tag:yaml.org,2002:str"):
-            self._fail(f"the tag {tag} is not allowed", event, "plain values", "leave the tag out")
+            self._fail(f"the tag {tag} is not allowed", event, tag, "plain values", "leave the tag out")
         parent = self.stack[-1] if self.stack else None
         if parent is not None and parent.kind == "map" and parent.pending is None:
             if event.value == "<<" and plain:
-                self._fail("merge keys (<<) are not part of YAML 1.2", event, fix="write the keys out")
+                self._fail("merge keys (<<) are not part of YAML 1.2", event, "<<", "plain keys", "write the keys out")
             parent.pending = (event.value, _position(event))
             self._count(event, 1)
             return
@@ -184,22 +206,27 @@ class _Builder:
         anchor = str(event.anchor)
         node = self.anchors.get(anchor)
         if node is None:
-            self._fail(f"the alias *{anchor} has no anchor before it", event)
+            fix = "write the anchor before it, or the value itself; put text with a * in quotes"
+            known = ", ".join(f"*{name}" for name in self.anchors) or "no alias: there is no anchor before it"
+            self._fail(f"the alias *{anchor} has no anchor before it", event, f"*{anchor}", known, fix)
         if not node.closed:
-            self._fail(f"the alias *{anchor} stands inside its own anchor", event)
+            message, allowed = f"the alias *{anchor} stands inside its own anchor", "aliases after what they stand for"
+            self._fail(message, event, f"*{anchor}", allowed, "write the value itself")
         if self.stack and self.stack[-1].kind == "map" and self.stack[-1].pending is None:
-            self._fail("an alias cannot be a key", event)
+            self._fail("an alias cannot be a key", event, f"*{anchor}", "plain text", "write the key itself")
         self._add(node, event)
 
     def _open(self, event: Any) -> None:
         is_map = type(event).__name__ == "MappingStartEvent"
         tag = str(event.tag) if event.tag is not None else None
         if tag is not None and tag not in ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq", "!"):
-            self._fail(f"the tag {tag} is not allowed", event, "plain values", "leave the tag out")
+            self._fail(f"the tag {tag} is not allowed", event, tag, "plain values", "leave the tag out")
         if self.stack and self.stack[-1].kind == "map" and self.stack[-1].pending is None:
-            self._fail("a key has to be plain text", event, fix="write {column} in quotes where it is a text")
+            received = "a mapping in braces" if is_map else "a list in brackets"
+            fix = "write {column} in quotes where it is a text"
+            self._fail("a key has to be plain text", event, received, "plain text", fix)
         if len(self.stack) >= MAX_DEPTH:
-            self._fail("the config is nested too deeply", event, f"at most {MAX_DEPTH} levels")
+            self._too_deep(event)
         node = _Node("map" if is_map else "list", _position(event))
         if event.anchor is not None:
             self.anchors[str(event.anchor)] = node
@@ -213,7 +240,11 @@ class _Builder:
     def _count(self, event: Any, size: int) -> None:
         self.nodes += size
         if self.nodes > MAX_NODES:
-            self._fail("the config holds too many values (aliases counted in full)", event, f"at most {MAX_NODES:,}")
+            message, fix = (
+                "the config holds too many values (aliases counted in full)",
+                "write fewer aliases of aliases",
+            )
+            self._fail(message, event, f"more than {MAX_NODES:,}", f"at most {MAX_NODES:,}", fix)
 
     def _add(self, node: _Node, event: Any, anchored: bool = False) -> None:
         is_alias = type(event).__name__ == "AliasEvent"
@@ -227,7 +258,7 @@ class _Builder:
         parent.size += node.size
         parent.depth = max(parent.depth, node.depth + 1)
         if parent.depth + len(self.stack) > MAX_DEPTH + 2:
-            self._fail("the config is nested too deeply", event, f"at most {MAX_DEPTH} levels")
+            self._too_deep(event)
         if parent.kind == "map":
             assert parent.pending is not None
             name, position = parent.pending
@@ -263,7 +294,9 @@ def duplicate_faults(document: Document, name: str) -> list[Fault]:
             "config-duplicate-key",
             f"the key `{path[-1]}` stands twice",
             f"{name}:{line}:{column} {'.'.join(map(str, path))}",
-            fix=f"keep one; the first is in line {document.positions[path][0]}",
+            f"`{path[-1]}` in the lines {document.positions[path][0]} and {line}",
+            "each key once in a mapping",
+            f"keep one; the first is in line {document.positions[path][0]}",
         )
         for path, (line, column) in document.duplicates
     ]

@@ -102,7 +102,15 @@ def detect(
         if name not in table.columns:
             raise missing_column(name, table.columns, table.name)
     if target and target in (inputs or ()):
-        raise DataError("data-no-target", f"the column {target!r} is both input and target", where=table.name)
+        others = [c for c in table.columns if c not in (*(inputs or ()), SPLIT_COLUMN)]
+        raise DataError(
+            "data-no-target",
+            f"the column {target!r} is both input and target",
+            where=f"input_features and output_features, for {table.name}",
+            received=target,
+            allowed=others or "a target that is no input",
+            fix=f"leave {target!r} out of input_features, or name another column in output_features",
+        )
     free = [c for c in table.columns if c != SPLIT_COLUMN and c not in exclude]
     layout = _said(table, free, inputs, target) if inputs or target else None
     layout = layout or _chat(table, free) or _known(free) or _guessed(table, free)
@@ -223,6 +231,7 @@ def _no_target(table: Table, why: str) -> DataError:
         f"what to learn from {table.name} cannot be told: {why}",
         where=table.name,
         received=table.columns,
+        allowed="one column with the answers, beside those with the questions",
         fix="say it: luthier init DATA --input COLUMN,COLUMN --target COLUMN (input_features and output_features)",
     )
 

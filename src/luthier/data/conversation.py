@@ -176,5 +176,10 @@ def _json(text: str, where: str) -> Any:
 def _fault(where: str, message: str, received: Any, allowed: Any = None) -> DataError:
     shape = 'turns such as {"role": "user", "content": "…"} or {"from": "human", "value": "…"}'
     return DataError(
-        "data-chat", message, where=where, received=received, allowed=sorted(allowed) if allowed else shape
+        "data-chat",
+        message,
+        where=where,
+        received="nothing" if received is None else received,
+        allowed=sorted(allowed) if allowed else shape,
+        fix="mend the row, or take it out of the table",
     )

@@ -44,7 +44,12 @@ class TableSource:
         """Raises DataError ``data-no-supervision`` when there are no examples."""
         assert effective_batch >= 1, effective_batch
         if not examples:
-            raise DataError("data-no-supervision", "there are no examples to train on", fix="see the audit of the data")
+            raise DataError(
+                "data-no-supervision",
+                "there are no examples to train on",
+                received="0 examples",
+                fix="see the audit of the data",
+            )
         self._examples, self._batch = examples, effective_batch
         self._seed, self._hash, self._shuffle = seed, data_hash, shuffle
         self._members: list[list[int]] = []  # of each class, where they are balanced

@@ -155,6 +155,7 @@ def _assign(
             f"no row of {table.name} is left to train on",
             where=table.name,
             received=", ".join(f"{name} {n}" for name, n in counts.items()),
+            allowed="at least one row in train",
             fix="give more rows, a larger first share in preprocessing.split.probabilities, or mark rows as train",
         )
     leaked = _leaked(sides, keys)
@@ -219,7 +220,9 @@ def _stratify(job: Job) -> list[int]:
             "data-split",
             "a stratified split needs a column with classes",
             where="preprocessing.split.column",
+            received="no column, and a target that is no class",
             allowed=job.table.columns,
+            fix="set preprocessing.split.column to the column with the classes, or split.type: random",
         )
     labels = np.frombuffer(rowkeys.value_keys(job.table, column), dtype="u8")
     together: dict[int, list[list[int]]] = {}
@@ -250,7 +253,9 @@ def _datetime(job: Job) -> list[int]:
             "data-split",
             "a split by time needs the column that holds it",
             where="preprocessing.split.column",
+            received="no column",
             allowed=job.table.columns,
+            fix="set preprocessing.split.column to the column with the dates, or split.type: random",
         )
     name = job.table.name
     values = enumerate(job.table.values(column))
@@ -355,6 +360,7 @@ def _shares(probabilities: Sequence[float]) -> tuple[float, float, float]:
             where="preprocessing.split.probabilities",
             received=str(given),
             allowed="three numbers from 0 to 1 that sum to 1",
+            fix="probabilities: [0.8, 0.1, 0.1]",
         )
     total = sum(given)
     return given[0] / total, given[1] / total, given[2] / total

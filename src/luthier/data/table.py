@@ -193,6 +193,7 @@ def column_array(
             "a value holds half of a surrogate pair, which is not text",
             where=f"{name} column {column}",
             received=ascii(error.object[max(0, error.start - 20) : error.end + 20]),
+            allowed="whole characters",
             fix="write the character whole (in JSON both \\uXXXX escapes of the pair)",
         ) from error
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError, TypeError) as error:
@@ -202,6 +203,7 @@ def column_array(
             where=f"{name} column {column}",
             received=sorted(k.__name__ for k in kinds),
             allowed="text, numbers, booleans, dates, and lists or objects of these",
+            fix="write the values of this column as text",
         ) from error
 
 

@@ -91,6 +91,7 @@ def _publishable(folder: Path) -> Path:
             "run-not-a-run",
             "there are no weights to upload here",
             where=str(folder),
+            received="a folder without weights",
             allowed=WEIGHTS,
             fix="name the run's adapter folder or a merged model",
         )
@@ -100,6 +101,7 @@ def _publishable(folder: Path) -> Path:
             "files of this folder are links to files outside of it, which an upload would publish",
             where=str(folder),
             received=", ".join(outside[:3]),
+            allowed="files in the folder",
             fix="replace each link by a copy of the file, or remove it",
         )
     return folder

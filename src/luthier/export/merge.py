@@ -63,6 +63,7 @@ def merged(
             "run-foreign-files",
             "the folder for the merged model is not empty",
             where=str(folder),
+            received=", ".join(sorted(path.name for path in folder.iterdir())[:5]),
             allowed="a folder that does not exist yet, or an empty one",
             fix="name another folder",
         )
@@ -89,6 +90,7 @@ def _merge(model: Any) -> Any:
             raise AssetError(
                 "asset-unsupported",
                 f"this adapter cannot be merged into its base: {error}",
+                received=str(error),
                 allowed="adapters that change weights, such as lora, loha, lokr, oft, boft, ia3",
                 fix="use the adapter folder itself instead of a merged model",
             ) from error

@@ -36,7 +36,10 @@ class Answers:
         """Why this row cannot be answered, or None."""
         length = len(request.prompt_ids)
         if not length:
-            return Fault("data-prompt", "the prompt is empty: it has no token to continue from", allowed="a text")
+            return Fault(
+                "data-prompt", "the prompt is empty: it has no token to continue from", received="no token",
+                allowed="a text", fix="give a text of at least one token",
+            )  # fmt: skip
         if self.limit is not None and length >= self.limit:
             return Fault(
                 "data-prompt",
@@ -45,7 +48,9 @@ class Answers:
             )  # fmt: skip
         if max(request.prompt_ids) >= self.vocabulary or min(request.prompt_ids) < 0:
             message = f"the prompt holds an id outside the model's vocabulary of {self.vocabulary}"
-            return Fault("data-prompt", message, allowed=f"0 to {self.vocabulary - 1}")
+            wrong = next(token for token in request.prompt if not 0 <= token < self.vocabulary)
+            return Fault("data-prompt", message, received=wrong, allowed=f"0 to {self.vocabulary - 1}",
+                         fix="encode the text with the tokenizer of this base")  # fmt: skip
         limit = request.sampling.extra.get("max_length")
         if limit is not None and length >= int(limit):
             return Fault(

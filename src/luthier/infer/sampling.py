@@ -42,6 +42,11 @@ FIXED: Mapping[str, tuple[tuple[Any, ...], str]] = {
     "force_words_ids": ((None,), "constrained beam search left transformers; leave the key out"),
     "prompt_lookup_num_tokens": ((None,), "speculative decoding changes no answer; leave the key out"),
 }
+CONSTRAINTS = {  # what each may be
+    "schema": "a JSON Schema, with the words that docs/howto/generation.md names",
+    "regex": "a regular expression without looks around and references back",
+    "choices": "a list of texts that are not empty",
+}
 
 
 def resolve(
@@ -106,12 +111,14 @@ def _conflicts(own: Mapping[str, Any], extra: Mapping[str, Any]) -> list[Fault]:
         faults.append(Fault("config-conflict", message, "generation.n", count, "1", fix))
     if beams > 1 and count > beams:
         most = f"at most num_beams ({beams})"
-        faults.append(Fault("config-conflict", "n is larger than num_beams", "generation.n", count, most))
+        fix = "lower n, or raise num_beams"
+        faults.append(Fault("config-conflict", "n is larger than num_beams", "generation.n", count, most, fix))
     guided = extra.get("guidance_scale") not in (None, 1, 1.0)
     if own.get("logprobs") and (beams > 1 or guided):
         other = "guidance_scale" if guided else "num_beams"
         message, fix = f"log-probabilities of tokens are not known with {other}", f"leave out {other}, or logprobs"
-        faults.append(Fault("config-conflict", message, "generation.logprobs", True, fix=fix))
+        allowed = f"logprobs without {other}"
+        faults.append(Fault("config-conflict", message, "generation.logprobs", True, allowed, fix))
     return faults
 
 
@@ -125,15 +132,18 @@ def _constraint_faults(own: Mapping[str, Any], extra: Mapping[str, Any]) -> list
         return []
     where = f"generation.{given[0]}"
     if len(given) > 1:
-        return [Fault("config-conflict", "an answer follows one constraint", where, given, fix="leave one of them")]
-    if own.get("num_beams", 1) > 1:
-        return [Fault("config-conflict", "a constrained answer is made by one beam", where, fix="leave out num_beams")]
+        allowed, fix = f"one of {', '.join(given)}", "leave one of them"
+        return [Fault("config-conflict", "an answer follows one constraint", where, given, allowed, fix)]
+    if (beams := own.get("num_beams", 1)) > 1:
+        message, received = "a constrained answer is made by one beam", f"{given[0]}, num_beams: {beams}"
+        return [Fault("config-conflict", message, where, received, "num_beams: 1", "leave out num_beams")]
     try:
         wrong = fault_of(extra)
     except ImportError as error:
         raise missing_extra("llguidance", "constrain", where) from error
     if wrong:
-        return [Fault("config-bad-value", f"this {given[0]} cannot be followed: {wrong}", where, extra[given[0]])]
+        message, fix = f"this {given[0]} cannot be followed: {wrong}", "write it without that, or leave it out"
+        return [Fault("config-bad-value", message, where, extra[given[0]], CONSTRAINTS[given[0]], fix)]
     return []
 
 
@@ -159,7 +169,14 @@ def _checked(source: Mapping[str, Any], where: str) -> tuple[dict[str, Any], lis
     """What one source says, each value of the type that the config declares for it; and what is wrong with it."""
     named = {ALIASES.get(name, name): value for name, value in source.items()}
     faults = [
-        Fault("config-not-implemented", f"{name} is not used by Luthier", f"{where} {name}", named[name], fix=advice)
+        Fault(
+            "config-not-implemented",
+            f"{name} is not used by Luthier",
+            f"{where} {name}",
+            named[name],
+            list(allowed),
+            advice,
+        )
         for name, (allowed, advice) in FIXED.items()
         if name in named and named[name] not in allowed
     ]

@@ -213,7 +213,8 @@ def failures(what: str) -> Iterator[None]:
         told = f"vLLM could not {what}: {' '.join(str(error).split()) or type(error).__name__}"
         place = {"where": "generation.engine", "received": "vllm"}
         if isinstance(error, ValueError):
-            raise ConfigError("config-conflict", told, **place, fix="set generation.engine: auto") from error
+            fix = "set generation.engine: auto"
+            raise ConfigError("config-conflict", told, **place, allowed="what vLLM takes", fix=fix) from error
         fix = "look above for what it wrote itself, or set generation.engine: auto"
         raise DependencyError("dependency-failed", told, **place, fix=fix) from error
 
@@ -232,6 +233,7 @@ def installed() -> Any:
                 "dependency-missing",
                 "generation.engine: vllm needs the package 'vllm', which is not installed",
                 where="generation.engine",
+                received="vllm, not installed",
                 fix="pip install 'vllm>=0.20'   (on a CUDA machine), or leave generation.engine out",
             ) from error
     return vllm
@@ -297,6 +299,7 @@ def check(sampling: Sampling) -> None:
     faults = [
         Fault(
             "config-conflict", f"vLLM cannot honour {name}{why}", f"generation.{name}", value,
+            f"{name} with another engine",
             fix=f"leave {name} out, or set generation.engine: auto",
         )
         for name, value, why in refused + _beyond(sampling)

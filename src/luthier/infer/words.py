@@ -27,7 +27,8 @@ def biases(
     for text, bias in value.items():
         place = f"{where}.{text}"
         if abs(bias) > STRONGEST:
-            faults.append(Fault("config-bad-value", "a bias is a number of this range", place, bias, "-100 to 100"))
+            faults.append(Fault("config-bad-value", "a bias is a number of this range", place, bias, "-100 to 100",
+                                "give a number of this range"))  # fmt: skip
             continue
         ids = [int(text)] if text.isascii() and text.isdigit() else tokenizer.encode(text, continuation=True)
         if len(ids) == 1:
@@ -50,7 +51,8 @@ Banned = tuple[str, tuple[tuple[int, ...], ...]]  # a text, and the ids of its s
 def banned(texts: Sequence[str], tokenizer: Encodes, where: str) -> tuple[tuple[Banned, ...], list[Fault]]:
     """Each text with its ids by itself and after a space."""
     if not all(text.strip() for text in texts):
-        return (), [Fault("config-bad-value", "bad_words are texts", where, texts, "texts that are not empty")]
+        fix = "write each as a text: [first, second]"
+        return (), [Fault("config-bad-value", "bad_words are texts", where, texts, "texts that are not empty", fix)]
     out = []
     for text in texts:
         ids = [tuple(tokenizer.encode(one, continuation=True)) for one in (text, f" {text.lstrip()}")]

@@ -12,7 +12,7 @@ import torch
 
 from luthier import events, json_reader
 from luthier.assets.adapter_bounds import check_adapter
-from luthier.assets.adapter_files import adapter_folder, adapter_values
+from luthier.assets.adapter_files import adapter_folder, adapter_values, no_adapter
 from luthier.errors import AssetError
 from luthier.model import starts
 from luthier.model.decoder.lora import start_a
@@ -228,7 +228,7 @@ def load_adapter(
     folder = Path(folder)
     for name in ("adapter_config.json", WEIGHTS):
         if not (folder / name).is_file():
-            raise AssetError("asset-not-found", f"the adapter's folder has no {name}", where=str(folder))
+            raise no_adapter(folder, name)
     check_base(folder, expect_base_hash)
     check_adapter(folder)
     # The kind of start is kept: PEFT's own pissa and olora take out of the base what they put into the factors, from
@@ -244,7 +244,12 @@ def load_adapter(
     except MISREAD as error:
         why = next(iter(str(error).splitlines()), type(error).__name__)
         raise AssetError(
-            "asset-damaged", f"the adapter's config cannot be used on this base: {why}", where=str(folder)
+            "asset-damaged",
+            f"the adapter's config cannot be used on this base: {why}",
+            where=str(folder),
+            received=f"adapter_config.json on a base of type {model.config.model_type}",
+            allowed="an adapter of this base",
+            fix="name the base that the adapter was trained on, or get the adapter again",
         ) from error
     weights = read_weights(folder / WEIGHTS)
     expected = peft.get_peft_model_state_dict(tuned, save_embedding_layers=False)
@@ -262,6 +267,7 @@ def _refuse_lost_base(config: PeftConfig, folder: Path) -> None:
             f"the adapter belongs to a base that `init_lora_weights: {start}` has changed, and how is not saved",
             where=str(folder),
             received=start,
+            allowed="an adapter of the base as it is",
             fix="save it again by PEFT's save_pretrained with path_initial_model_for_weight_conversion",
         )
 
@@ -280,6 +286,9 @@ def require_same(found: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.T
             "asset-damaged",
             f"the adapter does not fit: {sorted(faults)[0]} ({len(faults)} such weights)",
             where=str(where),
+            received=sorted(faults)[:3],
+            allowed="the weights of this adapter on this base, all of them and none besides",
+            fix="name the base that the adapter was trained on, or get the adapter again",
         )
 
 
@@ -355,7 +364,14 @@ def check_base(folder: Path, expected: str | None) -> None:
         known = json_reader.read(record)
         base, base_hash = str(known["base"]), str(known["base_hash"])
     except (ValueError, KeyError, TypeError) as error:
-        raise AssetError("asset-damaged", f"{RECORD} does not name the adapter's base", where=str(record)) from error
+        raise AssetError(
+            "asset-damaged",
+            f"{RECORD} does not name the adapter's base",
+            where=str(record),
+            received=f"{type(error).__name__}: {error}",
+            allowed="a JSON object with base and base_hash",
+            fix="restore the file from a copy; `luthier runs verify RUN` names what is damaged",
+        ) from error
     if base_hash != expected:
         raise AssetError(
             "asset-wrong-base",

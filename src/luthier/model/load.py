@@ -89,6 +89,8 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
             "asset-damaged",
             f"the adapter's weights cannot be read: {error}",
             where=str(path),
+            received=path.name,
+            allowed="a whole .safetensors file",
             fix="restore the file; `luthier runs verify RUN` names what is damaged",
         ) from error
 
@@ -102,6 +104,8 @@ def unreadable(base: Base, who: str, error: Exception) -> AssetError:
         + ("" if isinstance(error, ValueError) else f" ({type(error).__name__})"),
         where=str(base.path),
         received=base.spec.architecture,
+        allowed="a causal language model of an architecture that the installed transformers has",
+        fix="choose another base (`luthier init` proposes some), or upgrade transformers",
     )
 
 
@@ -139,6 +143,8 @@ def _stretch_positions(config: Any, parameters: Any) -> None:
             "asset-unsupported",
             f"rope_scaling cannot be applied to the architecture {config.model_type}",
             where="model_parameters.rope_scaling",
+            received=scaling.rope_type,
+            allowed="a base with one kind of rotary positions",
             fix="remove rope_scaling, or choose a base with one kind of rotary positions",
         )
     config.rope_parameters = {**current, "rope_type": scaling.rope_type, "factor": float(scaling.factor)}

@@ -131,7 +131,8 @@ def _read(path: Path, device: torch.device) -> Factors:
     why = sealed.fault(path)
     if why:
         raise RunError(
-            "run-damaged", f"what the training began with cannot be read: {why}", where=str(path),
+            "run-damaged", f"what the training began with cannot be read: {why}", where=str(path), received=why,
+            allowed="the file as the training wrote it",
             fix="restore the file from a copy or a mirror, or start a new run in another folder",
         )  # fmt: skip
     found = read_weights(path)
@@ -231,6 +232,8 @@ def _corda(asked: Asked) -> Factors:
             "dependency-missing",
             f"init_lora_weights: corda is PEFT's, which needs another package: {error}",
             where="adapter.init_lora_weights",
+            received="corda, no package attrs",
+            allowed="corda with attrs installed",
             fix="pip install attrs",
         ) from error
     section, generic = asked.section.corda_config, GenericModel(asked.base)

@@ -110,5 +110,7 @@ def no_base() -> RunError:
     return RunError(
         "run-not-a-run",
         "all weights were tuned: the base model is not in this run",
+        received="a run with adapter: null",
+        allowed="a run that trained an adapter",
         fix="compare with a run of `trainer.type: none` on the same base",
     )

@@ -43,6 +43,8 @@ def kept_start(settings: Config, folder: RunFolder, origin: Origin | None, *, fi
             "run-damaged",
             "the factors that the run began with are gone, and what was trained goes with them",
             where=str(folder.start),
+            received="no such file",
+            allowed="the file as the training wrote it",
             fix="put the file back, or begin again in another --output folder",
         )
     theirs = RunFolder.load(origin.run, trained=False).start if origin is not None else None

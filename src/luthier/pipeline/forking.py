@@ -49,7 +49,14 @@ def origin_of(given: str | Path, sink: events.Sink = events.silent) -> Origin:
             continue
         name = checkpoint.path_of(run.checkpoints, step) / manifest.NAME
         return Origin(str(run.path.resolve()), step, manifest.hash_of(name))
-    raise RunError("run-not-a-run", "the run has no checkpoint to start from", where=str(run.path), fix="train it on")
+    raise RunError(
+        "run-not-a-run",
+        "the run has no checkpoint to start from",
+        where=str(run.path),
+        received=f"a run whose state is {run.state!r}, without checkpoints",
+        allowed="a run with a checkpoint",
+        fix="train it on",
+    )
 
 
 def weights_of(origin: Origin, base_hash: str) -> Mapping[str, torch.Tensor]:

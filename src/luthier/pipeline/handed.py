@@ -109,6 +109,7 @@ def hand_over(settings: Config, base: Base, precision: Precision, run: RunFolder
     if why_not:
         raise ConfigError(
             "config-conflict", f"vLLM cannot run this model: {why_not}", where="generation.engine", received="vllm",
+            allowed="a base, or a plain LoRA, that vLLM serves",
             fix="set generation.engine: auto, or merge the adapter (adapter.postprocessor) and serve merged/",
         )  # fmt: skip
     handed = Handed(
@@ -125,5 +126,5 @@ def hand_over(settings: Config, base: Base, precision: Precision, run: RunFolder
 def _only_answers(what: str) -> ConfigError:
     return ConfigError(
         "config-conflict", f"vLLM only answers: {what} are not to be had from it", where="generation.engine",
-        received="vllm", fix="set generation.engine: auto for this",
+        received="vllm", allowed=("auto", "luthier"), fix="set generation.engine: auto for this",
     )  # fmt: skip

@@ -168,7 +168,7 @@ def _by_decoder(settings: Config, base: Base) -> bool:
         why = refusal_of(read_json(base.path / "config.json")) or "its adapter or execution.model is not the decoder's"
         raise ConfigError(
             "config-conflict", f"Luthier's own engine does not know this model: {why}", where="generation.engine",
-            received="luthier", fix="set generation.engine: auto",
+            received="luthier", allowed="a base and an adapter of its decoder", fix="set generation.engine: auto",
         )  # fmt: skip
     return False
 
@@ -228,6 +228,7 @@ def _decoder(
             f"Luthier's own decoder cannot run this base: {error}",
             where=str(base.path),
             received=base.spec.architecture,
+            allowed="execution.model: auto or generic",
             fix="set execution.model: generic",
         ) from error
     except MISREAD as error:
@@ -281,6 +282,8 @@ def _adapt(decoder: Decoder, settings: Config) -> None:
             "asset-unsupported",
             f"an adapter of type lora does not fit this base: {error}",
             where="adapter",
+            received=str(error),
+            allowed="names of linear layers of this base",
             fix="set adapter.target_modules to names of its linear layers, or leave it out for all of them",
         ) from error
 

@@ -61,6 +61,7 @@ def load_together(
                 where=f"generation.engine of {one.folder.path}",
                 received=one.settings.generation.engine,
                 allowed=("auto", "luthier"),
+                fix="set generation.engine: auto in that run's config.yaml, or load it alone",
             )
         if one.settings.adapter is None or not decodes(one.settings, base):
             raise AssetError(
@@ -139,7 +140,9 @@ def _named(paths: Sequence[str | Path] | Mapping[str, str | Path]) -> dict[str, 
     named = paths.items() if isinstance(paths, Mapping) else ((Path(path).resolve().name, path) for path in paths)
     pairs = list(named)
     if not pairs:
-        raise ConfigError("config-conflict", "no run is named", fix="name at least one run folder")
+        raise ConfigError(
+            "config-conflict", "no run is named", received="nothing", allowed="run folders", fix="name at least one"
+        )
     names = [name for name, _ in pairs]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
@@ -147,6 +150,7 @@ def _named(paths: Sequence[str | Path] | Mapping[str, str | Path]) -> dict[str, 
             "config-conflict",
             "two runs have the same name",
             received=twice,
+            allowed="each name once",
             fix="give names of your own: {'first': 'a/run', 'second': 'b/run'}",
         )
     return dict(pairs)

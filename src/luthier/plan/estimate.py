@@ -141,7 +141,12 @@ def seconds_of(text: str) -> float:
     if not parts or re.sub(r"(\d+(?:\.\d+)?)\s*([hms])|\s", "", text.lower()):
         allowed = "30m, 2h, 1h30m, 90s"
         raise ConfigError(
-            "config-bad-value", f"{text!r} is no duration", where="--budget", received=text, allowed=allowed
+            "config-bad-value",
+            f"{text!r} is no duration",
+            where="--budget",
+            received=text,
+            allowed=allowed,
+            fix="write hours, minutes and seconds with their letters",
         )
     return sum(float(number) * units[unit] for number, unit in parts)
 
@@ -151,7 +156,12 @@ def price_of(text: str) -> float:
     found = re.fullmatch(r"\s*[$€£]?\s*(\d+(?:\.\d+)?)\s*(?:/\s*h(?:our)?)?\s*", text)
     if found is None:
         raise ConfigError(
-            "config-bad-value", f"{text!r} is no price of an hour", where="--price", received=text, allowed="0.35/h"
+            "config-bad-value",
+            f"{text!r} is no price of an hour",
+            where="--price",
+            received=text,
+            allowed="0.35/h",
+            fix="write a number, with /h or without",
         )
     return float(found[1])
 

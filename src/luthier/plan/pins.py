@@ -33,7 +33,7 @@ def check(
         value = getattr(pinned, key)
         faults.append(
             Fault("config-conflict", f"`execution.{key}: {_yaml(value)}` cannot work: {why}", f"execution.{key}", value,
-                  fix=f"execution.{key}: {fix}")
+                  "auto, or what this machine, base and data can do", f"execution.{key}: {fix}")
         )  # fmt: skip
 
     if pinned.model == "decoder" and why_not:

@@ -50,7 +50,14 @@ class RunFolder:
         """
         folder = Path(path) if path is not None else _fresh(Path(root), f"{time.strftime('%Y-%m-%d')}-{slug(name)}")
         if folder.exists() and not folder.is_dir():
-            raise RunError("run-foreign-files", "the output is a file, not a folder", where=str(folder), fix=_OTHER)
+            raise RunError(
+                "run-foreign-files",
+                "the output is a file, not a folder",
+                where=str(folder),
+                received=f"the file {folder.name}",
+                allowed="a folder that is absent or empty, or an unfinished run",
+                fix=_OTHER,
+            )
         foreign = [] if _is_run(folder) or not folder.exists() else _foreign(folder)
         if foreign:
             raise RunError(
@@ -95,6 +102,8 @@ class RunFolder:
                 "run-not-a-run",
                 "this is not a run folder: it has no run.json" if given.exists() else "there is no such folder",
                 where=str(given),
+                received=_held_by(given),
+                allowed="a folder with run.json",
                 fix="name a folder that `luthier train` made; `luthier runs` lists them",
             )
         run = cls(folder, _read(folder))
@@ -103,6 +112,8 @@ class RunFolder:
                 "run-not-a-run",
                 f"the run has no trained model: it is {run.state!r}",
                 where=str(folder),
+                received=f"a run whose state is {run.state!r}",
+                allowed="a run that was trained",
                 fix=f"go on with it: luthier train {folder / 'config.yaml'} --output {folder}",
             )
         return run
@@ -176,6 +187,7 @@ class RunFolder:
                 + "\n          ".join(changed[:MOST])
                 + more,
                 where=str(self.path),
+                received=changed[0],
                 allowed="the same config, data and base model",
                 fix=f"{_OTHER}; to start a new run from its last checkpoint on purpose: --fork {self.path}",
             )
@@ -248,12 +260,14 @@ def not_writable(folder: Path, error: Exception) -> RunError:
             "run-no-space",
             f"the run folder cannot be written to: {error}",
             where=str(folder),
+            received="a full disk",
             fix=f"make room on the disk (or raise `ulimit -f`), then: luthier train --resume {folder}",
         )
     return RunError(
         "run-not-writable",
         f"the run folder cannot be written to: {getattr(error, 'strerror', None) or error}",
         where=str(getattr(error, "filename", None) or folder),
+        received=getattr(error, "strerror", None) or str(error),
         fix="choose an --output folder on a disk that you may write to; a run that has begun goes on once it can be "
         f"written to again: luthier train --resume {folder}",
     )
@@ -326,6 +340,13 @@ def _is_run(folder: Path) -> bool:
     return (folder / "run.json").is_file()
 
 
+def _held_by(place: Path) -> str:
+    """What stands where a run folder was looked for."""
+    if not place.is_dir():
+        return "a file" if place.exists() else "nothing"
+    return ", ".join(sorted(one.name for one in place.iterdir())[:5]) or "an empty folder"
+
+
 def _foreign(folder: Path) -> list[str]:
     """What is in a folder beside the traces of a run that died before its run.json was there."""
     ours = (WRITING, ".run.json.")
@@ -335,7 +356,14 @@ def _foreign(folder: Path) -> list[str]:
 def _read(folder: Path) -> dict[str, Any]:
     record = read_record(folder / "run.json")
     if not isinstance(record, dict) or not isinstance(record.get("format"), int) or "state" not in record:
-        raise RunError("run-foreign-files", "run.json is not one of Luthier's", where=str(folder), fix=_OTHER)
+        raise RunError(
+            "run-foreign-files",
+            "run.json is not one of Luthier's",
+            where=str(folder),
+            received=record,
+            allowed="an object with format and state",
+            fix=_OTHER,
+        )
     if record["format"] > FORMAT:
         raise RunError(
             "run-not-a-run",
@@ -357,6 +385,8 @@ def read_record(path: Path, fix: str = "restore the file from a copy, or start a
             "run-damaged",
             f"{path.name} cannot be read: {error}",
             where=str(path),
+            received=str(error),
+            allowed="the JSON that Luthier wrote",
             fix=fix,
         ) from error
 

@@ -84,6 +84,8 @@ def _read_line(text: bytes, where: str) -> dict[str, Any]:
             "run-damaged",
             f"a line of the run's metrics cannot be read: {error}",
             where=where,
+            received=text,
+            allowed="one JSON object a line",
             fix="restore the file from a copy, or delete the line",
         ) from error
     return line

@@ -219,6 +219,8 @@ def _open(url: str) -> tuple[Any, str]:
             "run-foreign-files",
             f"the mirror cannot be opened: {error}",
             where=url,
+            received=url,
+            allowed="a folder, hf://…, s3://…, or another address that fsspec opens",
             fix="name a folder, hf://… or s3://…",
         ) from error
     return files, str(root).rstrip("/")

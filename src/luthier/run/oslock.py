@@ -24,6 +24,8 @@ class FolderLock:
                 "run-in-use",
                 "another process is writing to this run",
                 where=str(folder),
+                received="a run folder with another process in it",
+                allowed="one process at a time",
                 fix="wait for it to end, or choose another --output folder",
             )
 

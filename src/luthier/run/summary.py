@@ -67,6 +67,8 @@ def read(path: Path) -> RunSummary:
             "run-not-a-run",
             "this folder holds no readable run.json",
             where=str(path),
+            received=str(error),
+            allowed="a folder with run.json",
             fix="name a folder that `luthier train` made, or one that holds such folders",
         ) from error
     lock = record.get("lock") or {}

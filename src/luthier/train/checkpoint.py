@@ -118,6 +118,7 @@ def save(folder: Path, step: int, taken: Snapshot) -> Path:
             "run-no-space" if atomic.is_full(error) else "run-damaged",
             f"the checkpoint of step {step} could not be written: {error}",
             where=str(final),
+            received=str(error),
             fix="make room on the disk (or raise `ulimit -f`), then run the same command again: it goes on from the "
             "checkpoint before",
         ) from error
@@ -156,6 +157,7 @@ def load(folder: Path, step: int) -> Checkpoint:
             "run-damaged",
             f"the checkpoint of step {step} is damaged: {error}",
             where=str(path),
+            received=str(error),
             fix=f"delete {path}; the run then goes on from the checkpoint before it",
         ) from error
 

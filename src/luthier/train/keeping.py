@@ -259,6 +259,8 @@ def _put_weights(setup: Setup, found: Mapping[str, torch.Tensor], what: str) -> 
             "run-damaged",
             f"{what} does not fit the model: {', '.join(wrong[:5])}{' …' if len(wrong) > 5 else ''}",
             where=str(setup.checkpoints),
+            received=", ".join(wrong[:5]),
+            allowed="the weights that this run trains, in their shapes",
             fix="choose another --output folder; with --fork, keep base_model, adapter, execution.model as they were",
         )
     with torch.no_grad():

@@ -173,7 +173,8 @@ def _step(run: Run) -> float:
     if wanted.warn:
         setup.sink(Warned(text=wanted.warn))
     if wanted.rewind:
-        raise TrainingError("training-spike", wanted.rewind, fix="lower trainer.learning_rate, or look at the rows")
+        fix = "lower trainer.learning_rate, or look at the rows"
+        raise TrainingError("training-spike", wanted.rewind, received=f"loss {result.loss:.4f}", fix=fix)
     _follow(run, wanted, result.loss, result.values["learning_rate"])
     return result.loss
 

@@ -126,7 +126,14 @@ class Answered:
         """Metrics against the table's own target column. Raises DataError when there is none."""
         known = [(t, r) for t, r in zip(self.predictions, self.references, strict=True) if r is not None]
         if not known:
-            raise DataError("data-no-target", "no row holds a reference to score against", where=self.output)
+            raise DataError(
+                "data-no-target",
+                "no row holds a reference to score against",
+                where=self.output,
+                received=f"{len(self.predictions)} rows without a reference",
+                allowed=f"rows with an answer in the column {self.output!r}",
+                fix=f"fill the column {self.output!r}, or ask for predictions alone",
+            )
         answers, references = zip(*known, strict=True)
         names = available(DEFAULT_CLASS if self.classes else DEFAULT_TEXT)  # those whose libraries are installed
         return score(list(answers), list(references), names, classes=self.classes)

@@ -31,6 +31,13 @@ def answers(engine: Engine, requests: Sequence[Request]) -> list[Completion]:
     for done in engine.generate(requests):
         failed = next((one for one in (done, *done.others) if one.error), None)
         if failed is not None:
-            raise DataError("data-prompt", str(failed.error), where=f"prompt {done.key}")
+            raise DataError(
+                "data-prompt",
+                str(failed.error),
+                where=f"prompt {done.key}",
+                received=str(failed.error),
+                allowed="a prompt that fits the memory of this machine",
+                fix="shorten it, or lower max_new_tokens",
+            )
         by_key[done.key] = done
     return [by_key[request.key] for request in requests]

@@ -106,7 +106,11 @@ def _to_compare(
     rows = [i for i in rows if reference_of(table.row(i), tuned.layout) is not None][:most]
     if not rows:
         code, message, fix = advice
-        raise DataError(code, message, where=table.name, fix=fix)
+        received = (
+            f"{len(table):,} rows without an answer" if dataset is not None else "no row beside the training rows"
+        )
+        allowed = f"at least one row with an answer in the column {tuned.output!r}"
+        raise DataError(code, message, where=table.name, received=received, allowed=allowed, fix=fix)
     return table, rows
 
 

@@ -35,7 +35,9 @@ class Conversation:
             raise ConfigError(
                 "config-conflict",
                 "a system prompt was given, and this model was trained with a plain template, which has none",
+                where="system (--system)",
                 received=system,
+                allowed="a system prompt for a run trained on chat",
                 fix="leave it out; a system prompt belongs to a run trained on chat",
             )
         self.reset()

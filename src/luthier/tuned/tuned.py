@@ -369,9 +369,23 @@ class Tuned:
     def save(self, folder: Path) -> Path:
         """Copy what loading needs into ``folder``, whole or not at all. Raises RunError when it holds other files."""
         if self.folder is None:
-            raise RunError("run-not-a-run", "nothing has been trained yet", fix="train before saving")
+            raise RunError(
+                "run-not-a-run",
+                "nothing has been trained yet",
+                where=str(folder),
+                received="a base as it is",
+                allowed="a trained model",
+                fix="train before saving",
+            )
         if folder.exists() and any(folder.iterdir()):
-            raise RunError("run-foreign-files", "the folder to save to is not empty", where=str(folder))
+            raise RunError(
+                "run-foreign-files",
+                "the folder to save to is not empty",
+                where=str(folder),
+                received=", ".join(sorted(path.name for path in folder.iterdir())[:5]),
+                allowed="a folder that is absent or empty",
+                fix="name another folder",
+            )
         keep = ("run.json", "config.yaml", "plan.json", "audit.json", "data.json", "README.md", "adapter", "weights")
         with staged(folder) as made:
             for name in (*keep, CALIBRATION):
@@ -411,8 +425,14 @@ class Tuned:
         """The rows of one split, in Ludwig's names or in ours."""
         name = {"training": "train"}.get(split, split)
         if name not in SPLITS:
+            allowed = ["full", "training", *SPLITS[1:]]
             raise DataError(
-                "data-split", "there is no such split", received=split, allowed=["full", "training", *SPLITS[1:]]
+                "data-split",
+                "there is no such split",
+                where="split",
+                received=split,
+                allowed=allowed,
+                fix='split="full"',
             )
         numbers: Sequence[int] | None = None
         if self.table is not None and (table is self.table or table.content_hash == self.table.content_hash):
@@ -424,6 +444,8 @@ class Tuned:
                 "data-split",
                 f"split={split!r} was asked for and the table has no `split` column",
                 where=table.name,
+                received=table.columns,
+                allowed="a table with a `split` column, or that of the training",
                 fix='ask for split="full", or give the table that was trained on',
             )
         return [i for i, number in enumerate(numbers) if number == SPLITS.index(name)]

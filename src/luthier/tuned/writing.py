@@ -115,6 +115,7 @@ def _held(path: Path) -> BinaryIO:
                 "run-in-use",
                 "another process is writing these answers",
                 where=str(path),
+                received="a file that another process has open",
                 fix="wait for it to end, or name another file with --output",
             )
         if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):

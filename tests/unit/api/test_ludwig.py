@@ -5,12 +5,13 @@ from __future__ import annotations
 import inspect
 import json
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 import torch
 
-from luthier.api import LudwigModel, TrainingStats
+from luthier.api import LudwigModel, Model, TrainingStats
 from luthier.errors import ConfigError, DataError
 
 # The parameters of Ludwig's methods, in its order. Those of `train` that follow model_resume_path are asked by keyword.
@@ -187,3 +188,11 @@ def test_one_thread_when_parallel_threads_are_not_allowed(settings) -> None:
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("value", [[], None, 5, b"x"])
+@pytest.mark.parametrize("kind", [LudwigModel, Model])
+def test_what_is_no_config_is_told_as_one(kind: Any, value: Any) -> None:
+    with pytest.raises(ConfigError) as caught:
+        kind(config=value)
+    assert caught.value.code == "config-unreadable" and "a dict" in str(caught.value)

@@ -18,6 +18,9 @@ def test_a_full_disk_is_explained_and_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(RunError) as caught:
         build_once(tmp_path / "made", make)
     assert caught.value.code == "run-no-space" and "LUTHIER_CACHE" in str(caught.value)
+    assert "GiB free" in str(caught.value.faults[0].received) and "converted model" in str(
+        caught.value.faults[0].allowed
+    )
     assert [p.name for p in tmp_path.iterdir()] == []
 
 

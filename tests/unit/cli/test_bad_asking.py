@@ -82,7 +82,7 @@ CASES: dict[str, Case] = {
     "no run": ("predict", lambda f: ["--dataset", "x.csv", "RUN:" + str(f / "nowhere")], "run-not-a-run", 5, "nowhere", "no such folder"),
     "no run, chat": ("chat", lambda f: ["RUN:" + str(f / "nowhere")], "run-not-a-run", 5, "nowhere", "no such folder"),
     "a format that cannot be written": ("predict", lambda f: [*table("question\nhow?\n")(f), "--output", str(f / "a.xml")], "data-unreadable", 3, "a.xml", ".csv"),
-    "a system prompt for a plain template": ("chat", lambda f: ["--system", "be brief"], "config-conflict", 2, "", "plain template"),
+    "a system prompt for a plain template": ("chat", lambda f: ["--system", "be brief"], "config-conflict", 2, "--system", "plain template"),
 }  # fmt: skip
 
 
@@ -107,6 +107,7 @@ def test_bad_input_is_told_before_anything_is_generated(
     assert code in CODES
     assert place in (fault["where"] or ""), fault
     assert says in json.dumps(fault, ensure_ascii=False), fault
+    assert all(fault[part] for part in ("where", "received", "allowed", "fix")), fault
     assert run(argv, monkeypatch) == exit_code
     shown = capsys.readouterr()
     text = " ".join((shown.out + shown.err).split())

@@ -403,3 +403,12 @@ def test_an_override_that_names_how_to_draw_draws() -> None:
     assert drawn(warm, "temperature=0") == (False, 0.0)
     assert drawn(warm, "top_k=3") == (True, 0.5)
     assert drawn(warm, "temperature=0.2", "do_sample=false") == (False, 0.2)
+
+
+@pytest.mark.parametrize("value", [[], None, 5, b"x"])
+def test_what_is_no_config_at_all_is_told(value: object) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(value)  # type: ignore[arg-type]
+    fault = caught.value.faults[0]
+    assert fault.code == "config-unreadable" and fault.received == ("None" if value is None else value)
+    assert "a dict" in str(fault.allowed) and fault.fix

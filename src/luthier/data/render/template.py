@@ -90,6 +90,7 @@ def parse(
             where=where,
             received=f"{len(source):,} characters",
             allowed=f"at most {MAX_LENGTH:,} characters",
+            fix="shorten it; text of the rows comes in by {column} fields",
         )
     try:
         parsed = list(string.Formatter().parse(source))

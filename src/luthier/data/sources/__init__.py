@@ -11,7 +11,7 @@ from typing import Any
 
 from luthier import events
 from luthier.data.sources import arrow, delimited, excel, hub, jsons, memory  # noqa: F401  (they register themselves)
-from luthier.data.sources.formats import FORMATS, Limits, Options, empty, unreadable
+from luthier.data.sources.formats import FORMATS, Limits, Options, empty, not_opened
 from luthier.data.sources.imports import LARGE, imported
 from luthier.data.table import Table
 from luthier.errors import DataError
@@ -108,7 +108,7 @@ def _look_at_file(path: Path, name: str) -> None:
             else "rename the file after its format, or convert it to one of these",
         )
     if path.stat().st_size == 0:
-        raise empty(name, "the file has no bytes")
+        raise empty(name, "a file of 0 bytes")
 
 
 def _read_file(path: Path, name: str, options: Options) -> Table:
@@ -119,7 +119,7 @@ def _read_file(path: Path, name: str, options: Options) -> Table:
             return imported(path, name, options, reader)
         return reader(path, name, options)
     except OSError as error:
-        raise unreadable(name, error.strerror or str(error)) from error
+        raise not_opened(name, error) from error
 
 
 def _nearby(path: Path) -> str:

@@ -13,6 +13,7 @@ from luthier.data.sources.formats import (
     EXPANSION,
     FORMATS,
     Options,
+    beginning,
     check_columns,
     check_size,
     clean_header,
@@ -49,7 +50,8 @@ def read_parquet(path: Path, name: str, options: Options) -> Table:
         with pq.ParquetFile(path, memory_map=True, read_dictionary=texts) as file:
             rows = collect(_spread(file, schema, path, name, options), schema, options)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise unreadable(name, str(error), fix="is it complete, and is it Parquet?") from error
+        fix = "is it complete, and is it Parquet? write it again"
+        raise unreadable(name, str(error), received=beginning(path), allowed="a whole Parquet file", fix=fix) from error
     return from_arrow(rows, name)
 
 
@@ -137,7 +139,8 @@ def from_arrow(rows: pa.Table, name: str, notes: list[str] | None = None) -> Tab
     try:
         rows.validate(full=True)  # that offsets stay inside and text is UTF-8: nothing after this looks again
     except pa.ArrowInvalid as error:
-        raise unreadable(name, str(error), fix="is it whole? write it again") from error
+        fix = "is it whole? write it again"
+        raise unreadable(name, str(error), received=str(error), allowed="a whole Arrow table", fix=fix) from error
     notes = list(notes or [])
     index = [c for c in rows.column_names if c.startswith(INDEX)]
     if index:
@@ -172,7 +175,11 @@ def read_saved(path: Path, name: str, options: Options) -> Table:
     known = {part: rows for part, rows in parts.items() if splits.number(part) is not None}
     if len(parts) == 1 or not known:
         if len(parts) != 1:
-            raise unreadable(name, f"its parts {sorted(parts)} are neither train, validation nor test")
+            why, fix = (
+                f"its parts {sorted(parts)} are neither train, validation nor test",
+                "name the folder of one part",
+            )
+            raise unreadable(name, why, received=sorted(parts), allowed=["train", "validation", "test"], fix=fix)
         return from_arrow(next(iter(parts.values())), name)
     notes = [f"the part {p!r} is neither train, validation nor test: left out" for p in parts if p not in known]
     if all(splits.SPLIT_COLUMN not in rows.column_names for rows in known.values()):
@@ -187,7 +194,13 @@ def read_saved(path: Path, name: str, options: Options) -> Table:
     try:
         return from_arrow(pa.concat_tables(plain, promote_options="permissive"), name, notes)
     except pa.ArrowException as error:
-        raise unreadable(name, f"its parts do not have the same columns: {error}") from error
+        raise unreadable(
+            name,
+            f"its parts do not have the same columns: {error}",
+            received={part: rows.column_names for part, rows in known.items()},
+            allowed="parts with the same columns of the same types",
+            fix="name the folder of one part, or save the parts with the same columns",
+        ) from error
 
 
 def _saved_part(folder: Path, name: str, options: Options) -> pa.Table:
@@ -196,20 +209,27 @@ def _saved_part(folder: Path, name: str, options: Options) -> pa.Table:
     state = _json(folder / "state.json", name)
     files = [folder / _inside(item["filename"], folder / "state.json", name) for item in state.get("_data_files", [])]
     if not files:
-        raise unreadable(name, "state.json names no data files", str(folder))
+        raise _not_saved(name, "state.json names no data files", folder, "no data files")
     if len(set(files)) < len(files):
-        raise unreadable(name, "state.json names a file twice", str(folder))
+        raise _not_saved(name, "state.json names a file twice", folder, ", ".join(file.name for file in files))
     if state.get("_indices_data_files") or any(folder.glob("indices*.arrow")):
-        raise unreadable(name, "it holds a selection of rows that was not flattened", fix="save flatten_indices()")
+        why, allowed = "it holds a selection of rows that was not flattened", "the rows themselves"
+        raise unreadable(name, why, received="a list of indices", allowed=allowed, fix="save flatten_indices()")
     tables = [_ipc(file, name, options) for file in files]
     return pa.concat_tables(tables)
+
+
+def _not_saved(name: str, why: str, where: Path, received: Any) -> DataError:
+    """The error for a description that `datasets` would not have written."""
+    allowed = "a folder as `save_to_disk` of `datasets` writes it"
+    return unreadable(name, why, str(where), received=received, allowed=allowed, fix="save the dataset again")
 
 
 def _inside(named: Any, where: Path, name: str) -> str:
     """A name of a file that the folder gives, which must lie in it. Raises DataError data-unreadable."""
     if isinstance(named, str) and is_inside(named) and not leads_out(where.parent / named, [where.parent.resolve()]):
         return named
-    raise unreadable(name, f"it names a file outside of itself: {named!r}", str(where))
+    raise _not_saved(name, f"it names a file outside of itself: {named!r}", where, named)
 
 
 def _ipc(path: Path, name: str, options: Options) -> pa.Table:
@@ -232,7 +252,10 @@ def _ipc(path: Path, name: str, options: Options) -> pa.Table:
             rows = pa.ipc.open_stream(source).read_all()
         columns = rows.columns  # reads their names, which may be no UTF-8
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise unreadable(name, str(error), str(path)) from error
+        received, fix = beginning(path), "is it whole? write it again"
+        raise unreadable(
+            name, str(error), str(path), received=received, allowed="a whole Arrow file", fix=fix
+        ) from error
     check_columns(rows.num_columns, name, options)
     _refuse_shared_parts(rows, name)
     taken = sum(_spread_bytes(chunk) for column in columns for chunk in column.chunks)
@@ -257,7 +280,11 @@ def _refuse_shared_parts(rows: pa.Table, name: str) -> None:
     for field in rows.schema:
         if shares(field.type, nested=False) or any(map(shares, inner(field.type))):
             raise unreadable(
-                name, f"the column {field.name!r} is stored as {field.type}", fix="write it with plain lists and texts"
+                name,
+                f"the column {field.name!r} is stored as {field.type}",
+                received=str(field.type),
+                allowed="plain lists, texts and numbers",
+                fix="write it with plain lists and texts",
             )
 
 
@@ -265,7 +292,7 @@ def _json(path: Path, name: str) -> dict[str, Any]:
     try:
         value = json_reader.read(path)
     except ValueError as error:
-        raise unreadable(name, str(error), str(path)) from error
+        raise _not_saved(name, str(error), path, beginning(path)) from error
     if not isinstance(value, dict):
-        raise unreadable(name, "it does not hold an object", str(path))
+        raise _not_saved(name, "it does not hold an object", path, value)
     return value

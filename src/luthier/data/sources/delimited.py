@@ -56,7 +56,7 @@ def _read(path: Path, name: str, options: Options, delimiter: str | None) -> Tab
     records = _records(path, name, codec, delimiter, options.limits.field_chars)
     line, first = next(records, (0, None))
     if first is None:
-        raise empty(name, "the file holds only blanks")
+        raise empty(name, "a file of blanks")
     check_columns(len(first), name, options)
     header, more = clean_header(first, name, f"{name} line {line}")
     schema = pa.schema([(title, pa.large_string()) for title in header])
@@ -86,7 +86,9 @@ def _batches(
                 [pa.array([cell or None for cell in cells], pa.large_string()) for cells in columns], schema=schema
             )
     if wrong > SHOWN:
-        ragged.append(Fault("data-ragged", f"and {wrong - SHOWN} more such rows", where=name))
+        ragged.append(
+            Fault("data-ragged", f"and {wrong - SHOWN} more such rows", name, f"{wrong:,} rows", header, "as above")
+        )
     if ragged:
         raise DataError(ragged)
 
@@ -106,7 +108,7 @@ def _delimiter(path: Path, name: str, codec: str) -> str:
     with open_text(path, codec) as text:
         line = next((line for line in text if line.strip()), None)
     if line is None:
-        raise empty(name, "the file holds only blanks")
+        raise empty(name, "a file of blanks")
     line = "".join(line.split('"')[::2])  # what stands outside quotes
     return "," if "," in line else max((";", "\t"), key=line.count) if ";" in line or "\t" in line else ","
 
@@ -128,6 +130,7 @@ def _records(path: Path, name: str, codec: str, delimiter: str, field_chars: int
                 "data-limit",
                 f"a field of {name} is longer than the limit",
                 where=f"{name} line {line}",
+                received=f"more than {field_chars:,} characters",
                 allowed=f"up to {field_chars:,} characters",
                 fix=raise_it("field_chars", "look for a quote that is never closed"),
             ) from error
@@ -135,7 +138,9 @@ def _records(path: Path, name: str, codec: str, delimiter: str, field_chars: int
             name,
             str(error),
             f"{name}, the record that begins on line {line}",
-            'close the quote; a quote inside a quoted field is written twice: ""',
+            received=_line(path, codec, line),
+            allowed="fields, or fields in quotes that are closed before the next separator or line end",
+            fix='close the quote; a quote inside a quoted field is written twice: ""',
         ) from error
     finally:
         csv.field_size_limit(before)
@@ -144,5 +149,17 @@ def _records(path: Path, name: str, codec: str, delimiter: str, field_chars: int
 def _without_nul(lines: Iterable[str], name: str) -> Iterator[str]:
     for number, line in enumerate(lines, 1):
         if "\0" in line:
-            raise unreadable(name, "it holds NUL bytes, so it is not text", f"{name} line {number}")
+            raise unreadable(
+                name,
+                "it holds NUL bytes, so it is not text",
+                f"{name} line {number}",
+                received=repr(line[max(0, line.index("\0") - 20) :][:40]),
+                allowed="text without NUL bytes",
+                fix="export the table again as CSV in UTF-8; a file in UTF-16 begins with its byte order mark",
+            )
         yield line
+
+
+def _line(path: Path, codec: str, number: int) -> str:
+    with open_text(path, codec) as text:
+        return next(islice(text, number - 1, None), "").rstrip("\r\n")

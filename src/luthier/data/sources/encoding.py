@@ -88,6 +88,7 @@ def _known(encoding: str, name: str) -> str:
             where=name,
             received=encoding,
             allowed="utf-8, utf-16, cp932, euc_jp, latin-1, and the others of Python's codecs module",
+            fix="name one of these, or leave --encoding (preprocessing.encoding) out: it is found out",
         ) from error
     return "utf-8-sig" if codec == "utf-8" else codec
 
@@ -106,6 +107,7 @@ def _invalid(data: bytes, name: str, codec: str, error: UnicodeDecodeError) -> D
         f"{name} is not valid {codec}: {error.reason}",
         where=f"{name} line {line}, byte {error.start}",
         received=repr(data[max(0, error.start - 10) : error.end + 10]),
+        allowed=f"bytes that are text in {codec}",
         fix="mend the bytes there, or name the encoding of the file with --encoding (preprocessing.encoding)",
     )
 
@@ -155,6 +157,7 @@ def _detect(data: bytes, name: str) -> str:
         f"{name} is not text in any encoding that could be recognised",
         where=name,
         received=repr(data[:40]),
+        allowed="text in UTF-8, or in another encoding that is named",
         fix="name the encoding of the file with --encoding (preprocessing.encoding)",
     )
 

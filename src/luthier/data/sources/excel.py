@@ -8,7 +8,16 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from luthier.data.sources.formats import FORMATS, Options, check_size, clean_header, empty, raise_it, unreadable
+from luthier.data.sources.formats import (
+    FORMATS,
+    Options,
+    beginning,
+    check_size,
+    clean_header,
+    empty,
+    raise_it,
+    unreadable,
+)
 from luthier.data.sources.workbook import TooMany, require_cells
 from luthier.data.table import Table
 from luthier.errors import DataError, missing_extra
@@ -40,7 +49,13 @@ def read_excel(path: Path, name: str, options: Options) -> Table:
 @FORMATS.register(".xls")
 def read_old_excel(path: Path, name: str, options: Options) -> Table:
     """The format before 2007 is refused."""
-    raise unreadable(name, "it is in Excel's format from before 2007", fix="save it as .xlsx")
+    raise unreadable(
+        name,
+        "it is in Excel's format from before 2007",
+        received=path.suffix,
+        allowed=".xlsx or .xlsm",
+        fix="save it as .xlsx",
+    )
 
 
 def _open(path: Path, name: str, *, formulas: bool = False) -> Any:
@@ -55,7 +70,12 @@ def _open(path: Path, name: str, *, formulas: bool = False) -> Any:
     except (OSError, MemoryError):
         raise
     except Exception as error:  # the library trusts the file, and damage shows as whatever it then meets
-        raise unreadable(name, f"it is not a whole workbook ({error})") from error
+        raise _no_workbook(path, name, f"it is not a whole workbook ({error})") from error
+
+
+def _no_workbook(path: Path, name: str, why: str) -> DataError:
+    fix = "open it in Excel or LibreOffice and save it again as .xlsx, or export the sheet as CSV"
+    return unreadable(name, why, received=beginning(path), allowed="a whole .xlsx workbook (a zip file)", fix=fix)
 
 
 def _check_cells(sheet: Any, name: str, limit: int) -> None:
@@ -81,11 +101,12 @@ def _check_parts(path: Path, name: str, limit: int) -> None:
             "data-limit",
             f"{name} holds more cells, merged cells among them, or more markup than the limit",
             where=name,
+            received=f"more than {limit:,}",
             allowed=f"up to {limit:,} cells",
             fix=raise_it("cells", "undo merged ranges, delete formats that nothing uses, or export the sheet as CSV"),
         ) from error
     except Exception as error:  # the zip trusts itself, and damage shows as whatever is then met
-        raise unreadable(name, f"it is not a whole workbook ({error})") from error
+        raise _no_workbook(path, name, f"it is not a whole workbook ({error})") from error
 
 
 def _check_unpacked(path: Path, name: str, limit: int) -> None:
@@ -93,7 +114,7 @@ def _check_unpacked(path: Path, name: str, limit: int) -> None:
         with zipfile.ZipFile(path) as archive:
             size = sum(item.file_size for item in archive.infolist())
     except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
-        raise unreadable(name, "it is not an .xlsx workbook") from error
+        raise _no_workbook(path, name, "it is not an .xlsx workbook") from error
     if size > limit:
         raise DataError(
             "data-limit",
@@ -123,7 +144,7 @@ def _choose(book: Any, name: str, wanted: str | int | None) -> tuple[Any, list[s
         return book[title], []
     filled = [s for s in book.worksheets if s.sheet_state == "visible" and s.max_row and _has_values(s)]
     if not filled:
-        raise empty(name, "no sheet holds a value")
+        raise empty(name, "no sheet that holds a value")
     chosen = next((sheet for sheet in filled if _is_table(sheet)), filled[0])
     others = [s.title for s in filled if s is not chosen]
     note = f"sheet {chosen.title!r} was read; there are also {others}: choose with preprocessing.sheet"
@@ -170,7 +191,9 @@ def _check_formulas(path: Path, name: str, title: str, grid: list[list[Any]]) ->
                         name,
                         "a formula has no stored result",
                         f"{name} sheet {title!r} cell {cell.coordinate}",
-                        "open the workbook in Excel or LibreOffice and save it, or export the sheet as CSV",
+                        received=str(cell.value),
+                        allowed="formulas with their result, as Excel saves them",
+                        fix="open the workbook in Excel or LibreOffice and save it, or export the sheet as CSV",
                     )
     finally:
         book.close()
@@ -186,7 +209,7 @@ def _table(grid: list[list[Any]], name: str, where: str, notes: list[str]) -> Ta
     header, more = clean_header(["" if v is None else str(v) for v in rows[start]], name, f"{where} row {start + 1}")
     body = [row for row in rows[start + 1 :] if any(v is not None for v in row)]
     if not body:
-        raise empty(name, "the sheet has a header and no rows")
+        raise empty(name, "a sheet with a header and no rows")
     return Table.from_columns({t: [r[i] for r in body] for i, t in enumerate(header)}, name, [*notes, *more])
 
 

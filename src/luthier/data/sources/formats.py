@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from luthier.data.table import Table
 from luthier.errors import DataError
@@ -70,7 +70,7 @@ def read_bytes(path: Path, name: str, options: Options) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise unreadable(name, error.strerror or str(error)) from error
+        raise not_opened(name, error) from error
 
 
 def check_size(path: Path, name: str, options: Options) -> None:
@@ -78,9 +78,9 @@ def check_size(path: Path, name: str, options: Options) -> None:
     try:
         size = path.stat().st_size
     except OSError as error:
-        raise unreadable(name, error.strerror or str(error)) from error
+        raise not_opened(name, error) from error
     if size == 0:
-        raise empty(name, "the file has no bytes")
+        raise empty(name, "a file of 0 bytes")
     if size > options.limits.file_bytes:
         raise DataError(
             "data-limit",
@@ -125,15 +125,42 @@ def raise_it(limit: str, instead: str) -> str:
     return f"{instead}; or, if you trust the file, raise preprocessing.limits.{limit} (--set)"
 
 
-def unreadable(name: str, why: str, where: str | None = None, fix: str | None = None) -> DataError:
+def unreadable(
+    name: str,
+    why: str,
+    where: str | None = None,
+    *,
+    received: Any,
+    allowed: str | list[str] | None = None,
+    fix: str | None = None,
+) -> DataError:
     """A dataset that cannot be read as what it claims to be."""
-    return DataError("data-unreadable", f"{name} cannot be read: {why}", where=where or name, fix=fix)
+    message = f"{name} cannot be read: {why}"
+    return DataError("data-unreadable", message, where=where or name, received=received, allowed=allowed, fix=fix)
 
 
-def empty(name: str, why: str = "it has a header and no rows") -> DataError:
+def not_opened(name: str, error: OSError) -> DataError:
+    """A file that the system does not give."""
+    why = error.strerror or str(error)
+    fix = "check that the file is there and that you may read it"
+    return unreadable(name, why, received=why, allowed="a file that can be read", fix=fix)
+
+
+def beginning(path: Path, count: int = 16) -> str:
+    """The first bytes of a file, which show what it is instead."""
+    with path.open("rb") as stream:
+        return f"a file that begins with {stream.read(count)!r}"
+
+
+def empty(name: str, received: str = "a header and no rows") -> DataError:
     """A dataset without rows."""
     return DataError(
-        "data-empty", f"{name} holds no data: {why}", where=name, fix="give a dataset with at least one row"
+        "data-empty",
+        f"{name} holds no data",
+        where=name,
+        received=received,
+        allowed="a table with a header and at least one row",
+        fix="add rows to it, or name the file that holds them",
     )
 
 
@@ -155,6 +182,7 @@ def clean_header(names: Sequence[str], name: str, where: str) -> tuple[list[str]
             f"{name} has more than one column of the same name",
             where=where,
             received=twice,
+            allowed="each name once",
             fix="rename the columns so that each name stands once",
         )
     return out, notes

@@ -74,6 +74,7 @@ def _missing(name: str, why: str) -> DataError:
         f"the hub dataset {name!r} cannot be read: {why}",
         where=f"no file of that name here, then the hub dataset {name}",
         received=name,
+        allowed="an existing file, or a hub dataset id such as owner/name",
         fix="check the spelling; for a private or gated dataset log in first: hf auth login",
     )
 
@@ -92,7 +93,7 @@ def _converted(listed: list[str], name: str, config: str | None) -> dict[str, li
             if chosen is None
             else f"no configuration {chosen!r}",
             where=name,
-            received=config,
+            received=config or "no configuration",
             allowed=configs,
             fix=f"name one: {name}:{configs[0]}",
         )

@@ -23,11 +23,16 @@ from luthier.data.sources.formats import (
     unreadable,
 )
 from luthier.data.table import JSON_MARK, Table, column_array, kinds_of
+from luthier.errors import DataError
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 BATCH = 4096  # rows turned into columns together
+SHOWN = 60  # characters of a broken text that are shown
+SHAPES = "a list of objects, an object of columns, or one whole object a line"
+LINES = "one whole object a line"
+MEND = "mend the text there, or write the file again with a JSON library"
 
 
 @FORMATS.register(".json")
@@ -39,9 +44,9 @@ def read_json(path: Path, name: str, options: Options) -> Table:
     except json.JSONDecodeError as error:
         if error.msg == "Extra data":  # a second document after the first
             return _lines(lambda: iter(text.split("\n")), path, name, [*notes, "read as JSON Lines"], options)
-        raise unreadable(name, error.msg, f"{name}:{error.lineno}:{error.colno}") from error
+        raise _broken(error, f"{name}:{error.lineno}:{error.colno}", name) from error
     except ValueError as error:
-        raise unreadable(name, str(error)) from error
+        raise unreadable(name, str(error), received=text[:SHOWN], allowed=SHAPES, fix=MEND) from error
     _check_spread(value, path, name, options)
     return _table(value, name, notes)
 
@@ -73,7 +78,7 @@ def _lines_of(path: Path, codec: str) -> Iterator[str]:
 def _text(path: Path, name: str, options: Options) -> tuple[str, list[str]]:
     text, encoding = decode(read_bytes(path, name, options), name, options.encoding)
     if not text.strip():
-        raise empty(name, "the file holds only blanks")
+        raise empty(name, "a file of blanks")
     return text, [] if encoding.startswith("utf-8") else [f"read as {encoding}"]
 
 
@@ -88,7 +93,7 @@ def _lines(lines: Callable[[], Iterator[str]], path: Path, name: str, notes: lis
         for title, value in row.items():
             kinds.setdefault(title, set()).update(kinds_of((value,)))
     if not kinds:
-        raise empty(name, "the file holds only blanks")
+        raise empty(name, "a file of blanks")
     check_columns(len(kinds), name, options)
     check_spread(count, len(kinds), path, name, options)
     sample = {title: column_array([], title, name, found) for title, found in kinds.items()}
@@ -112,21 +117,33 @@ def _objects(lines: Iterator[str], name: str) -> Iterator[dict[str, Any]]:
         try:
             row = _loads(line)
         except json.JSONDecodeError as error:
-            raise unreadable(name, error.msg, f"{name}:{number}:{error.colno}", "one whole object a line") from error
+            raise _broken(error, f"{name}:{number}:{error.colno}", name, LINES) from error
         except ValueError as error:
-            raise unreadable(name, str(error), f"{name} line {number}") from error
+            raise unreadable(
+                name, str(error), f"{name} line {number}", received=line, allowed=LINES, fix=MEND
+            ) from error
         if not isinstance(row, dict):
-            raise unreadable(name, f"a line holds a {type(row).__name__}, not an object", f"{name} line {number}")
+            why = f"a line holds a {type(row).__name__}, not an object"
+            fix = "write each row as an object, with the columns as its keys"
+            raise unreadable(name, why, f"{name} line {number}", received=line, allowed=LINES, fix=fix)
         yield row
+
+
+def _broken(error: json.JSONDecodeError, where: str, name: str, allowed: str = SHAPES) -> DataError:
+    """The error for a text that is not JSON, with what stands there."""
+    line = error.doc.split("\n")[error.lineno - 1]
+    received = line[max(0, error.colno - 1 - SHOWN // 2) :][:SHOWN].strip() or "the end of the text"
+    return unreadable(name, error.msg, where, received=received, allowed=allowed, fix=MEND)
 
 
 def _table(value: Any, name: str, notes: list[str]) -> Table:
     if isinstance(value, list):
         if not value:
-            raise empty(name, "the list has no items")
+            raise empty(name, "a list without items")
         return memory.from_rows(value, name, notes, unit="item")
     if not isinstance(value, dict) or not value:
-        raise unreadable(name, f"it holds a {type(value).__name__}", fix="a list of objects, or an object of columns")
+        why, fix = f"it holds a {type(value).__name__}", "write the rows as a list of objects"
+        raise unreadable(name, why, received=value, allowed=SHAPES, fix=fix)
     parts = {k: v for k, v in value.items() if isinstance(v, list) and v and all(isinstance(r, dict) for r in v)}
     if parts and len(parts) == len(value) and all(splits.number(k) is not None for k in parts):
         rows, more = splits.join(parts)

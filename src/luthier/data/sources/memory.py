@@ -49,11 +49,19 @@ def from_mapping(columns: Mapping[str, Any], name: str = "dict") -> Table:
     lists: dict[str, list[Any]] = {}
     for column, values in columns.items():
         if isinstance(values, (str, bytes)) or not hasattr(values, "__iter__"):
-            raise unreadable(name, f"{column!r} holds one value, not a column", fix="give each column a list")
+            why, fix = f"{column!r} holds one value, not a column", "give each column a list"
+            raise unreadable(name, why, received=values, allowed="a list of values for each column", fix=fix)
         lists[str(column)] = list(values.values()) if isinstance(values, Mapping) else list(values)
     lengths = {column: len(values) for column, values in lists.items()}
     if len(set(lengths.values())) > 1:
-        raise DataError("data-ragged", f"{name} has columns of different lengths", where=name, received=str(lengths))
+        raise DataError(
+            "data-ragged",
+            f"{name} has columns of different lengths",
+            where=name,
+            received=str(lengths),
+            allowed="columns of one length",
+            fix="give every column as many values; None where there is none",
+        )
     return Table.from_columns(lists, name)
 
 
@@ -77,6 +85,7 @@ def from_rows(rows: Sequence[Any], name: str = "list", notes: Sequence[str] = ()
                 where=f"{name} {unit} {number}",
                 received=row,
                 allowed="one object (column: value) for each row",
+                fix="write each row as an object, with the columns as its keys",
             )
         titles.update(dict.fromkeys(map(str, row)))
     return Table.from_columns({t: [row.get(t) for row in rows] for t in titles}, name, notes)
@@ -94,6 +103,7 @@ def from_arrow(dataset: Any) -> Table:
     raise DataError(
         "data-unreadable",
         f"a {name} is not a dataset",
-        received=dataset,
+        received="None" if dataset is None else dataset,
         allowed="a DataFrame, a dict of columns, a list of dicts, a path, or a hub dataset id",
+        fix="pass it as one of these",
     )

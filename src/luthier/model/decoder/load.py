@@ -96,6 +96,8 @@ class Files:
             "asset-damaged",
             f"the base model's files are incomplete: {why}",
             where=str(self.folder),
+            received=why,
+            allowed="all weights of the architecture in config.json",
             fix="get the model again",
         )
 

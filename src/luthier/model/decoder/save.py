@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
+from luthier.assets.adapter_files import no_adapter
 from luthier.assets.spec import read_json
-from luthier.errors import AssetError
 from luthier.model.adapters import require_same
 from luthier.model.decoder import lora
 from luthier.model.decoder.decoder import Decoder, modules
@@ -37,7 +37,7 @@ def load_adapter(decoder: Decoder, folder: Path) -> None:
     Raises AssetError asset-not-found or asset-damaged.
     """
     if not (folder / WEIGHTS).is_file():
-        raise AssetError("asset-not-found", f"the adapter's folder has no {WEIGHTS}", where=str(folder))
+        raise no_adapter(folder, WEIGHTS)
     found = read_weights(folder / WEIGHTS)
     require_same(found, lora.state_dict(decoder.pairs), folder / WEIGHTS)
     with torch.no_grad():
