@@ -218,7 +218,7 @@ def show_check(lines: Sequence[str], samples: Sequence[Sequence[tuple[str, bool]
         out.print(Text(line), soft_wrap=True)
     for number, pieces in enumerate(samples, 1):
         text = Text.assemble(*((piece, "bold green" if trained else "dim") for piece, trained in pieces))
-        out.print(Panel(text, title=f"row {number}: green is trained", title_align="left"))
+        out.print(Panel(text, title=f"sample {number}: green is trained", title_align="left"))
 
 
 def show_comparison(comparison: Mapping[str, Any], samples: int) -> None:

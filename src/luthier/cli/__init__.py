@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import sys
 import traceback
 from types import FrameType
+from typing import Any
 
 import typer
 
 from luthier import __version__
 from luthier.cli import chat, check, convert, doctor, evaluate, init, plan, predict, runs, schema, train
 from luthier.cli.common import report_failure
-from luthier.errors import LuthierError
+from luthier.errors import ConfigError, LuthierError
 from luthier.parallel import place
 from luthier.secrets import hidden
 
@@ -25,7 +27,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # long options whole and lines to copy, in half the time of rich's panels
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Start with: luthier init my_data.csv. A failure prints a code; docs/errors explains each. "
-    "Put --debug after luthier to see a traceback.",
+    "Put --debug anywhere on the line to see a traceback.",
 )
 for module in (init, check, plan, train, evaluate, predict, chat, runs, schema, doctor, convert):
     examples = "\n".join(f"  {example}" for example in module.EXAMPLES)
@@ -40,19 +42,34 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def options(
-    context: typer.Context,
     debug: bool = typer.Option(False, "--debug", help="Show tracebacks of failures."),
     version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Show the version."),
 ) -> None:
-    """Options that come before the command."""
-    context.obj = {"debug": debug}
+    """Options of every command; `main` reads --debug wherever it stands."""
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
     raise SystemExit(128 + number)
 
 
-REPORT = "this is a fault of Luthier: please report it, with what the same command prints after `luthier --debug`"
+REPORT = "this is a fault of Luthier: please report it, with what the same command prints with --debug"
+
+
+# The parser's own error, of the click that typer uses; some versions of typer bring one of their own.
+UsageError: Any = typer.BadParameter.__base__
+
+
+def _misused(error: Any) -> ConfigError:
+    """A command line that cannot be understood, as the other errors are said."""
+    path = error.ctx.command_path if error.ctx is not None else "luthier"
+    return ConfigError(
+        "config-usage",
+        error.format_message(),
+        where=path,
+        received=shlex.join(sys.argv[1:]),
+        allowed=error.ctx.get_usage().removeprefix("Usage: ") if error.ctx is not None else None,
+        fix=f"{path} --help",
+    )
 
 
 def _show_traceback() -> None:
@@ -70,13 +87,20 @@ def _ended(code: str | int | None) -> SystemExit:
 def main() -> None:
     """Run the command line. Failures end with the exit code of their kind (see luthier.errors), Ctrl-C with 130."""
     signal.signal(signal.SIGTERM, _terminate)
-    debug = "--debug" in sys.argv[1:]
+    debug, as_json = "--debug" in sys.argv[1:], "--json" in sys.argv[1:]
     try:
-        app()
+        words = [word for word in sys.argv[1:] if word != "--debug"]
+        sys.exit(app(words, prog_name="luthier", standalone_mode=False))
+    except UsageError as error:
+        if as_json:
+            report_failure(_misused(error), as_json)
+        elif place().first:
+            error.show()
+        raise SystemExit(error.exit_code) from None
     except LuthierError as error:
         if debug:
             _show_traceback()
-        report_failure(error, as_json="--json" in sys.argv[1:])
+        report_failure(error, as_json)
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
         raise _ended(130) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -19,6 +20,16 @@ def command(
     rows: Annotated[int | None, typer.Option("--rows", min=1, help="At most this many held-out rows.")] = None,
     shots: Annotated[int, typer.Option("--shots", min=0, help="Examples shown to the base model; 0: none.")] = 3,
     samples: Annotated[int, typer.Option("--samples", min=0, help="How many answers to show side by side.")] = 3,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "--output_directory",
+            "-od",
+            "-o",
+            help="The comparison goes here too, beside the run folder: a .json file, or a folder.",
+        ),
+    ] = None,
     sets: common.Set = None,
     encoding: common.Encoding = None,
     trust_remote_code: common.RemoteCode = False,
@@ -27,12 +38,16 @@ def command(
     """Compare the tuned model with its base on held-out rows. The base answers with a few-shot prompt too."""
     path = common.one_of(run, run_option, "RUN", "--model_path")
     from luthier import pipeline
+    from luthier.run import atomic
 
+    file = _file_of(output) if output is not None else None
     with common.session(as_json) as sink:
         tuned = pipeline.load(
             path, overrides=sets or [], trust_remote_code=trust_remote_code, dataset=dataset, sink=sink
         )
         comparison = pipeline.evaluate(tuned, dataset, rows=rows, shots=shots, encoding=encoding, sink=sink)
+    if file is not None:
+        atomic.write_json(file, comparison.to_json())
     if as_json:
         common.emit(comparison.to_json())
         return
@@ -41,3 +56,15 @@ def command(
     console.show_comparison(comparison.to_json(), samples)
     if tuned.folder is not None:
         typer.echo(f"\nfull report: {tuned.folder / 'report.html'}")
+
+
+def _file_of(output: Path) -> Path:
+    """The file of the comparison, in a folder that is there; before the work. Raises RunError run-not-writable."""
+    from luthier.run.folder import not_writable
+
+    file = output if output.suffix == ".json" else output / "evaluation.json"
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise not_writable(file.parent, error) from error
+    return file

@@ -48,7 +48,7 @@ class Answers:
             )  # fmt: skip
         if max(request.prompt_ids) >= self.vocabulary or min(request.prompt_ids) < 0:
             message = f"the prompt holds an id outside the model's vocabulary of {self.vocabulary}"
-            wrong = next(token for token in request.prompt if not 0 <= token < self.vocabulary)
+            wrong = next(token for token in request.prompt_ids if not 0 <= token < self.vocabulary)
             return Fault("data-prompt", message, received=wrong, allowed=f"0 to {self.vocabulary - 1}",
                          fix="encode the text with the tokenizer of this base")  # fmt: skip
         limit = request.sampling.extra.get("max_length")

@@ -104,7 +104,7 @@ def test_commands_with_a_config_take_overrides_and_the_others_are_said_to_have_n
         ("train", ["--config", "-c", "--output_directory", "-od", "--dataset"]),
         ("check", ["--config", "-c", "--dataset"]),
         ("predict", ["--model_path", "-m", "--output_directory", "-od", "--dataset"]),
-        ("evaluate", ["--model_path", "-m", "--dataset"]),
+        ("evaluate", ["--model_path", "-m", "--output_directory", "-od", "--dataset"]),
         ("chat", ["--model_path", "-m"]),
     ],
 )
@@ -209,6 +209,18 @@ def test_evaluate_shows_the_contestants(trained: Path, luthier: Run) -> None:
     assert code == 0 and "base, 1-shot" in out and "exact_match" in out and "report.html" in out
 
 
+@pytest.mark.parametrize(("named", "file"), [("said", "said/evaluation.json"), ("to/said.json", "to/said.json")])
+def test_evaluate_writes_the_comparison_where_it_is_told(
+    named: str, file: str, trained: Path, luthier: Run, tmp_path: Path
+) -> None:
+    code, out, err = luthier("evaluate", "-m", str(trained / "made"), "--rows", "1", "-od", named, "--json")
+    assert code == 0, err
+    assert json.loads((tmp_path / file).read_text("utf-8")) == json.loads(out)
+    (tmp_path / "taken").touch()
+    code, out, _ = luthier("evaluate", str(trained / "made"), "-od", "taken", "--json")
+    assert code == 5 and json.loads(out)["error"][0]["code"] == "run-not-writable"
+
+
 def test_chat_asks_the_way_the_model_was_taught(trained: Path, luthier: Run) -> None:
     from luthier import pipeline
 
@@ -287,7 +299,7 @@ def test_runs_lists_and_compares(trained: Path, luthier: Run, tmp_path: Path) ->
 
 def test_check_shows_rows_and_what_is_trained(trained: Path, luthier: Run) -> None:
     code, out, _ = luthier("check", str(trained / "config.yaml"), "--rows", "1")
-    assert code == 0 and "green is trained" in out and "say" in out
+    assert code == 0 and "sample 1: green is trained" in out and "say" in out
 
 
 # ------------------------------------------------------------------------------------------- without a trained run
@@ -324,8 +336,31 @@ def test_wrong_usage_and_wrong_names_say_what_is_right(luthier: Run, tmp_path: P
 
 def test_debug_shows_the_traceback_and_nothing_else_does(luthier: Run) -> None:
     assert "Traceback" not in luthier("check", "none.yaml")[2]
-    code, _, err = luthier("--debug", "check", "none.yaml")
-    assert code == 2 and "Traceback" in err and "config-unreadable" in err
+    for line in (("--debug", "check", "none.yaml"), ("check", "none.yaml", "--debug")):
+        code, _, err = luthier(*line)
+        assert code == 2 and "Traceback" in err and "config-unreadable" in err
+
+
+@pytest.mark.parametrize(
+    ("line", "where", "said"),
+    [
+        (("predict", "--json", "--dataset", "t.csv"), "luthier predict", "RUN is missing"),
+        (("evaluate", "a-run", "--row", "3", "--json"), "luthier evaluate", "--row"),
+        (("check", "config.yaml", "--rows", "many", "--json"), "luthier check", "--rows"),
+        (("trian", "--json"), "luthier", "trian"),
+    ],
+)
+def test_wrong_usage_is_json_where_json_was_asked_for(
+    line: tuple[str, ...], where: str, said: str, luthier: Run
+) -> None:
+    code, out, err = luthier(*line)
+    told = json.loads(out)
+    fault = told["error"][0]
+    assert code == told["exit_code"] == 2 and not err
+    assert fault["code"] == "config-usage" and fault["where"] == where and said in fault["message"]
+    assert fault["received"] == shlex.join(line) and where in fault["allowed"] and fault["fix"] == f"{where} --help"
+    code, out, err = luthier(*(word for word in line if word != "--json"))
+    assert code == 2 and not out and said in err and "Usage:" in err
 
 
 @pytest.mark.parametrize(
@@ -340,7 +375,7 @@ def test_debug_shows_the_traceback_and_nothing_else_does(luthier: Run) -> None:
 def test_other_ends_have_their_codes(
     raised: BaseException, code: int, said: str, luthier: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail() -> None:
+    def fail(*arguments: Any, **options: Any) -> None:
         raise raised
 
     monkeypatch.setattr(cli, "app", fail)
