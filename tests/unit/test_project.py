@@ -209,6 +209,15 @@ def test_every_result_of_a_benchmark_says_how_it_was_made() -> None:
     assert sorted(told) == sorted(path.name for path in folder.iterdir() if path.name != "README.md")
 
 
+def test_the_losses_of_merging_on_the_page_are_those_measured() -> None:
+    """Each to four decimals, under the name that the result has."""
+    found = json.loads((ROOT / "benchmarks" / "results" / "merge_loss.json").read_text(encoding="utf-8"))
+    page = (ROOT / "docs" / "howto" / "choose-a-base.md").read_text(encoding="utf-8")
+    told = re.findall(r"^\| ([^|]+) \| (\d\.\d{4}) \|$", page, re.MULTILINE)
+    assert told == [(name, f"{loss:.4f}") for name, loss in found["loss"].items()]
+    assert f"{found['rows']} test rows ({found['supervised_tokens']:,} trained tokens)" in " ".join(page.split())
+
+
 def test_constraints_pin_every_direct_dependency_within_its_range() -> None:
     from packaging.requirements import Requirement
     from packaging.utils import canonicalize_name
