@@ -123,6 +123,7 @@ def examine(
     if declared is not None and declared.preprocessing.vocab is not None and layout.classes is not None:
         _check_allowed(declared.preprocessing.vocab, layout, table)
         layout = replace(layout, classes=declared.preprocessing.vocab)
+    _check_prompt(settings, layout)
     _check_target(settings, layout)
     base = base_of(settings.base_model)
     tokenizer = Tokenizer.load(base.path)
@@ -243,6 +244,27 @@ def _check_allowed(vocab: Sequence[str], layout: Layout, table: Table) -> None:
             allowed=list(vocab),
             fix="add these answers to vocab, or take the rows out of the table",
         )
+
+
+def _check_prompt(settings: Config, layout: Layout) -> None:
+    """Conversations ask with their own turns: nothing else of the config is written around them."""
+    if layout.kind != "chat":
+        return
+    named = {"prompt.template": settings.prompt.template, "prompt.task": settings.prompt.task}
+    faults = [
+        Fault(
+            "config-conflict",
+            f"the data holds conversations, in which {key} has no place",
+            key,
+            value,
+            "nothing, where the data holds conversations",
+            "leave it out; prompt.system and prompt.chat_template shape conversations",
+        )
+        for key, value in named.items()
+        if value is not None
+    ]
+    if faults:
+        raise ConfigError(faults)
 
 
 def _check_target(settings: Config, layout: Layout) -> None:

@@ -31,6 +31,15 @@ def test_balance_classes_needs_classes(settings, rows) -> None:
     assert caught.value.faults[0].where == "preprocessing.balance_classes"
 
 
+@pytest.mark.parametrize(("key", "value"), [("template", "{messages}\n"), ("task", "Be kind.")])
+def test_what_has_no_place_in_a_conversation_is_refused(tiny_llama, key: str, value: str) -> None:
+    turns = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "hi"}]
+    made = config.load({"base_model": str(tiny_llama), "prompt": {key: value}})
+    with pytest.raises(ConfigError, match="no place") as caught:
+        pipeline.prepare(made, [{"messages": turns}] * 20)
+    assert caught.value.faults[0].where == f"prompt.{key}"
+
+
 @pytest.mark.parametrize(
     ("template", "told"),
     [("{text}\n", ["note"]), ("{note}: {text}", []), ("{__sample__}", []), ("{split}", ["text", "note"])],
