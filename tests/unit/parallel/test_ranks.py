@@ -173,7 +173,7 @@ def test_a_failure_of_all_ranks_is_told_by_the_first_and_one_of_another_alone_by
         "from luthier.errors import ConfigError\n"
         "rank, alone = int(os.environ['RANK']), sys.argv[1] == 'alone'\n"
         "common.FIRST_SPEAKS = 1.0 if alone else 60.0\n"
-        "def fail():\n"
+        "def fail(*given, **named):\n"
         "    time.sleep(0 if rank else 600 if alone else 2)\n"
         "    raise ConfigError('config-conflict', f'rank {rank} failed')\n"
         "cli.app = fail\n"
