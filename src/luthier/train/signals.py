@@ -20,6 +20,7 @@ class Signals:
     def __init__(self) -> None:
         self.received: list[int] = []
         self._give_up = False
+        self._passing_on = False
 
     @contextmanager
     def heard(self) -> Iterator[Signals]:
@@ -31,8 +32,11 @@ class Signals:
 
         def note(number: int, frame: FrameType | None) -> None:
             self.received.append(number)
-            for one, handler in before.items():
-                signal.signal(one, handler)
+            if self._passing_on:
+                self._passing_on = False  # the one of our own may still be on its way, and is no second
+            else:
+                for one, handler in before.items():
+                    signal.signal(one, handler)
             if self._give_up:
                 self._give_up = False
                 raise GivenUp
@@ -46,8 +50,12 @@ class Signals:
                 signal.signal(number, handler)
 
     def pass_on(self, number: int) -> None:
-        """Have this process hear a signal that came to another of its run; one that it has heard itself counts."""
+        """Have this process hear a signal that came to another of its run; one that it has heard itself counts.
+
+        Whoever ends a run sends all its processes one, a little after each other: what is passed on is no first of two.
+        """
         if not self.received:
+            self._passing_on = True
             os.kill(os.getpid(), number)
 
     @contextmanager

@@ -20,6 +20,8 @@ from luthier.errors import Interrupted
 from luthier.parallel import Place, place
 from luthier.train import evaluation, step
 
+OVER = threading.Event()  # training has ended
+
 
 def main(
     settings: Path, run: Path, stop: int | None = None, full: int | None = None, asleep: int | None = None
@@ -52,6 +54,8 @@ def main(
         assert stop is not None or asleep is not None
         assert end.exit_code == 128 + signal.SIGTERM
         (run.parent / f"{run.name}-ended-{here.rank}").write_text(str(time.time()), encoding="utf-8")
+    finally:
+        OVER.set()
     (run.parent / f"{run.name}-{here.world}-{here.rank}.json").write_text(json.dumps(taken), encoding="utf-8")
 
 
@@ -71,7 +75,8 @@ def _evaluate_slowly(here: Place, run: Path, told: int) -> None:
             time.sleep(0.01)
         time.sleep(0.3)
         (run.parent / f"{run.name}-told-{here.rank}").write_text(str(time.time()), encoding="utf-8")
-        os.kill(os.getpid(), signal.SIGTERM)
+        if not OVER.is_set():  # on a loaded machine the other rank's may have ended both before
+            os.kill(os.getpid(), signal.SIGTERM)
 
     if here.rank >= here.world - told:
         threading.Thread(target=wait, daemon=True).start()
