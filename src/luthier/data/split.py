@@ -206,6 +206,9 @@ def _fixed(job: Job) -> list[int]:
 @METHODS.register("random")
 def _random(job: Job) -> list[int]:
     sides = _sides(job)
+    sets = len(job.units) + len(job.alone)
+    if sets < sum(1 for share in job.shares if share) and len(sides) >= 10:
+        job.notes.append(f"of rows that stay together there are {sets} sets, too few for every split")
     _draw(job, job.units, job.alone, sides, least=1 if len(sides) >= 10 else 0)
     return _listed(sides)
 
@@ -316,20 +319,31 @@ def _listed(sides: np.ndarray[Any, Any]) -> list[int]:
 def _draw(
     job: Job, units: list[list[int]], alone: np.ndarray[Any, Any], sides: np.ndarray[Any, Any], least: int
 ) -> None:
-    """Put sets of rows, in random order and the large ones first, each on the side that lacks most; then the rest."""
+    """Put sets of rows, in random order and the large ones first, each on the side that lacks most; then the rest.
+
+    With ``least``, the last and smallest sets go to sides that would have none.
+    """
     import numpy as np
 
-    every = len(units) + len(alone) >= sum(1 for share in job.shares if share)
+    empty = {side for side in range(3) if job.shares[side]}
+    every = len(units) + len(alone) >= len(empty)
     lacking = _sizes(sum(map(len, units)) + len(alone), job.shares, least if every else 0)
     order = list(units)
     random.Random(f"split {job.seed}").shuffle(order)
-    for unit in sorted(order, key=len, reverse=True):
-        side = max(range(3), key=lambda s: (lacking[s], -s))
+    for place, unit in enumerate(sorted(order, key=len, reverse=True)):
+        left = len(units) - place + len(alone)
+        open_to = empty if every and least and left <= len(empty) else range(3)
+        side = max(open_to, key=lambda s: (lacking[s], -s))
         lacking[side] -= len(unit)
         sides[unit] = side
+        empty.discard(side)
     while min(lacking) < 0:  # a large set went beyond its side's share: the others give way
         lacking[lacking.index(min(lacking))] += 1
         lacking[lacking.index(max(lacking))] -= 1
+    for side in empty if every and least else ():
+        if not lacking[side]:
+            lacking[lacking.index(max(lacking))] -= 1
+            lacking[side] += 1
     seed = int.from_bytes(hashlib.sha256(f"split {job.seed}".encode()).digest()[:8], "little")
     drawn = np.random.Generator(np.random.Philox(seed)).permutation(alone)
     sides[drawn[lacking[0] : lacking[0] + lacking[1]]] = 1

@@ -44,6 +44,37 @@ def test_stratify_puts_every_class_in_every_split():
         assert {y for y, s in zip(labels, result.rows, strict=True) if s == side} == {"a", "b", "c"}
 
 
+@pytest.mark.parametrize(
+    ("sets", "rows", "shares"),
+    [
+        (4, 10, (0.7, 0.1, 0.2)),
+        (5, 2, (0.7, 0.1, 0.2)),
+        (3, 20, (0.8, 0.1, 0.1)),
+        (3, 4, (0.9, 0.05, 0.05)),
+        (3, 1, (0.7, 0.1, 0.2)),
+    ],
+)
+def test_every_split_gets_rows_of_every_class_that_has_a_set_for_each(sets, rows, shares):
+    """Customers of ten rows, the same text twenty times: whole sets go to the splits, the smallest ones last."""
+    named = [(y, f"{y}{one}") for y in "abc" for one in range(sets) for _ in range(rows)]
+    labels, people = [y for y, _ in named], [who for _, who in named]
+    told = table(q=[f"q {i}" for i in range(len(named))], y=labels, who=people)
+    for seed in range(20):
+        result = assign(told, config("stratify", probabilities=shares, group="who"), seed=seed, target="y")
+        assert list(result.notes) == []
+        assert len(set(zip(people, result.rows, strict=True))) == 3 * sets
+        for side in range(3):
+            assert {y for y, s in zip(labels, result.rows, strict=True) if s == side} == {"a", "b", "c"}
+        assert max(result.counts, key=result.counts.get) == "train" or sets == 3
+        drawn = assign(told, config("random", probabilities=shares, group="who"), seed=seed)
+        assert all(drawn.counts.values()) or len(named) < 10
+
+
+def test_too_few_sets_for_every_split_are_told():
+    result = assign(numbered(40, who=[i % 2 for i in range(40)]), config("random", group="who"), seed=1)
+    assert any("2 sets, too few for every split" in note for note in result.notes)
+
+
 def test_groups_and_duplicates_stay_on_one_side():
     people = [f"p{i % 20}" for i in range(100)]
     result = assign(numbered(100, who=people), config(group="who"), seed=1)
