@@ -80,7 +80,10 @@ class Preprocessing(Section):
     )
     balance_classes: bool = key(False, "Draw the classes of a classification target equally often.")
     near_duplicates: bool = key(
-        True, "Keep rows that are nearly equal on one side of the split, so that the test stays honest.", ludwig=False
+        True,
+        "Keep rows that are nearly equal on one side of the split, so that the test stays honest. More than 10 of them "
+        "that are over 5 % of the rows are a common form, not copies, and are divided.",
+        ludwig=False,
     )
     redact: tuple[Literal["email", "phone", "card", "key"], ...] = key(
         (),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,6 +72,9 @@ def load_base(
         model.to(device)
     elif quantization.bits == 4:
         _keep_gradients(model)
+    elif dtype != torch.float16:
+        sink(events.Note(text="in 8 bits inputs are multiplied in float16, whatever the precision"))
+        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)  # says so of every product
     model.requires_grad_(False)
     model.config.use_cache = False
     ready: PreTrainedModel = model.eval()

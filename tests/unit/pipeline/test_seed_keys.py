@@ -135,6 +135,26 @@ def test_bits(run, bits, kind) -> None:
     assert again.texts == made.tuned.predict(ROWS[40:], generation={"max_new_tokens": 3, "temperature": 0}).texts
 
 
+def test_eight_bits_say_once_what_they_multiply_in(wide_llama, caplog) -> None:
+    """bitsandbytes says it of every product of every pass."""
+    from luthier import assets, events
+    from luthier.model.load import load_base
+
+    said: list[str] = []
+    bits = config.load(SEED, ["quantization.bits=8"]).quantization
+    base = assets.resolve(str(wide_llama))
+    model = load_base(
+        base,
+        quantization=bits,
+        dtype="bf16",
+        sink=lambda e: said.append(e.text) if isinstance(e, events.Note) else None,
+    )
+    for _ in range(2):
+        model(torch.tensor([[5, 6, 7]]))
+    assert [text for text in said if "float16" in text] == said and len(said) == 1
+    assert "MatMul8bitLt" not in caplog.text
+
+
 def test_epochs(run) -> None:
     assert len(rates(run())) == 5 * STEPS_PER_EPOCH
     assert len(rates(run(trainer__epochs=2))) == 2 * STEPS_PER_EPOCH
