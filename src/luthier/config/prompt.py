@@ -15,7 +15,9 @@ class Prompt(Section):
         "Prompt text with {column} fields; {__sample__}, {__task__} and {__context__} are reserved. "
         "Number formats such as {year:.2f} work. Empty: derived from the data.",
     )
-    task: str | None = key(None, "What to do, in words; put where the template says {__task__}.")
+    task: str | None = key(
+        None, "What to do, in words; put where the template says {__task__}, without a template before the inputs."
+    )
     system: str | None = key(None, "System message of every conversation, when a chat template is used.")
     chat_template: bool | str | None = key(
         None,

@@ -127,9 +127,8 @@ def examine(
     _check_target(settings, layout)
     base = base_of(settings.base_model)
     tokenizer = Tokenizer.load(base.path)
-    resolve(
-        settings.generation, tokenizer=tokenizer, vocabulary=base.spec.vocab
-    )  # before training, which may take long
+    # What cannot be generated is told now, before training, which may take long.
+    resolve(settings.generation, tokenizer=tokenizer, vocabulary=base.spec.vocab)
     divided = divide(settings, table, layout)
     splits = divided.rows
     for line in (*layout.explanation, *divided.notes):
@@ -137,6 +136,15 @@ def examine(
     if not divided.counts["validation"]:
         sink(events.Warned(text="no row validates: training cannot tell when it gets worse, and the last step is kept"))
     renderer = renderer_of(settings, layout, tokenizer, base, table.columns, table.name)
+    if settings.prompt.system and not renderer.is_chat:
+        raise ConfigError(
+            "config-conflict",
+            "prompt.system begins a conversation, and the rows are written as plain text",
+            where="prompt.system",
+            received=settings.prompt.system,
+            allowed="prompt.system with a chat template",
+            fix="set prompt.chat_template: true, or write the words into prompt.template",
+        )
     if unasked := _unasked(settings, layout):
         named = f"the column {unasked[0]!r} is" if len(unasked) == 1 else f"the columns {', '.join(unasked)} are"
         sink(events.Warned(text=f"{named} an input that prompt.template does not name: the model never sees it"))
@@ -247,17 +255,21 @@ def _check_allowed(vocab: Sequence[str], layout: Layout, table: Table) -> None:
 
 
 def _check_prompt(settings: Config, layout: Layout) -> None:
-    """Conversations ask with their own turns: nothing else of the config is written around them."""
-    if layout.kind != "chat":
+    """Conversations ask with their own turns, and running text asks nothing: no key is in vain."""
+    template, task = settings.prompt.template, settings.prompt.task
+    if layout.kind == "chat":
+        held, named = "conversations", {"prompt.template": template, "prompt.task": task}
+    elif layout.kind == "text" and template is None:
+        held, named = "running text", {"prompt.task": task}
+    else:
         return
-    named = {"prompt.template": settings.prompt.template, "prompt.task": settings.prompt.task}
     faults = [
         Fault(
             "config-conflict",
-            f"the data holds conversations, in which {key} has no place",
+            f"the data holds {held}, in which {key} has no place",
             key,
             value,
-            "nothing, where the data holds conversations",
+            f"nothing, where the data holds {held}",
             "leave it out; prompt.system and prompt.chat_template shape conversations",
         )
         for key, value in named.items()

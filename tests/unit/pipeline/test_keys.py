@@ -40,6 +40,24 @@ def test_what_has_no_place_in_a_conversation_is_refused(tiny_llama, key: str, va
     assert caught.value.faults[0].where == f"prompt.{key}"
 
 
+def test_a_system_message_needs_a_conversation(settings, rows) -> None:
+    said = settings | {"prompt": {"system": "Be brief.", "template": "{text}\n"}}
+    with pytest.raises(ConfigError, match="plain text") as caught:
+        pipeline.prepare(config.load(said), rows)
+    assert caught.value.faults[0].where == "prompt.system"
+    said["prompt"]["chat_template"] = True
+    assert "Be brief." in pipeline.prepare(config.load(said), rows).renderer.prompt(rows[0]).text
+
+
+def test_a_task_without_a_template_stands_before_the_inputs(settings, rows) -> None:
+    """Ludwig's zero-shot classification."""
+    made = pipeline.prepare(config.load(settings | {"prompt": {"task": "Say early or late."}}), rows)
+    assert made.renderer.prompt(rows[0]).text == "Say early or late.\nparcel 0 slow\n"
+    text = config.load({"base_model": settings["base_model"], "prompt": {"task": "Say it."}})
+    with pytest.raises(ConfigError, match="running text"):
+        pipeline.prepare(text, [{"text": f"a line of text {i}"} for i in range(20)])
+
+
 @pytest.mark.parametrize(
     ("template", "told"),
     [("{text}\n", ["note"]), ("{note}: {text}", []), ("{__sample__}", []), ("{split}", ["text", "note"])],

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from luthier.data.render.template import Rendered
 from luthier.types import Example
 
+TASK = "{__task__}\n{__sample__}\n"  # the template of a task that is given without one
 Truncation = Literal["drop", "truncate_prompt", "truncate_target", "error"]
 
 
@@ -71,9 +72,10 @@ class Settings:
         """From the sections ``prompt`` and ``preprocessing`` (None: defaults). ``limit``: the model's context."""
         lengths = [getattr(preprocessing, key, None) for key in ("max_sequence_length", "global_max_sequence_length")]
         known = [n for n in (*lengths, limit) if n]
+        template, task = getattr(prompt, "template", None), getattr(prompt, "task", None)
         return cls(
-            template=getattr(prompt, "template", None),
-            task=getattr(prompt, "task", None),
+            template=TASK if task and template is None else template,
+            task=task,
             system=getattr(prompt, "system", None),
             chat_template=getattr(prompt, "chat_template", None),
             train_on=getattr(prompt, "train_on", None) or "completion",
