@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from luthier.types import ModelSpec
 
 # name -> architecture, layers, hidden, intermediate, heads, key heads, head size, vocabulary, context, tied head
@@ -26,6 +29,16 @@ _SHAPES: dict[str, tuple[str, int, int, int, int, int, int, int, int, bool]] = {
     "microsoft/Phi-4-mini-instruct": ("Phi3ForCausalLM", 32, 3072, 8192, 24, 8, 128, 200064, 131072, True),
     "tokyotech-llm/Llama-3.1-Swallow-8B-Instruct-v0.3": _LLAMA3,
 }
+
+# What else of a config.json decides how a model is run, in its own keys.
+_STATED: Mapping[str, Mapping[str, Any]] = {
+    "microsoft/Phi-4-mini-instruct": {"rope_scaling": {"type": "longrope"}},
+}
+
+
+def known_config(repository: str) -> Mapping[str, Any]:
+    """What the list states of a model's config.json beside its shape; mostly nothing."""
+    return _STATED.get(repository, {})
 
 
 def known_shape(repository: str) -> ModelSpec | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,17 @@ SMALL_FILES = [pattern for pattern in PATTERNS if pattern not in ("*.safetensors
 
 @dataclass(frozen=True, slots=True)
 class Sketch:
-    """A base model from its headers. ``folder`` is None where not even its tokenizer is here; sizes in bytes."""
+    """A base model from its headers. ``folder`` is None where not even its tokenizer is here; sizes in bytes.
+
+    ``config``: its config.json, or what is known of it.
+    """
 
     name: str
     spec: ModelSpec
     source: str
     folder: Path | None
     download: int = 0  # what has still to be fetched
+    config: Mapping[str, Any] = field(default_factory=dict)
 
 
 def sketch(name: str, *, trust_remote_code: bool = False) -> Sketch:
@@ -32,24 +37,29 @@ def sketch(name: str, *, trust_remote_code: bool = False) -> Sketch:
     path = Path(name).expanduser()
     if (name in ALIASES and name not in HUB_ALIASES) or path.suffix.lower() == ".gguf":
         base = resolve(name, trust_remote_code=trust_remote_code)
-        return Sketch(name, base.spec, base.source, base.path)
+        return _read(name, base.path, base.spec, base.source)
     if path.is_dir():
         if not (path / "config.json").is_file() or not weight_files(path):
             base = resolve(name, trust_remote_code=trust_remote_code)  # says what is wrong with the folder
-            return Sketch(name, base.spec, base.source, base.path)
-        return Sketch(name, read_spec(path), "folder", _with_tokenizer(path))
+            return _read(name, base.path, base.spec, base.source)
+        return _read(name, path, read_spec(path), "folder")
     if name not in HUB_ALIASES and not is_hub_id(name):
         raise not_found(name, [f"the aliases {', '.join(ALIASES)}", f"the folder {path}"])
     return _hub(name, HUB_ALIASES.get(name, name))
 
 
+def _read(name: str, folder: Path, spec: ModelSpec, source: str) -> Sketch:
+    """Of a model whose files are all here."""
+    return Sketch(name, spec, source, _with_tokenizer(folder), config=read_json(folder / "config.json"))
+
+
 def _hub(name: str, repository: str) -> Sketch:
     """The hub's cache, the hub's metadata, the list of known shapes: the first that knows the model."""
-    from luthier.assets.shapes import known_shape
+    from luthier.assets.shapes import known_config, known_shape
 
     cached = _snapshot(repository, online=False)
     if cached is not None and (cached / "config.json").is_file() and weight_files(cached):
-        return Sketch(name, read_spec(cached), f"hub cache, {repository}", _with_tokenizer(cached))
+        return _read(name, cached, read_spec(cached), f"hub cache, {repository}")
     looked = ["the hub cache"]
     try:
         return _from_metadata(name, repository)
@@ -60,7 +70,8 @@ def _hub(name: str, repository: str) -> Sketch:
         fix = "plan with a folder of the model, or when the hub can be reached"
         raise not_found(name, [*looked, "the list of known shapes"], fix=fix)
     tokenizer = None if cached is None else _with_tokenizer(cached)
-    return Sketch(name, spec, "the list of known shapes; the hub was not reached", tokenizer, 2 * spec.parameters)
+    source, download = "the list of known shapes; the hub was not reached", 2 * spec.parameters
+    return Sketch(name, spec, source, tokenizer, download, known_config(repository))
 
 
 def _from_metadata(name: str, repository: str) -> Sketch:
@@ -73,9 +84,10 @@ def _from_metadata(name: str, repository: str) -> Sketch:
     assert folder is not None
     common = max(counts, key=lambda kind: counts[kind])
     dtype = DTYPES.get(common, common.lower())
-    spec = spec_of(read_json(folder / "config.json"), sum(counts.values()), dtype)
+    config = read_json(folder / "config.json")
+    spec = spec_of(config, sum(counts.values()), dtype)
     size = sum(count * (4 if kind == "F32" else 2) for kind, count in counts.items())
-    return Sketch(name, spec, f"hub {repository}, not downloaded", _with_tokenizer(folder), size)
+    return Sketch(name, spec, f"hub {repository}, not downloaded", _with_tokenizer(folder), size, config)
 
 
 def _snapshot(repository: str, *, online: bool) -> Path | None:

@@ -12,7 +12,6 @@ from typing import Any
 from luthier import events
 from luthier.assets.resolve import terms_of
 from luthier.assets.sketch import Sketch, sketch
-from luthier.assets.spec import read_json
 from luthier.config import Config
 from luthier.data import columns, sources
 from luthier.errors import LuthierError
@@ -92,18 +91,18 @@ def need_of(
 ) -> Need:
     """Read the headers of the base and the lengths of the data. Raises ConfigError, DataError, AssetError."""
     base = sketch(settings.base_model, trust_remote_code=trust_remote_code)
+    engine = replace(BUILT, refusal=refusal_of(base.config))
     asked = terms_of(settings.base_model)
     terms = () if asked is None else (f"{settings.base_model}: {asked}",)
     if dataset is None:
         note = f"no dataset: {ASSUMED_ROWS:,} rows of {ASSUMED_TOKENS} tokens are assumed; name yours with --dataset"
         stats = DataStats((ASSUMED_TOKENS,) * ASSUMED_ROWS, ASSUMED_ROWS * ASSUMED_TOKENS // 2, "")
-        return Need(settings, base, stats, stats.tokens // 10, (*terms, note))
+        return Need(settings, base, stats, stats.tokens // 10, (*terms, note), engine)
     if base.folder is None:
-        return _guessed(settings, base, dataset, encoding, terms, sink)
+        return replace(_guessed(settings, base, dataset, encoding, terms, sink), engine=engine)
     here = Base(base.name, base.folder, base.source, "", base.spec)
     seen = examine(settings, dataset, lambda name: here, encoding=encoding, sink=sink)
     validation = sum(example.length for example in seen.prepared.examples["validation"])
-    engine = replace(BUILT, refusal=refusal_of(read_json(base.folder / "config.json")))
     return Need(seen.config, base, seen.prepared.stats, validation, terms, engine)
 
 

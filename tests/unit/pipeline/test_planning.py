@@ -103,15 +103,28 @@ def test_the_data_is_measured_with_the_models_tokenizer(tiny_llama: Path, tmp_pa
     assert planned == planner.make_plan(work.config, work.base.spec, work.prepared.stats, machine)
 
 
-def test_a_model_that_the_decoder_refuses_is_planned_as_it_will_be_run(tiny_llama: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("known", ["its data", "no data", "no tokenizer"])
+def test_a_model_that_the_decoder_refuses_is_planned_as_it_will_be_run(
+    known: str, tiny_llama: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / "biased"
     shutil.copytree(tiny_llama, folder)
     stated = json.loads((folder / "config.json").read_text()) | {"mlp_bias": True}
     (folder / "config.json").write_text(json.dumps(stated))
+    if known == "no tokenizer":
+        for path in folder.glob("*token*"):
+            path.unlink()
     settings = load(write(tmp_path, base_model=str(folder), quantization=None))
-    need = planning.need_of(settings, str(table(tmp_path)))
+    need = planning.need_of(settings, None if known == "no data" else str(table(tmp_path)))
+    assert any("guessed" in note for note in need.notes) == (known == "no tokenizer")
     found = planning.estimate_of(need, imagined(card_named("A100"))).planned.plan
     assert found.model == "generic" and "mlp_bias" in found.reasons["model"]
+
+
+def test_a_known_shape_says_what_the_decoder_refuses_of_it(tmp_path: Path) -> None:
+    _, said = run(write(tmp_path, base_model="microsoft/Phi-4-mini-instruct"), "--gpu", "A100")
+    assert said["plan"]["model"] == "generic" and "longrope" in said["plan"]["reasons"]["model"]
+    assert run(write(tmp_path), "--gpu", "A100")[1]["plan"]["model"] == "decoder"
 
 
 def test_without_a_tokenizer_lengths_are_guessed_and_said_to_be(tmp_path: Path) -> None:
