@@ -11,6 +11,7 @@ from luthier.errors import ConfigError
 
 if TYPE_CHECKING:
     from luthier.pipeline.planning import Estimate
+    from luthier.plan.cards import Card
     from luthier.types import Machine
 
 NAME = "plan"
@@ -87,31 +88,45 @@ def _machine(
     settings: Any, gpu: str | None, memory: str | None, cpu: bool
 ) -> tuple[Machine, tuple[float, float] | None]:
     """The machine to plan for. Raises ConfigError for a GPU that is not known and for options that contradict."""
-    from luthier.config import size_bytes
     from luthier.pipeline import planning
     from luthier.plan import machine as machines
     from luthier.plan.cards import UNKNOWN, card_named, imagined
     from luthier.plan.measure import cpu_rates
 
-    if cpu and (gpu or memory):
+    imagines = gpu is not None or memory is not None
+    if cpu and imagines:
         raise ConfigError("config-conflict", "--cpu contradicts --gpu and --memory", where="--cpu",
                           received="--cpu with --gpu or --memory", allowed="one of them", fix="keep one")  # fmt: skip
     if cpu:
         return machines.probe("cpu"), cpu_rates()
-    if gpu is None and memory is None:
+    if not imagines:
         return planning.here(settings)
+    if settings.execution.device == "cpu":
+        raise ConfigError("config-conflict", "`execution.device: cpu` contradicts --gpu and --memory: no GPU is used",
+                          where="execution.device", received="cpu", allowed="auto, cuda",
+                          fix="leave --gpu and --memory out, or add --set execution.device=auto")  # fmt: skip
+    card = None if gpu is None else card_named(gpu)
+    return imagined(card or UNKNOWN, None if memory is None else _free(memory, card)), None
+
+
+def _free(memory: str, card: Card | None) -> int:
+    """Bytes of --memory. Raises ConfigError for what is no size, nothing, or more than the ``card`` has."""
+    from luthier.config import size_bytes
+    from luthier.plan.estimate import gib
+
+    allowed, fix = "a size such as 15GiB", "--memory 15GiB"
     try:
-        size = None if memory is None else size_bytes(memory)
+        size, why = size_bytes(memory), ""
     except ValueError as error:
-        raise ConfigError(
-            "config-bad-value",
-            str(error),
-            where="--memory",
-            received=memory,
-            allowed="a size such as 15GiB",
-            fix="--memory 15GiB",
-        ) from None
-    return imagined(card_named(gpu) if gpu else UNKNOWN, size), None
+        size, why = 0, str(error)
+    if card is not None and size > card.memory:
+        why, allowed = f"the {card.name} has less memory", f"up to {gib(card.memory)}"
+        fix = "leave --memory out, or name another --gpu"
+    elif not size:
+        why = why or "nothing can be trained in no memory"
+    if why:
+        raise ConfigError("config-bad-value", why, where="--memory", received=memory, allowed=allowed, fix=fix)
+    return size
 
 
 def _json(found: Estimate, hourly: float | None, bought: Any, cards: list[Estimate]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ A card is `calibrated` when Luthier's own engine was timed on it; then `gemm` an
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from luthier.errors import ConfigError
@@ -74,18 +75,21 @@ UNKNOWN = Card("unknown GPU", 16384 * MIB, (8, 0), 65, 16, 500, gemm=0.5, source
 
 
 def card_named(name: str) -> Card:
-    """The card that a person names. Raises ConfigError config-bad-value with the known names."""
-    wanted = _plain(name)
-    for card in CARDS:
-        if wanted in {_plain(one) for one in (card.name, *card.aliases)}:
-            return card
+    """The card that a person names, or a driver. Raises ConfigError config-bad-value with the known names."""
+    model, size = _model(name)
+    for wanted in (model, model.replace("pcie", "")):  # a form of its own where the table has one
+        found = [card for card in CARDS if wanted in _models(card) and (size is None or _near(card, size * GIB))]
+        if found:  # the A100 of 80 GiB is called A100, that of 40 GiB is not
+            return min(found, key=lambda card: _plain(card.name) not in (_plain(name), wanted))
     known = [card.name for card in CARDS]
     close = nearest(name, known)
+    if close and close[0].lower() != name[0].lower():  # a GH200 is no H200 with a slip of the pen
+        close = None
     raise ConfigError(
         "config-bad-value",
         f"there is no GPU named {name!r} in Luthier's table",
         where="--gpu",
-        received=name,
+        received=name or "nothing",
         allowed=known,
         fix=f"did you mean {close!r}?" if close else "give its memory instead: --memory 16GiB",
     )
@@ -93,13 +97,8 @@ def card_named(name: str) -> Card:
 
 def card_of(gpu: Gpu) -> Card:
     """The card behind a driver's name such as ``NVIDIA A100-SXM4-80GB``; `UNKNOWN` with its capability otherwise."""
-    plain = _plain(gpu.name)
-    found = [
-        (len(_plain(one)), card)
-        for card in CARDS
-        for one in (card.name, *card.aliases)
-        if _plain(one) in plain and 0.8 < card.memory / gpu.memory < 1.25
-    ]
+    model = _model(gpu.name)[0]
+    found = [(len(one), card) for card in CARDS for one in _models(card) if one in model and _near(card, gpu.memory)]
     return max(found, key=lambda pair: pair[0])[1] if found else UNKNOWN
 
 
@@ -110,5 +109,23 @@ def imagined(card: Card, memory: int | None = None) -> Machine:
     return Machine(cores=4, memory=card.host, free_memory=card.host - GIB, gpus=(gpu,), system="imagined")
 
 
+def _near(card: Card, memory: int) -> bool:
+    return 0.8 < card.memory / memory < 1.25 if memory else False
+
+
+def _models(card: Card) -> set[str]:
+    return {_model(one)[0] for one in (card.name, *card.aliases)}
+
+
+def _model(name: str) -> tuple[str, int | None]:
+    """A name without maker, socket and memory, and that memory in GiB: `A100-SXM4-80GB` is an a100 of 80."""
+    size = _SIZE.search(name)
+    return _plain(_SIZE.sub("", name)), int(size[1]) if size else None
+
+
 def _plain(name: str) -> str:
-    return "".join(c for c in name.lower().replace("nvidia", "").replace("geforce", "") if c.isalnum())
+    return "".join(c for c in _AROUND.sub("", name.lower()) if c.isalnum())
+
+
+_SIZE = re.compile(r"[\s_-](\d{2,3})(?:\s*gi?b\b|$)", re.IGNORECASE)
+_AROUND = re.compile(r"nvidia|geforce|tesla|sxm\d*|hbm\d*e?")

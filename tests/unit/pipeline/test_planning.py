@@ -170,7 +170,11 @@ def test_people_see_the_verdict_first(tmp_path: Path) -> None:
     ("options", "says"),
     [
         (("--gpu", "T44"), "did you mean 'T4'"),
+        (("--gpu", ""), "no GPU named ''"),
         (("--memory", "much"), "15GiB"),
+        (("--memory", "0"), "in no memory"),
+        (("--gpu", "T4", "--memory", "200GiB"), "the T4 has less memory"),
+        (("--gpu", "T4", "--set", "execution.device=cpu"), "`execution.device: cpu` contradicts --gpu"),
         (("--cpu", "--gpu", "T4"), "contradicts"),
         (("--budget", "soon"), "no duration"),
         (("--price", "cheap"), "no price"),

@@ -47,11 +47,22 @@ def test_a_card_is_found_by_any_of_its_names() -> None:
         ("NVIDIA A100-SXM4-40GB", 40960, "A100-40"),
         ("NVIDIA GeForce RTX 4090", 24564, "RTX 4090"),
         ("NVIDIA A10G", 23028, "A10G"),
+        ("NVIDIA A100-PCIE-40GB", 40960, "A100-40"),
+        ("NVIDIA A100 80GB PCIe", 81920, "A100"),
+        ("Tesla V100-PCIE-32GB", 32768, "V100-32"),
+        ("NVIDIA H100 80GB HBM3", 81559, "H100"),
+        ("NVIDIA H100 PCIe", 81559, "H100-PCIe"),
         ("NVIDIA H200", 143771, "H200"),
         ("NVIDIA Unheard-of", 20000, "unknown GPU"),
     ):
         assert card_of(Gpu(driver, total * MIB, total * MIB)).name == name, driver
+        assert name == "unknown GPU" or card_named(driver).name == name, driver
     assert card_of(Gpu("x", MIB, MIB)) is UNKNOWN
+    for typed, name in (
+        ("A100-80GB", "A100"), ("a100 40gib", "A100-40"), ("V100", "V100"), ("V100 32GB", "V100-32"),
+        ("A100-PCIe", "A100"), ("T4 16GB", "T4"), ("H100-SXM5-80GB", "H100"), ("RTX 2080 Ti", "RTX 2080 Ti"),
+    ):  # fmt: skip
+        assert card_named(typed).name == name, typed
 
 
 def test_an_unknown_card_lists_the_known_ones() -> None:
@@ -59,6 +70,10 @@ def test_an_unknown_card_lists_the_known_ones() -> None:
         card_named("T44")
     fault = caught.value.faults[0]
     assert set(fault.allowed) == {card.name for card in CARDS} and fault.fix == "did you mean 'T4'?"
+    for other in ("GH200", "A100-24GB", ""):  # a card of its own, one that is not made, none
+        with pytest.raises(ConfigError) as caught:
+            card_named(other)
+        assert "H200" not in str(caught.value.faults[0].fix) and caught.value.faults[0].received
 
 
 def test_every_card_is_whole() -> None:
