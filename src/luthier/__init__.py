@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -10,6 +11,10 @@ __all__ = ["LuthierError", "Model", "__version__"]
 if TYPE_CHECKING:
     from luthier.api import Model
     from luthier.errors import LuthierError
+
+# A plan reads GPUs from nvidia-smi, which numbers them by their place on the bus; CUDA puts the fastest first unless it
+# is told otherwise before its first call. Here, since nothing of Luthier can import torch before.
+os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
 
 
 def __getattr__(name: str) -> Any:

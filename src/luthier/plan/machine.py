@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from xml.etree import ElementTree
 
 from luthier.types import Gpu, Machine
 
 CGROUP = Path("/sys/fs/cgroup")
 MIB = 2**20
-QUERY = "name,memory.total,memory.free,compute_cap"
+QUERY = "name,memory.total,memory.free,compute_cap,uuid,mig.mode.current"
+Named = tuple[str, Gpu]  # with its UUID
 
 
 def probe(device: str = "auto") -> Machine:
@@ -76,35 +80,84 @@ def _cpu() -> tuple[str, set[str]]:
 
 def _nvidia() -> tuple[Gpu, ...]:
     """NVIDIA GPUs through nvidia-smi, those that CUDA_VISIBLE_DEVICES leaves."""
-    tool = shutil.which("nvidia-smi")
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if tool is None or visible in ("", "-1"):
+    tool, named = shutil.which("nvidia-smi"), os.environ.get("CUDA_VISIBLE_DEVICES")
+    if tool is None or named == "":
         return ()
+
+    def told(*options: str) -> str:
+        return subprocess.run([tool, *options], capture_output=True, text=True, timeout=10, check=True).stdout
+
     try:
-        done = subprocess.run(
-            [tool, f"--query-gpu={QUERY}", "--format=csv,noheader,nounits"],
-            capture_output=True, text=True, timeout=10, check=True,
-        )  # fmt: skip
-    except (OSError, subprocess.SubprocessError):
+        gpus, divided = parse_gpus(told(f"--query-gpu={QUERY}", "--format=csv,noheader,nounits"))
+        slices = parse_slices(told("-L"), told("-q", "-x"), dict(gpus)) if divided else {}
+    except (OSError, subprocess.SubprocessError, ElementTree.ParseError, ValueError):
         return ()  # a driver that does not answer is no GPU; `luthier doctor` tells of it
-    gpus = parse_gpus(done.stdout)
-    if visible and all(part.strip().isdigit() for part in visible.split(",")):
-        wanted = [int(part) for part in visible.split(",")]
-        return tuple(gpus[index] for index in wanted if index < len(gpus))
-    return gpus
+    return visible(gpus, slices, named)
 
 
-def parse_gpus(text: str) -> tuple[Gpu, ...]:
-    """GPUs from nvidia-smi's comma-separated lines of `QUERY`; memory there is in MiB."""
-    gpus = []
+def visible(gpus: Sequence[Named], slices: Mapping[str, Sequence[Named]], named: str | None) -> tuple[Gpu, ...]:
+    """The devices of a process with this CUDA_VISIBLE_DEVICES, in its order, as CUDA counts them.
+
+    An entry is a number, or the beginning of one device's UUID; the first that names none ends the list, and one that
+    comes twice leaves none. Of a GPU that is divided (MIG; ``slices``: UUID of the GPU -> its slices) a process gets
+    the slice that it names, the first where it names the GPU, and never the whole.
+    """
+    whole = [(uuid, slices[uuid][0][1] if uuid in slices else gpu) for uuid, gpu in gpus if slices.get(uuid, True)]
+    if named is None:
+        return tuple(gpu for _, gpu in whole)
+    known = [*whole, *(one for each in slices.values() for one in each)]
+    chosen: list[Named] = []
+    for entry in map(str.strip, named.split(",")):
+        found = whole[int(entry) :][:1] if entry.isdigit() else [one for one in known if one[0].startswith(entry)]
+        if not entry or len(found) != 1:
+            break
+        if found[0] in chosen:
+            return ()
+        chosen += found
+    return tuple(gpu for _, gpu in chosen)
+
+
+def parse_gpus(text: str) -> tuple[list[Named], bool]:
+    """GPUs from nvidia-smi's comma-separated lines of `QUERY`, and whether one is divided; memory there is in MiB."""
+    gpus, divided = list[Named](), False
     for line in text.strip().splitlines():
-        parts = [part.strip() for part in line.rsplit(",", 3)]
-        if len(parts) != 4 or not parts[1].isdigit() or not parts[2].isdigit():
+        parts = [part.strip() for part in line.rsplit(",", 5)]
+        if len(parts) != 6 or not parts[1].isdigit() or not (parts[2].isdigit() or parts[5] == "Enabled"):
             continue
-        major, _, minor = parts[3].partition(".")
+        name, total, free, version, uuid, mode = parts
+        major, _, minor = version.partition(".")
         capability = (int(major), int(minor)) if major.isdigit() and minor.isdigit() else None
-        gpus.append(Gpu(parts[0], int(parts[1]) * MIB, int(parts[2]) * MIB, capability))
-    return tuple(gpus)
+        gpus.append((uuid, Gpu(name, int(total) * MIB, int(free) * MIB if free.isdigit() else 0, capability)))
+        divided |= mode == "Enabled"
+    return gpus, divided
+
+
+def parse_slices(listed: str, detailed: str, gpus: Mapping[str, Gpu]) -> dict[str, list[Named]]:
+    """The slices of each divided GPU of ``gpus``: their UUIDs from `nvidia-smi -L`, their memory from `-q -x`.
+
+    Both number the slices of a GPU from 0. Raises ParseError for what is no XML, ValueError for memory in other units.
+    """
+    out: dict[str, list[Named]] = {}
+    for one in ElementTree.fromstring(detailed).iter("gpu"):
+        uuid = one.findtext("uuid", "")
+        if uuid not in gpus or one.findtext("mig_mode/current_mig", "").strip() != "Enabled":
+            continue
+        memory = {
+            part.findtext("index", "").strip(): [
+                MIB * int(part.findtext(f"fb_memory_usage/{what}", "").removesuffix("MiB"))
+                for what in ("total", "free")
+            ]
+            for part in one.iter("mig_device")
+        }
+        _, _, own = listed.partition(f"(UUID: {uuid})")
+        own = own.partition("\nGPU ")[0]
+        out[uuid] = [
+            (named, replace(gpus[uuid], name=f"{gpus[uuid].name} MIG {kind}", memory=total, free=free))
+            for kind, index, named in re.findall(r"MIG (\S+)\s+Device\s+(\d+): \(UUID: ([^)]+)\)", own)
+            if index in memory
+            for total, free in [memory[index]]
+        ]
+    return out
 
 
 def for_process(index: int, gpu: Gpu) -> Gpu:

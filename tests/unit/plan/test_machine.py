@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,14 +12,102 @@ import pytest
 from luthier.errors import ConfigError
 from luthier.plan import probe
 from luthier.plan.cards import CARDS, UNKNOWN, card_named, card_of, imagined
-from luthier.plan.machine import _cgroup_memory, for_process, parse_gpus
+from luthier.plan.machine import _cgroup_memory, for_process, parse_gpus, visible
 from luthier.types import Gpu
 
 MIB = 2**20
 
 
+SMI = """#!{python}
+import sys
+if "-L" in sys.argv:
+    print('''GPU 0: NVIDIA A100-SXM4-40GB (UUID: GPU-aa11)
+  MIG 3g.20gb     Device  0: (UUID: MIG-5511)
+  MIG 1g.5gb      Device  1: (UUID: MIG-5522)
+GPU 1: Tesla T4 (UUID: GPU-ab22)''')
+elif "-q" in sys.argv:
+    part = ("<mig_device><index>%s</index><fb_memory_usage><total>%s MiB</total><free>%s MiB</free></fb_memory_usage>"
+            "</mig_device>")
+    parts = part % (0, 20096, 20000) + part % (1, 4864, 4800)
+    print("<log><gpu><mig_mode><current_mig>Enabled</current_mig></mig_mode><mig_devices>" + parts
+          + "</mig_devices><uuid>GPU-aa11</uuid></gpu><gpu><mig_mode><current_mig>N/A</current_mig></mig_mode>"
+          + "<mig_devices>None</mig_devices><uuid>GPU-ab22</uuid></gpu></log>")
+else:
+    print("NVIDIA A100-SXM4-40GB, 40960, 40000, 8.0, GPU-aa11, " + "{mode}")
+    print("Tesla T4, 15360, 15000, 7.5, GPU-ab22, [N/A]")
+"""
+
+
+def nvidia_smi(folder: Path, monkeypatch: pytest.MonkeyPatch, mode: str, named: str | None) -> list[str]:
+    """The GPUs of a machine with this tool, by name."""
+    tool = folder / "nvidia-smi"
+    tool.write_text(SMI.replace("{python}", sys.executable).replace("{mode}", mode))
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if named is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", named)
+    return [f"{gpu.name} {gpu.memory // MIB}" for gpu in probe().gpus]
+
+
+A100, T4 = "NVIDIA A100-SXM4-40GB 40960", "Tesla T4 15360"
+
+
+@pytest.mark.parametrize(
+    ("named", "left"),
+    [
+        (None, [A100, T4]),
+        ("", []),
+        ("-1", []),
+        ("1, 0", [T4, A100]),
+        ("1,7,0", [T4]),  # what comes after one that is none is not seen
+        ("GPU-ab22", [T4]),
+        ("GPU-ab,GPU-aa", [T4, A100]),  # the beginning is enough
+        ("GPU-a", []),  # of both
+        ("GPU-ab22,GPU-ff,GPU-aa11", [T4]),
+        ("1,1", []),
+    ],
+)
+def test_gpus_are_those_that_cuda_shows_to_this_process(
+    named: str | None, left: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert nvidia_smi(tmp_path, monkeypatch, "Disabled", named) == left
+
+
+def test_an_empty_entry_is_no_beginning_of_a_name() -> None:
+    gpu = Gpu("Tesla T4", 15360 * MIB, 15000 * MIB)
+    assert visible([("GPU-ab22", gpu)], {}, "0,") == (gpu,) and visible([("GPU-ab22", gpu)], {}, ",0") == ()
+
+
+SLICES = ["NVIDIA A100-SXM4-40GB MIG 3g.20gb 20096", "NVIDIA A100-SXM4-40GB MIG 1g.5gb 4864"]
+
+
+@pytest.mark.parametrize(
+    ("named", "left"),
+    [(None, [SLICES[0], T4]), ("0", SLICES[:1]), ("MIG-5522", SLICES[1:]), ("MIG-55", []), ("GPU-aa11", SLICES[:1])],
+)
+def test_of_a_divided_gpu_a_process_has_a_slice(
+    named: str | None, left: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert nvidia_smi(tmp_path, monkeypatch, "Enabled", named) == left
+
+
+def test_a_plan_and_torch_number_gpus_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    """nvidia-smi goes by the bus; who has set another order keeps it."""
+    code = "import luthier, os, sys; assert 'torch' not in sys.modules; print(os.environ['CUDA_DEVICE_ORDER'])"
+    for given, left in ((None, "PCI_BUS_ID"), ("FASTEST_FIRST", "FASTEST_FIRST")):
+        monkeypatch.delenv("CUDA_DEVICE_ORDER", raising=False)
+        if given:
+            monkeypatch.setenv("CUDA_DEVICE_ORDER", given)
+        assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == left
+
+
 def test_gpus_are_read_from_nvidia_smi() -> None:
-    gpus = parse_gpus("NVIDIA H100, 81559, 81008, 9.0\nTesla T4, 15360, 15000, 7.5\nbroken\nX, [N/A], 1, 2\n")
+    rest = "GPU-1, [N/A]"
+    lines = (
+        f"NVIDIA H100, 81559, 81008, 9.0, {rest}\nTesla T4, 15360, 15000, 7.5, {rest}\nbroken\nX, [N/A], 1, 2, {rest}\n"
+    )
+    gpus = [gpu for _, gpu in parse_gpus(lines)[0]]
     assert [g.name for g in gpus] == ["NVIDIA H100", "Tesla T4"]
     assert gpus[1].memory == 15360 * MIB and gpus[0].capability == (9, 0)
 
