@@ -5,8 +5,9 @@
 For each seed a small random Llama with an adapter takes one step. The reference is Luthier's decoder in fp64
 on the CPU, one sample a pass, which the unit tests hold against transformers. The yardstick is the plain loop in bf16:
 transformers and PEFT under autocast, one sample a pass. What is told of each way is the mean, over the seeds, of its
-relative error over the plain loop's. At most 1.1 passes; a mutant must fail. The result carries a hash of the kernels'
-sources, so that a test can tell when it is of other kernels than those that are there.
+relative error over the plain loop's. At most 1.1 passes; a mutant must fail. With dropout, whose masks PEFT would draw
+otherwise, the yardstick is the decoder itself, one sample a pass without fused kernels. The result carries a hash of
+the sources of kernels and of what starts them, so that a test can tell when it is of others than those that are there.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import torch
 
 from luthier.config.adapter import Lora
 from luthier.data.collate import collate
-from luthier.kernels import attention
+from luthier.kernels import attention, backend
 from luthier.model.decoder.decoder import Decoder, Execution
 from luthier.model.decoder.load import Placing, load_decoder
 from luthier.model.decoder.save import named_weights
@@ -35,19 +36,20 @@ from luthier.plan.passes import ROUND
 from luthier.types import Example
 
 BOUND = 1.1
-SECTION = Lora(r=8, alpha=16)
+SECTION, DROPOUT = Lora(r=8, alpha=16), Lora(r=8, alpha=16, dropout=0.2)
 # What training computes with; the kernels of generation have tests of their own.
 KERNELS = ("attention", "backend", "glu", "keyed", "linear", "logprob", "nf4", "norm", "rotary")
+STARTED_BY = ("graphs", "layer", "nodes")  # of the decoder
 
 
 def kernels_hash(root: Path) -> str:
-    """Of the sources of the training kernels, in the order of their names."""
+    """Of the sources of the training kernels and of what starts them, in the order of their names."""
     digest = hashlib.sha256()
-    folder = root / "src" / "luthier" / "kernels"
-    for name in KERNELS:
-        for path in (folder / f"{name}.py", folder / "gpu" / f"{name}.py"):
-            if path.is_file():
-                digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
+    source = root / "src" / "luthier"
+    kernels = [source / "kernels" / part / f"{name}.py" for name in KERNELS for part in ("", "gpu")]
+    for path in (*kernels, *(source / "model" / "decoder" / f"{name}.py" for name in STARTED_BY)):
+        if path.is_file():
+            digest.update(path.relative_to(source).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
 
 
@@ -84,7 +86,7 @@ def gradient(
     """All gradients of the step as one vector, in fp64 on the CPU."""
     total = sum(sum(row.weights[1:]) for one in passes for row in one)
     for one in passes:
-        batch = collate(one, share=share)
+        batch = collate(one, 1, share=share)
         if not len(batch.supervised):  # type: ignore[arg-type]
             continue
         logprobs = run(batch)
@@ -96,9 +98,9 @@ def gradient(
     return found
 
 
-def adapted(decoder: Decoder, seed: int) -> Decoder:
+def adapted(decoder: Decoder, seed: int, section: Lora = SECTION) -> Decoder:
     """The decoder with an adapter that is not at its start; the same numbers wherever it lies."""
-    decoder.adapt(SECTION, seed)
+    decoder.adapt(section, seed)
     draw = torch.Generator().manual_seed(seed)
     for pair in decoder.pairs:
         pair.lora_B.data.copy_(0.05 * torch.randn(pair.lora_B.shape, generator=draw))
@@ -196,6 +198,30 @@ def one_seed(seed: int, ratios: dict[str, list[float]], device: str = "cuda") ->
                 decoder.execution = Execution("flash" if device == "cuda" else "padded")
                 if weights == "resident":
                     _mutants(decoder, every, want, yardstick, kind, ratios)
+        if device == "cuda":
+            _with_dropout(folder, shape, seed, ratios)
+
+
+def _with_dropout(folder: Path, shape: Any, seed: int, ratios: dict[str, list[float]]) -> None:
+    """The same masks however a step is laid out; with those of another seed the gradient is another one."""
+    every, single = [rows(seed)], [[row] for row in rows(seed)]
+    exact = adapted(load_decoder(folder, shape, Placing(torch.float64)), seed, DROPOUT)
+    want = gradient(exact.logprobs, masters(exact), single)
+    decoder = adapted(load_decoder(folder, shape, Placing(torch.bfloat16, device="cuda")), seed, DROPOUT)
+    with backend.use("plain"):
+        yardstick = _error(gradient(decoder.logprobs, masters(decoder), single), want)
+    for way, (execution, passes) in ways(every, True).items():
+        if way == "prefix shared":
+            continue  # a shared token would have several masks
+        decoder.execution = execution
+        if execution.graphs:
+            gradient(decoder.logprobs, masters(decoder), passes)
+        got = gradient(decoder.logprobs, masters(decoder), passes)
+        ratios.setdefault(f"bf16 resident, dropout, {way}", []).append(_error(got, want) / yardstick)
+    decoder.execution = Execution("flash")
+    decoder._seed = seed + 1  # what the masks are drawn from
+    got = gradient(decoder.logprobs, masters(decoder), every)
+    ratios.setdefault("mutant: bf16, masks of another seed", []).append(_error(got, want) / yardstick)
 
 
 def _exact(folder: Path, shape: Any, on: dict[str, Any], quantised: bool) -> Decoder:

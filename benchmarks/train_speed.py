@@ -27,7 +27,7 @@ from luthier.data.pack import schedule
 from luthier.model.decoder.decoder import Decoder, Execution
 from luthier.model.decoder.load import Placing, load_decoder
 from luthier.model.decoder.shape import read_shape
-from luthier.plan.passes import ROUND
+from luthier.plan.passes import EAGER, GRAPHED, ROUND
 from luthier.types import Example, Plan
 
 BATCH = 16
@@ -109,8 +109,8 @@ def main() -> None:
     given = parser.parse_args()
     make_model(given.folder, given.model)
     nf4 = {"dtype": torch.bfloat16, "device": "cuda", "quantised": "nf4"}
-    flash = Execution("flash", loss_chunk=2048, multiple=ROUND)
-    graphs = replace(flash, graphs=True)
+    flash = Execution("flash", loss_chunk=2048, multiple=EAGER[-1])  # as little padding as the plan of a long run has
+    graphs = replace(flash, graphs=True, multiple=GRAPHED[-1])
     lean = {"multiple": ROUND, "recompute_layers": 32, "offload": True, "loss_chunk": 128}
     settings = [
         ("seed resident graphs", SEED, Placing(**nf4), graphs, 32768),

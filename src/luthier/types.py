@@ -206,7 +206,8 @@ class Plan:
     group at a time de-quantised into a reused buffer; streamed: in pinned host memory, copied layer by layer.
     embeddings: where the input table lies and is looked up. optimizer: where its state lies and the update is made.
     loss_chunk: supervised tokens whose logits exist at one time.
-    graphs: passes are replayed as CUDA graphs, one for each rounded length.
+    graphs: passes are replayed as CUDA graphs, one for each padded length.
+    pad_to_multiple_of: what the decoder pads the tokens of a pass to.
     share_prefix: samples of a pass that start with the same tokens compute them once (dropout 0 only).
     """
 
@@ -222,6 +223,7 @@ class Plan:
     loss_chunk: int = 4096
     optimizer: Literal["device", "host"] = "device"
     graphs: bool = False
+    pad_to_multiple_of: int = 64
     share_prefix: bool = False
     reasons: Mapping[str, str] = field(default_factory=dict)  # field name -> one line
 
@@ -236,6 +238,9 @@ class Plan:
         known = {name: value[name] for name in cls.__dataclass_fields__ if name in value}
         if "recompute_layers" not in value and value.get("checkpointing"):  # before the decoder: all layers or none
             known["recompute_layers"] = 1
+        if "pad_to_multiple_of" not in value:  # before it was planned
+            cuda = str(value.get("device", "")).startswith("cuda")
+            known["pad_to_multiple_of"] = 128 if value.get("graphs") else 64 if cuda else 32
         return cls(**known)
 
 

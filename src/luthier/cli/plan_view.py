@@ -14,7 +14,8 @@ from luthier.plan.estimate import Affordable, duration, gib, ranged
 from luthier.plan.speed import Span
 
 CHOICES = ("device", "model", "tokens_per_pass", "attention", "recompute_layers", "offload_checkpoints", "mlp_tile",
-           "weights", "embeddings", "optimizer", "loss_chunk", "graphs", "share_prefix")  # fmt: skip
+           "weights", "embeddings", "optimizer", "loss_chunk", "graphs", "pad_to_multiple_of",
+           "share_prefix")  # fmt: skip
 
 
 def show(found: Estimate, hourly: float | None, bought: Affordable | None, cards: Sequence[Estimate]) -> None:

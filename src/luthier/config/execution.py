@@ -57,6 +57,7 @@ class Execution(Section):
     loss_chunk: Tokens | Auto = key("auto", "Supervised tokens whose logits exist at one time.")
     optimizer: Literal["auto", "device", "host"] = key("auto", "Where the optimizer keeps its state.")
     graphs: bool | Auto = key("auto", "Replay passes as CUDA graphs; auto: where the time saved exceeds making them.")
+    pad_to_multiple_of: Tokens | Auto = key("auto", "What the decoder pads the tokens of a pass to, a sample of zeros.")
     share_prefix: bool | Auto = key("auto", "Compute tokens that samples of a pass start with once (dropout 0).")
     memory_limit: Size | None = key(
         None, "Most memory of the device that may be used, such as 12GiB; empty: what is free, less a reserve."

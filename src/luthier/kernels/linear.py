@@ -259,12 +259,19 @@ def _master_grads(
     key_t: torch.Tensor | None,
 ) -> list[torch.Tensor]:
     """Gradients of A and B of each part, in turn."""
-    whole = inner_grad.t() @ x if not any(part.p for part in update.parts) else None
+    whole = _summed(inner_grad.t(), x) if not any(part.p for part in update.parts) else None
     out: list[torch.Tensor] = []
     for part in update.parts:
-        own = inner_grad[:, part.ranks].t() @ _dropped(x, part, key_t) if whole is None else whole[part.ranks]
-        out += [own, (grad_to[:, part.rows].t() @ inner_tr[:, part.ranks]).mul_(part.scale)]
+        own = _summed(inner_grad[:, part.ranks].t(), _dropped(x, part, key_t)) if whole is None else whole[part.ranks]
+        out += [own, _summed(grad_to[:, part.rows].t(), inner_tr[:, part.ranks]).mul_(part.scale)]
     return out
+
+
+def _summed(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """A b in the type of the masters: a GPU sums 16-bit products in fp32 anyway, and need not round that."""
+    if a.is_cuda and a.element_size() == 2:
+        return torch.mm(a, b, out_dtype=torch.float32)
+    return a @ b
 
 
 def _dropped(x: torch.Tensor, part: Part, key_t: torch.Tensor | None) -> torch.Tensor:

@@ -10,14 +10,12 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from luthier.data.pack import ROWS
 from luthier.events import Sink, silent
 from luthier.model.adapters import RECORD
 from luthier.model.decoder.adapter import Adapter
 from luthier.model.decoder.decoder import Decoder, Execution
 from luthier.model.decoder.save import save_adapter, save_weights
 from luthier.model.tunable import Tokens, no_base
-from luthier.plan.passes import ROUND
 from luthier.run import atomic
 from luthier.run.folder import ADAPTER, WEIGHTS
 from luthier.types import Base, Batch, Engine, Plan
@@ -124,5 +122,5 @@ def execution_of(plan: Plan) -> Execution:
         loss_chunk=plan.loss_chunk,
         graphs=plan.graphs,
         tokens=plan.tokens_per_pass,
-        multiple=ROUND if plan.device.startswith("cuda") else ROWS,
+        multiple=plan.pad_to_multiple_of,
     )

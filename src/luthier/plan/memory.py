@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from luthier.plan.job import Job
-from luthier.plan.passes import graph_tokens, graphs_of, laid_of
+from luthier.plan.passes import laid_of, padded
 from luthier.plan.shape import quantised_bytes
 from luthier.plan.slots import LEAST, Sizes, Slots, capacity_of
 from luthier.types import Plan
@@ -202,11 +202,11 @@ def _buffers(job: Job, plan: Plan) -> int:
 
 
 def _graphs(job: Job, plan: Plan, parts: Parts) -> int:
-    """What graphs hold beside the activations of a pass: what their pool cannot use, and tensors that each reads."""
+    """What graphs hold beside the activations of a pass: what their pool cannot use; input, output, its gradient."""
     if not plan.graphs:
         return 0
-    own = 3 * graph_tokens(plan.tokens_per_pass) * job.shape.spec.hidden * job.compute  # input, output, its gradient
-    return CUBLAS + round(POOL * parts.saved + own * graphs_of(job.steps, plan.tokens_per_pass))
+    tokens = padded(plan.tokens_per_pass, plan.pad_to_multiple_of, True)
+    return CUBLAS + round(POOL * parts.saved + 3 * tokens * job.shape.spec.hidden * job.compute)
 
 
 def layer_bytes(job: Job, plan: Plan) -> float:

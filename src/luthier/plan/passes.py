@@ -1,17 +1,18 @@
-"""How the rows of a step fall into passes, and into the rounded lengths that graphs are made for."""
+"""How the rows of a step fall into passes, and the lengths that these are padded to."""
 
 from __future__ import annotations
 
 from functools import lru_cache
 
-from luthier.data.pack import alike, schedule
+from luthier.data.pack import ROWS, alike, schedule
 from luthier.types import Plan
 
-# On a GPU the tokens of a pass, and those that predict supervised ones, are padded to a multiple: for a shape that is
-# new to them its libraries look for a way to multiply, 0.2 to 0.8 ms a product beside an H200, 0.03 when it is known.
+# The tokens of a pass, and those that predict supervised ones, are padded to a multiple. A further length costs
+# something once: a graph has to be made for it, or the GPU's libraries look for a way to multiply. So few lengths are
+# right for a short run, and little padding for a long one. On a CPU it is what its attention pads rows to.
 ROUND = 64
-GRAPH_TOKENS = 128  # a pass that runs as a graph is padded to a multiple: what a matrix product rounds it up to itself
-COARSE = 32  # or to this share of its length, down to a power of two, so that long passes need no more graphs
+GRAPHED, EAGER, ON_CPU = (128, 64, 32, 16, 8), (ROUND, 8), (ROWS,)
+FINE = 4096  # tokens; longer passes of graphs are padded to that larger a multiple, so that they need no more graphs
 
 
 def rounded(tokens: int, multiple: int = ROUND) -> int:
@@ -19,9 +20,9 @@ def rounded(tokens: int, multiple: int = ROUND) -> int:
     return -(-tokens // multiple) * multiple
 
 
-def graph_tokens(tokens: int) -> int:
-    """The length of the graph for a pass of ``tokens``."""
-    return rounded(tokens, max(GRAPH_TOKENS, 1 << (tokens // COARSE).bit_length() >> 1))
+def padded(tokens: int, multiple: int, graphs: bool) -> int:
+    """The length that the decoder brings a pass of ``tokens`` to, where nothing is shared."""
+    return rounded(tokens, multiple * (1 << (tokens // FINE).bit_length() >> 1 or 1) if graphs else multiple)
 
 
 @lru_cache(maxsize=4096)
@@ -31,11 +32,13 @@ def passes_of(lengths: tuple[int, ...], tokens: int, model: str, shared: int) ->
     return tuple(tuple(lengths[i] for i in indices) for indices in passes)
 
 
-@lru_cache(maxsize=256)
-def graphs_of(steps: tuple[tuple[int, ...], ...], tokens: int) -> int:
-    """How many graphs the passes of these steps need: one for each rounded length, that of the largest among them."""
-    lengths = {graph_tokens(sum(rows)) for step in steps for rows in passes_of(step, tokens, "decoder", 0)}
-    return len(lengths | {graph_tokens(tokens)})
+@lru_cache(maxsize=1024)
+def padding_of(steps: tuple[tuple[int, ...], ...], tokens: int, multiple: int, graphs: bool) -> tuple[float, int]:
+    """What the passes of these steps are padded with, tokens a step, and how many lengths they have."""
+    real = [sum(rows) for step in steps for rows in passes_of(step, tokens, "decoder", 0)]
+    lengths = [padded(length, multiple, graphs) for length in real]
+    first = {padded(tokens, multiple, graphs)} if graphs else set()  # the graph of the largest pass is made in any case
+    return (sum(lengths) - sum(real)) / max(len(steps), 1), len(first.union(lengths))
 
 
 @lru_cache(maxsize=256)

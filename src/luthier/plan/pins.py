@@ -10,7 +10,8 @@ from luthier.plan.job import Job
 from luthier.plan.support import Engine, no_graphs
 from luthier.types import Machine
 
-DECODER_ONLY = ("offload_checkpoints", "mlp_tile", "embeddings", "optimizer", "loss_chunk", "graphs", "share_prefix")
+DECODER_ONLY = ("offload_checkpoints", "mlp_tile", "embeddings", "optimizer", "loss_chunk", "graphs",
+                "pad_to_multiple_of", "share_prefix")  # fmt: skip
 Refuse = Callable[..., None]  # key of `execution`, why, and what to write instead of "auto"
 PLAIN = (False, 0, "device", "auto")  # what these are anyway
 

@@ -19,7 +19,7 @@ from luthier.errors import TrainingError
 from luthier.plan import pins, reasons
 from luthier.plan.job import Job
 from luthier.plan.memory import GIB, MIB, Memory, memory
-from luthier.plan.passes import ROUND, graphs_of, rounded
+from luthier.plan.passes import EAGER, GRAPHED, ON_CPU, ROUND, padding_of, rounded
 from luthier.plan.speed import Rates, Speed, rates_of, speed
 from luthier.plan.support import BUILT, Engine, flash, no_graphs, not_decoder
 from luthier.types import DataStats, Machine, ModelSpec, Plan
@@ -28,7 +28,9 @@ MAX_TOKENS = 32768  # more in one pass gains nothing on any card
 CUTS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 96, 128)  # passes of a step that are tried
 LOSS = {"cuda": (256 * MIB, 32 * MIB), "mps": (128 * MIB,), "cpu": (48 * MIB,)}  # bytes of a chunk of logits
 TILE = 1024  # tokens of a feed-forward layer at a time: enough for full speed, and little memory
-GRAPH_SECONDS = 0.2  # making the graphs of one rounded length for 32 layers, measured
+# What a further padded length of a pass costs once, measured on an H200: its graphs for 32 layers, or what the products
+# of a new shape take over those of a known one.
+GRAPH_SECONDS, SHAPE_SECONDS = 0.11, 0.015
 # What a means must save to be worth it, as a share of the step's time.
 BURDEN = {"streamed": 1.0, "offload_checkpoints": 0.03, "mlp_tile": 0.02, "optimizer": 0.03, "embeddings": 0.01}
 RESERVE = {"cuda": (0.04, 400 * MIB), "mps": (0.15, GIB), "cpu": (0.10, 512 * MIB)}  # share of free memory, at least
@@ -126,8 +128,7 @@ def best(
     room = room_of(config, machine, device)
     assumed = rates_of(machine, device, job.precision)  # so that a probe changes what is told, never the plan
     fitting, leanest = None, None
-    for plan in _candidates(config, job, start, engine):
-        tokens = _largest(job, plan)
+    for plan, tokens in _candidates(config, job, start, engine, assumed):
         plan = _with_recompute(config, job, plan, tokens, room)
         need = memory(job, plan, tokens)
         if room.holds(need, device):
@@ -148,19 +149,33 @@ def best(
 
 def cost(job: Job, plan: Plan, rates: Rates) -> float:
     """What plans are compared by: a step's seconds, with the burden of the means that the plan uses."""
-    seconds = speed(job, plan, rates, typical=True).seconds + making_graphs(job, plan)
+    seconds = speed(job, plan, rates, typical=True).seconds + new_lengths(job, plan)
     burden = BURDEN["streamed"] * (plan.weights == "streamed")
     burden += BURDEN["offload_checkpoints"] * plan.offload_checkpoints + BURDEN["mlp_tile"] * bool(plan.mlp_tile)
     burden += BURDEN["optimizer"] * (plan.optimizer == "host") + BURDEN["embeddings"] * (plan.embeddings == "host")
     return seconds * (1 + burden)
 
 
-def making_graphs(job: Job, plan: Plan) -> float:
-    """Seconds of capturing the graphs of a run, as a share of each step: one for each rounded length of a pass."""
-    if not plan.graphs:
+def new_lengths(job: Job, plan: Plan) -> float:
+    """Seconds that each padded length of a pass costs once on a GPU, as a share of each step of the run."""
+    if plan.model != "decoder" or plan.share_prefix or not plan.device.startswith("cuda"):
         return 0.0
-    made = graphs_of(job.steps, plan.tokens_per_pass)
-    return made * GRAPH_SECONDS * job.shape.spec.layers / 32 / job.total_steps
+    lengths = padding_of(job.steps, plan.tokens_per_pass, plan.pad_to_multiple_of, plan.graphs)[1]
+    each = GRAPH_SECONDS * job.shape.spec.layers / 32 if plan.graphs else SHAPE_SECONDS
+    return lengths * each / job.total_steps
+
+
+def _multiples(job: Job, plan: Plan, rates: Rates) -> Sequence[int]:
+    """What passes may be padded to a multiple of, best first: as fine a one as the length of the run pays for."""
+    if not plan.device.startswith("cuda"):
+        return ON_CPU
+    one = (6 if job.trained.full else 4) * job.shape.linear / rates.matmul  # seconds of a token's products
+
+    def price(multiple: int) -> float:
+        padding = padding_of(job.steps, plan.tokens_per_pass, multiple, plan.graphs)[0]
+        return padding * one + new_lengths(job, replace(plan, pad_to_multiple_of=multiple))
+
+    return sorted(GRAPHED if plan.graphs else EAGER, key=price)
 
 
 def forecast(config: Any, spec: ModelSpec, stats: DataStats, machine: Machine, plan: Plan) -> Planned:
@@ -188,8 +203,8 @@ def _start(config: Any, spec: ModelSpec, job: Job, machine: Machine, device: str
     )
 
 
-def _candidates(config: Any, job: Job, start: Plan, engine: Engine) -> Iterator[Plan]:
-    """Every plan to compare, without its recomputed layers; simple ones first."""
+def _candidates(config: Any, job: Job, start: Plan, engine: Engine, rates: Rates) -> Iterator[tuple[Plan, int]]:
+    """Every plan to compare, without its recomputed layers, and the tokens of its largest pass; simple ones first."""
     pinned = config.execution
     kind = start.device.split(":")[0]
     decoder, cuda = start.model == "decoder", kind == "cuda"
@@ -210,10 +225,12 @@ def _candidates(config: Any, job: Job, start: Plan, engine: Engine) -> Iterator[
     fast = fast and no_graphs(start.attention, start.device, job.trained.full) is None
     chunks = of("loss_chunk", *_chunks(job, kind)) if decoder else (4096,)
     shares = of("share_prefix", *((True, False) if decoder and engine.share_prefix and shareable(job) else (False,)))
+    most = {share: job.most(start.model, share) for share in (False, *shares)}
+    multiples: dict[tuple[int, bool], int] = {}
     for cut, share, graphs, chunk, place, table, kept, moved, tile in product(
         of("tokens_per_pass", *_cuts(job, start.model, any(shares))),
         shares,
-        of("graphs", *((True, False) if fast else (False,))),
+        of("graphs", *((False, True) if fast else (False,))),
         chunks,
         of("optimizer", *places),
         of("embeddings", *tables),
@@ -227,10 +244,14 @@ def _candidates(config: Any, job: Job, start: Plan, engine: Engine) -> Iterator[
         if tile >= tokens and pinned.mlp_tile == "auto":
             continue  # nothing would be cut
         if graphs:  # the largest is made first, so it should be one that comes
-            tokens = min(tokens, max(rounded(job.most(start.model)), job.longest))
-        yield replace(
+            tokens = min(tokens, max(rounded(most[False]), job.longest))
+        if (tokens, graphs) not in multiples:
+            tried = replace(start, tokens_per_pass=tokens, graphs=graphs)
+            multiples[tokens, graphs] = of("pad_to_multiple_of", *_multiples(job, tried, rates))[0]
+        found = replace(
             start,
             graphs=graphs,
+            pad_to_multiple_of=multiples[tokens, graphs],
             share_prefix=share,
             tokens_per_pass=tokens,
             loss_chunk=chunk,
@@ -240,6 +261,7 @@ def _candidates(config: Any, job: Job, start: Plan, engine: Engine) -> Iterator[
             offload_checkpoints=moved,
             mlp_tile=tile,
         )
+        yield found, max(min(tokens, most[share]), job.longest)
 
 
 def shareable(job: Job) -> bool:
@@ -258,11 +280,6 @@ def _cuts(job: Job, model: str, share: bool) -> list[int]:
     whole = {job.most(model), job.most(model, share)}
     sizes = [max(-(-most // cut), job.longest) for cut in CUTS for most in whole]
     return sorted({min(rounded(size), max(MAX_TOKENS, job.longest)) for size in sizes}, reverse=True)
-
-
-def _largest(job: Job, plan: Plan) -> int:
-    """Tokens of the largest pass that can come: what the plan allows, or all of the largest step if that is less."""
-    return max(min(plan.tokens_per_pass, job.most(plan.model, plan.share_prefix)), job.longest)
 
 
 def _declared_recompute(config: Any, layers: int) -> int | None:

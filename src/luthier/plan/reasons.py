@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from luthier.plan.job import Job
+from luthier.plan.passes import EAGER, GRAPHED
 from luthier.plan.support import Engine, flash, not_decoder
 from luthier.types import Machine, ModelSpec, Plan
 
@@ -38,6 +39,8 @@ def why(config: Any, job: Job, plan: Plan, machine: Machine, engine: Engine, spe
         said["optimizer"] = "its state does not fit on the device"
     if plan.graphs:
         said["graphs"] = "starting kernels one by one would take longer than making the graphs"
+    if plan.model == "decoder" and not plan.share_prefix:
+        said["pad_to_multiple_of"] = _padding(plan)
     if plan.share_prefix:
         said["share_prefix"] = f"all rows start with the same {job.shared:,} tokens" if job.shared else SET
     names = {"recompute_layers": "recompute"}
@@ -51,6 +54,14 @@ def _tokens(job: Job, plan: Plan) -> str:
     if plan.device == "cpu":
         return "larger passes leave the CPU's cache, smaller ones read the weights more often"
     return f"the largest pass that fits; a step of {job.batch} rows has up to {most:,} tokens"
+
+
+def _padding(plan: Plan) -> str:
+    if not plan.device.startswith("cuda"):
+        return "what rows are padded to inside the attention"
+    coarse = plan.pad_to_multiple_of == max(GRAPHED if plan.graphs else EAGER)
+    once = "graphs to make" if plan.graphs else "shapes to tune products for"
+    return f"a run this short gains more from fewer {once}" if coarse else f"less padding is worth more {once}"
 
 
 def _recompute(config: Any, job: Job, plan: Plan, layers: int) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from luthier.plan.cards import GIB, Card, card_of
 from luthier.plan.job import Job
 from luthier.plan.memory import layer_bytes
-from luthier.plan.passes import graph_tokens, passes_of
+from luthier.plan.passes import padded, passes_of
 from luthier.plan.precision import Precision
 from luthier.plan.shape import quantised_bytes
 from luthier.types import Machine, Plan
@@ -129,8 +129,8 @@ def speed(job: Job, plan: Plan, rates: Rates, *, typical: bool = False) -> Speed
         for rows in passes_of(lengths, plan.tokens_per_pass, plan.model, job.shared * plan.share_prefix):
             computed = job.computed(rows, plan.model, plan.share_prefix)
             largest = max(largest, computed)
-            if plan.graphs:
-                computed = graph_tokens(computed)
+            if plan.model == "decoder" and not plan.share_prefix:
+                computed = padded(computed, plan.pad_to_multiple_of, plan.graphs)
             passes += 1
             for name, seconds in pass_seconds(job, plan, rates, computed, rows).items():
                 parts[name] = parts.get(name, 0.0) + seconds

@@ -12,6 +12,7 @@ from planning import CPU, GIB, SEVEN, SMALL, declared, gpu, rows
 
 from luthier.errors import ConfigError, TrainingError
 from luthier.plan import best, device_of, make_plan, plan_for
+from luthier.plan.passes import padded, padding_of
 from luthier.plan.planner import cost, forecast
 from luthier.plan.shape import Shape, trained
 from luthier.plan.support import BUILT
@@ -138,7 +139,7 @@ def test_checkpointing_keeps_ludwigs_key() -> None:
         ("optimizer", "host", "optimizer", "host"),
         ("loss_chunk", 77, "loss_chunk", 77),
         ("mlp_tile", 256, "mlp_tile", 256),
-        ("graphs", True, "graphs", True),
+        ("pad_to_multiple_of", 48, "pad_to_multiple_of", 48),
         ("device", "cpu", "device", "cpu"),
     ],
 )
@@ -148,8 +149,45 @@ def test_every_pin_acts(pin: str, value: object, field: str, want: object) -> No
     assert pinned.reasons.get(field, "set in execution:") == "set in execution:"
 
 
+def test_the_pin_of_graphs_acts_either_way() -> None:
+    for wanted in (True, False):
+        assert planned(gpu(140), execution={"graphs": wanted}).plan.graphs is wanted
+
+
+@pytest.mark.parametrize("graphs", [True, False])
+def test_the_longer_a_run_the_less_padding(graphs: bool) -> None:
+    """A further length costs once; what its padding saves, it saves in each step."""
+    short, middle, long = (
+        planned(gpu(140), data=rows(450), execution={"graphs": graphs}, trainer={"epochs": epochs, "batch_size": 16})
+        for epochs in (1, 60, 20_000)
+    )
+    found = [one.plan.pad_to_multiple_of for one in (short, middle, long)]
+    assert found == sorted(found, reverse=True) and found[0] > found[-1] == 8
+    assert short.plan.reasons["pad_to_multiple_of"] != long.plan.reasons["pad_to_multiple_of"]
+
+
+def test_passes_are_padded_as_planned() -> None:
+    assert [padded(tokens, 128, True) for tokens in (1, 128, 4095, 8191, 8193)] == [128, 128, 4096, 8192, 8448]
+    assert [padded(tokens, 8, True) for tokens in (1, 4097, 8193)] == [8, 4104, 8208]
+    assert [padded(tokens, 64, False) for tokens in (1, 8193)] == [64, 8256]
+    steps = ((100, 28), (60,), (64, 64))
+    assert padding_of(steps, 128, 64, False) == (4 / 3, 2)
+    assert padding_of(steps, 128, 128, True) == (68 / 3, 1)
+
+
+def test_a_plan_from_before_padding_was_planned_pads_as_it_did() -> None:
+    def recorded(**fields: object) -> Plan:
+        value = asdict(Plan("cuda:0", 512, "decoder")) | fields
+        del value["pad_to_multiple_of"]
+        return Plan.from_json(value)
+
+    assert recorded(graphs=True).pad_to_multiple_of == 128
+    assert recorded().pad_to_multiple_of == 64
+    assert recorded(device="cpu").pad_to_multiple_of == 32
+
+
 def test_graphs_pay_where_starting_kernels_is_what_takes_time() -> None:
-    """A small model on a fast card waits for the host; a handful of steps does not repay the graphs."""
+    """A small model on a fast card waits for the host; one step does not repay the graphs."""
     data = rows(2000)
     small = best(declared(), SMALL, data, gpu(140), engine=BUILT)
     assert small.plan.graphs and not small.plan.recompute_layers
@@ -157,7 +195,7 @@ def test_graphs_pay_where_starting_kernels_is_what_takes_time() -> None:
         small.speed.seconds
         < best(declared(execution={"graphs": False}), SMALL, data, gpu(140), engine=BUILT).speed.seconds
     )
-    few = {"trainer": {"batch_size": 16, "train_steps": 3}}
+    few = {"trainer": {"batch_size": 16, "train_steps": 1}}
     assert not best(declared(**few), SMALL, data, gpu(140), engine=BUILT).plan.graphs
     assert not best(declared(adapter=None, quantization=None), SMALL, data, gpu(140), engine=BUILT).plan.graphs
 

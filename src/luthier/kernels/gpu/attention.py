@@ -1,7 +1,8 @@
 """Causal attention over packed samples, forward and backward (Dao 2023, FlashAttention-2, by rows and by columns).
 
 torch's varlen kernel is made for long samples; most training rows have one or two blocks of tokens, where it spends
-its time on padding and conversions. Here a program takes one block of one sample and one head. Statistics are fp32.
+its time on padding and conversions. Here a program takes one block of one sample and one head, those with the most to
+do first, so that none of them is left over when all others are done. Statistics are fp32.
 
 Names: ``m`` rows (queries) of a block, ``n`` columns (keys), ``d`` head dimension.
 """
@@ -29,7 +30,7 @@ def _forward(
     q, k, v, out, lse, starts, scale, tokens, heads, kv_heads, head_dim,
     BLOCK: tl.constexpr, D: tl.constexpr, WINDOW: tl.constexpr,
 ):  # fmt: skip
-    block, sample, head = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    head, sample, block = tl.program_id(0), tl.program_id(1), tl.num_programs(2) - 1 - tl.program_id(2)
     start = tl.load(starts + sample)
     length = tl.load(starts + sample + 1) - start
     if block * BLOCK >= length:
@@ -71,7 +72,7 @@ def _by_columns(
     q, k, v, grad, lse, delta, grad_k, grad_v, starts, scale, tokens, heads, kv_heads, head_dim,
     BLOCK: tl.constexpr, D: tl.constexpr, WINDOW: tl.constexpr,
 ):  # fmt: skip
-    block, sample, own = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    own, sample, block = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     start = tl.load(starts + sample)
     length = tl.load(starts + sample + 1) - start
     if block * BLOCK >= length:
@@ -110,7 +111,7 @@ def _by_rows(
     q, k, v, out, grad, lse, delta, grad_q, starts, scale, tokens, heads, kv_heads, head_dim,
     BLOCK: tl.constexpr, D: tl.constexpr, WINDOW: tl.constexpr,
 ):  # fmt: skip
-    block, sample, head = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    head, sample, block = tl.program_id(0), tl.program_id(1), tl.num_programs(2) - 1 - tl.program_id(2)
     start = tl.load(starts + sample)
     length = tl.load(starts + sample + 1) - start
     if block * BLOCK >= length:
@@ -159,7 +160,7 @@ def attend(
     """
     tokens, heads, dim = q.shape
     out, lse = torch.empty_like(q), torch.empty(heads, tokens, dtype=torch.float32, device=q.device)
-    _forward[(triton.cdiv(longest, BLOCK), len(starts) - 1, heads)](
+    _forward[(heads, len(starts) - 1, triton.cdiv(longest, BLOCK))](
         q, k, v, out, lse, starts, scale, tokens, heads, k.shape[1], dim, **_launch(q, window)
     )
     return out, lse
@@ -174,10 +175,10 @@ def attend_backward(
     blocks, samples, kv_heads = triton.cdiv(longest, BLOCK), len(starts) - 1, k.shape[1]
     grad_q, grad_k, grad_v = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
     delta = torch.empty_like(lse)
-    _by_rows[(blocks, samples, heads)](
+    _by_rows[(heads, samples, blocks)](
         q, k, v, out, grad, lse, delta, grad_q, starts, scale, tokens, heads, kv_heads, dim, **_launch(q, window)
     )
-    _by_columns[(blocks, samples, kv_heads)](
+    _by_columns[(kv_heads, samples, blocks)](
         q, k, v, grad, lse, delta, grad_k, grad_v, starts, scale, tokens, heads, kv_heads, dim, **_launch(q, window)
     )
     return grad_q, grad_k, grad_v

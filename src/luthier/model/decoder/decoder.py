@@ -19,7 +19,7 @@ from luthier.model.decoder.graphs import Graphs
 from luthier.model.decoder.layer import Layer, Pass
 from luthier.model.decoder.nodes import normed, recomputed
 from luthier.model.decoder.shape import Rotary, Shape
-from luthier.plan.passes import graph_tokens, rounded
+from luthier.plan.passes import ROUND, padded, rounded
 from luthier.types import Batch
 
 
@@ -34,7 +34,7 @@ class Execution:
     loss_chunk: int = 1024  # supervised tokens whose logits exist at a time
     graphs: bool = False  # replay all layers but the last as CUDA graphs (no recomputation, Flash, frozen embedding)
     tokens: int = 0  # of the largest pass that graphs may have to hold
-    multiple: int = 1  # what tokens of a pass, and those that are kept for the loss, are padded to a multiple of
+    multiple: int = 1  # what tokens of a pass are padded to a multiple of; so are those kept for the loss, up to 64
 
 
 class Decoder(nn.Module):
@@ -110,7 +110,7 @@ class Decoder(nn.Module):
             parents = batch.parent_segment.tolist()
         else:
             tokens = self._padded(tokens)
-            keep = _filled(keep, rounded(count, self.execution.multiple), tokens)
+            keep = _filled(keep, rounded(count, min(self.execution.multiple, ROUND)), tokens)
             targets = _to_length(targets, len(keep))
         more = tokens - len(batch.ids)
         now = Pass(
@@ -129,7 +129,7 @@ class Decoder(nn.Module):
 
     def _padded(self, tokens: int) -> int:
         """The length that a pass of so many tokens is brought to."""
-        return graph_tokens(tokens) if self.execution.graphs else rounded(tokens, self.execution.multiple)
+        return padded(tokens, self.execution.multiple, self.execution.graphs)
 
     def _keys(self, batch: Batch, tokens: int) -> torch.Tensor | None:
         """[tokens] their keys for dropout, in 32 bits and with the seed in them; None where nothing is drawn."""
@@ -181,7 +181,7 @@ class Decoder(nn.Module):
 
     def _graphs_for(self) -> Graphs:
         if self._graphs is None:
-            self._graphs = Graphs(list(self.layers)[:-1], self.device, self.execution.tokens)
+            self._graphs = Graphs(list(self.layers)[:-1], self.device, self._padded(self.execution.tokens))
         return self._graphs
 
     def turns(self, positions_t: torch.Tensor) -> dict[Rotary, tuple[torch.Tensor, torch.Tensor]]:

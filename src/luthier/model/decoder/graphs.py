@@ -1,9 +1,10 @@
 """All layers but the last as CUDA graphs, one for each length of a pass: it then costs the host almost nothing.
 
 The kernels of a pass depend on its shapes alone, and passes come padded to few lengths (`plan.passes.graph_tokens`).
-The last layer and the loss depend on which tokens are supervised; they stay outside. All graphs share one memory pool:
-a pass runs forwards and backwards before the next. A graph also has room for a number of samples and for a longest
-one; that of a later graph is never less, so that few graphs are made twice.
+The last layer and the loss depend on which tokens are supervised; they stay outside. All graphs share one memory pool
+and the tensors that they read and write: a pass runs forwards and backwards before the next, so that a further length
+costs no memory. A graph also has room for a number of samples and for a longest one; that of a later graph is never
+less, so that few graphs are made twice.
 """
 
 from __future__ import annotations
@@ -18,12 +19,33 @@ import torch
 
 from luthier.kernels.attention import Spans
 from luthier.model.decoder.layer import Layer, Pass
-from luthier.plan.passes import GRAPH_TOKENS, graph_tokens
 
 if TYPE_CHECKING:
     from luthier.model.decoder.shape import Rotary
 
 Key = tuple[int, bool]  # tokens; whether there are keys for dropout
+LONGEST = 128  # tokens that a sample may have at least
+
+
+@dataclass(frozen=True)
+class _Tensors:
+    """What the graphs of all lengths read and write, each the beginning of it."""
+
+    entered: torch.Tensor
+    left: torch.Tensor
+    left_grad: torch.Tensor
+    turns: dict[Rotary, tuple[torch.Tensor, torch.Tensor]]
+    key_t: torch.Tensor
+
+    @classmethod
+    def like(cls, x_th: torch.Tensor, now: Pass, tokens: int) -> _Tensors:
+        """Those for passes of up to ``tokens``."""
+        entered, left, left_grad = (x_th.new_zeros(tokens, x_th.shape[1]) for _ in range(3))
+        turns = {
+            kind: (cos.new_zeros(tokens, cos.shape[1]), sin.new_zeros(tokens, sin.shape[1]))
+            for kind, (cos, sin) in now.turns.items()
+        }
+        return cls(entered, left, left_grad, turns, torch.zeros(tokens, dtype=torch.int64, device=x_th.device))
 
 
 @dataclass
@@ -48,12 +70,13 @@ class Graphs:
     def __init__(self, layers: Sequence[Layer], device: torch.device, largest: int = 0) -> None:
         """``layers``: those that become graphs; what they train are adapters alone (fp32).
 
-        ``largest``: tokens of the largest pass that will come.
+        ``largest``: the length of the largest pass that will come.
         """
         self.layers, self.device, self.largest = list(layers), device, largest
         self.parameters = [parameter for layer in self.layers for parameter in layer.parameters()]
         self._found: dict[Key, _Captured] = {}
-        self._samples, self._longest = 1, GRAPH_TOKENS  # the room of the next graph
+        self._samples, self._longest = 1, LONGEST  # the room of the next graph
+        self._tensors: _Tensors | None = None
         self._pool: Any = None
         total = sum(parameter.numel() for parameter in self.parameters)
         self._flat = torch.zeros(total, dtype=self.parameters[0].dtype, device=device)
@@ -94,30 +117,30 @@ class Graphs:
         if found is None or not found.holds(now.spans):
             self._samples = max(self._samples, 1 << (len(now.spans.queries) - 1).bit_length())
             self._longest = max(self._longest, 1 << (now.spans.longest - 1).bit_length())
-            most = graph_tokens(self.largest)
-            if not self._found and most > tokens:  # its blocks of memory are large enough for those of all others
-                self._found[most, key[1]] = self._capture(most, x_th, now)
+            if not self._found and self.largest > tokens:  # its blocks of memory are large enough for all others
+                self._found[self.largest, key[1]] = self._capture(self.largest, x_th, now)
             found = self._found[key] = self._capture(tokens, x_th, now)
         return found
 
     def _capture(self, tokens: int, x_th: torch.Tensor, now: Pass) -> _Captured:
-        with torch.no_grad():
-            own = self._room(tokens, now)
-            entered = x_th.new_zeros(tokens, x_th.shape[1])
-        entered.requires_grad_(x_th.requires_grad)
+        tensors = self._tensors
+        if tensors is None or len(tensors.entered) < tokens:
+            tensors = self._tensors = _Tensors.like(x_th, now, max(tokens, self.largest))
+        own, entered = self._room(tensors, tokens, now), tensors.entered[:tokens]
+        left, left_grad = tensors.left[:tokens], tensors.left_grad[:tokens]
         torch.cuda.synchronize(self.device)
         forward, backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         recorded = torch.cuda.graph(forward, pool=self._pool, capture_error_mode="thread_local")
         with torch.enable_grad(), recorded, self._stand_ins() as parameters:
-            left = entered
+            x = entered
             for layer in self.layers:
-                left = layer(left, own)
+                x = layer(x, own)
+            left.copy_(x.detach())  # what the pool holds is another pass's before long
         self._pool = self._pool or forward.pool()
-        left_grad = torch.zeros_like(left)
         with torch.cuda.graph(backward, pool=self._pool, capture_error_mode="thread_local"):
-            grads = torch.autograd.grad(left, parameters, left_grad)
+            grads = torch.autograd.grad(x, parameters, left_grad)
             torch._foreach_add_(self._grads, grads)
-        return _Captured(own, entered, left.detach(), left_grad, forward, backward)
+        return _Captured(own, entered, left, left_grad, forward, backward)
 
     @contextmanager
     def _stand_ins(self) -> Iterator[list[torch.Tensor]]:
@@ -135,16 +158,13 @@ class Graphs:
             for layer, products in zip(self.layers, before, strict=True):
                 layer.products = products
 
-    def _room(self, tokens: int, now: Pass) -> Pass:
+    def _room(self, tensors: _Tensors, tokens: int, now: Pass) -> Pass:
         """A pass of that size, whose tensors the graph reads."""
         samples, longest = self._samples, self._longest
-        turns: dict[Rotary, tuple[torch.Tensor, torch.Tensor]] = {
-            kind: (cos.new_ones(tokens, cos.shape[1]), sin.new_zeros(tokens, sin.shape[1]))
-            for kind, (cos, sin) in now.turns.items()
-        }
+        turns = {kind: (cos[:tokens], sin[:tokens]) for kind, (cos, sin) in tensors.turns.items()}
         starts = torch.zeros(samples + 1, dtype=torch.int32, device=self.device)
         spans = Spans((longest,) * samples, (longest,) * samples, starts, starts)
-        key_t = None if now.key_t is None else now.key_t.new_zeros(tokens)
+        key_t = None if now.key_t is None else tensors.key_t[:tokens]
         return replace(now, spans=spans, turns=turns, keep=None, key_t=key_t)
 
 

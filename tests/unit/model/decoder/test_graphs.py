@@ -77,7 +77,7 @@ def test_the_largest_graph_is_made_first(tmp_path: Path, monkeypatch: pytest.Mon
     make(tmp_path, "llama")
     decoder = load(tmp_path)
     decoder.adapt(Lora(r=2), seed=1)
-    graphs = Graphs(list(decoder.layers)[:-1], torch.device("cpu"), largest=500)  # type: ignore[arg-type]
+    graphs = Graphs(list(decoder.layers)[:-1], torch.device("cpu"), largest=512)  # type: ignore[arg-type]
     made: list[int] = []
 
     def capture(padded: int, x_th: torch.Tensor, now: Any) -> _Captured:
