@@ -69,7 +69,8 @@ COMMANDS = """\
 # Commands
 
 With `--json` a command prints one JSON object on stdout and nothing else (`chat` one for each answer, each on a line);
-otherwise progress goes to stderr. A failure prints a code that [Errors](../errors/index.md) explains.
+otherwise progress goes to stderr. What people are told on the way stands in it as `notes` and `warnings`. A failure
+prints a code that [Errors](../errors/index.md) explains.
 `--debug`, before or after the command, shows tracebacks.
 
 `--set key.path=value` changes a key of the config that a command reads or writes;

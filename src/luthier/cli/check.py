@@ -30,7 +30,7 @@ def command(
     with common.session(as_json) as sink:
         checked = pipeline.check(settings, data.dataset, encoding=data.encoding, sink=sink)
     if as_json:
-        common.emit(checked.to_json())
+        common.emit(checked.to_json() | sink.told())
         return
     from luthier import console
 

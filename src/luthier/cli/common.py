@@ -7,16 +7,17 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from luthier import events
 from luthier.errors import ConfigError, LuthierError
 from luthier.parallel import place
 
 if TYPE_CHECKING:
-    from luthier import events
     from luthier.config import Config
     from luthier.run import Inputs
 
@@ -78,13 +79,36 @@ def dataset_of(config: Config, option: str | None, config_path: str, encoding: s
     return Inputs(known.dataset, encoding or known.encoding)
 
 
+@dataclass(frozen=True)
+class Heard:
+    """The sink of a command's events, which keeps what a result as JSON has to tell beside itself."""
+
+    sink: events.Sink
+    notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    def __call__(self, event: events.Event) -> None:
+        """Pass an event on, and keep the line of it that a person should see."""
+        if isinstance(event, events.Note):
+            self.notes.append(event.text)
+        elif isinstance(event, events.Warned):
+            self.warnings.append(event.text)
+        elif isinstance(event, events.Rewound):
+            self.warnings.append(f"back to step {event.step}: {event.why}")
+        self.sink(event)
+
+    def told(self) -> dict[str, Any]:
+        """The lines as JSON types, in the order in which they were told."""
+        return {"notes": self.notes, "warnings": self.warnings}
+
+
 @contextmanager
-def session(as_json: bool) -> Iterator[events.Sink]:
-    """The sink of this command's events; silent when the result goes out as JSON."""
+def session(as_json: bool) -> Iterator[Heard]:
+    """The sink of this command's events; it prints nothing when the result goes out as JSON."""
     from luthier import console
 
     with console.sink(quiet=as_json or not place().first) as sink:
-        yield sink
+        yield Heard(sink)
 
 
 def emit(result: Mapping[str, Any], *, line: bool = False) -> None:

@@ -23,6 +23,6 @@ def command(
     with common.session(as_json) as sink:
         made = convert_pickled(folder, sink)
     if as_json:
-        common.emit({"folder": str(made)})
+        common.emit({"folder": str(made)} | sink.told())
     else:
         typer.echo(f"converted: base_model: {made}")

@@ -49,7 +49,7 @@ def command(
     if file is not None:
         atomic.write_json(file, comparison.to_json())
     if as_json:
-        common.emit(comparison.to_json())
+        common.emit(comparison.to_json() | sink.told())
         return
     from luthier import console
 

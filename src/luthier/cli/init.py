@@ -49,7 +49,7 @@ def command(
             sink=sink,
         )
     if as_json:
-        common.emit(made.to_json())
+        common.emit(made.to_json() | sink.told())
         return
     from rich.console import Console
 

@@ -60,10 +60,11 @@ def command(
         )
         options = {"encoding": encoding, "use_base": base, "probabilities": probabilities, "sink": sink}
         if output is not None:
-            return _tell(predict_into(output, tuned, dataset, **options), as_json)  # type: ignore[arg-type]
+            written = predict_into(output, tuned, dataset, **options)  # type: ignore[arg-type]
+            return _tell(written, sink, as_json)
         answered = tuned.predict(dataset, **options)  # type: ignore[arg-type]
     if as_json:
-        common.emit({"output": None, "rows": len(answered), "answers": answered.records()})
+        common.emit({"output": None, "rows": len(answered), "answers": answered.records()} | sink.told())
         return
     for record in answered.records():
         error = f"error: {record['error']}" if "error" in record else ""
@@ -71,9 +72,10 @@ def command(
             typer.echo(f"[{record['row']}] {response}")
 
 
-def _tell(written: Written, as_json: bool) -> None:
+def _tell(written: Written, heard: common.Heard, as_json: bool) -> None:
     if as_json:
-        common.emit({"output": str(written.path), "rows": written.rows, "errors": written.errors, "answers": None})
+        told = {"output": str(written.path), "rows": written.rows, "errors": written.errors, "answers": None}
+        common.emit(told | heard.told())
         return
     failed = f"; {written.errors} rows could not be answered, the column error says why" if written.errors else ""
     typer.echo(f"{written.rows} answers written to {written.path}{failed}")

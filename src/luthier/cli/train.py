@@ -76,7 +76,7 @@ def command(
             sink=sink,
         )
     if as_json:
-        common.emit(trained.to_json())
+        common.emit(trained.to_json() | sink.told())
     elif place().first:
         _show(trained.folder)
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import platform
 import signal
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from luthier import config, events
 from luthier.assets import file_hashes
@@ -27,12 +27,15 @@ from luthier.pipeline.opening import declared_precision
 from luthier.pipeline.preparing import Work, prepare
 from luthier.plan.recorded import continued
 from luthier.run import Lock, RunFolder, atomic, hash_config, not_writable, read_metrics
+from luthier.run.folder import Standing
 from luthier.run.inputs import RECORD, ROWS
 from luthier.run.mirror import ENDED_WAIT, Mirror
 from luthier.tuned import Tuned
 from luthier.types import Plan
 
 if TYPE_CHECKING:
+    from luthier.config.defaults import Filled
+    from luthier.data.audit import Audit
     from luthier.train.comm import Comm
 
 
@@ -41,15 +44,37 @@ class Trained:
     """What `train` made."""
 
     folder: Path
-    tuned: Tuned
+    standing: Literal["new", "resumed", "finished"]  # what this call found: "finished" when nothing was left to do
+    tuned: Tuned = field(repr=False)
     output_feature: str
-    history: Mapping[str, Mapping[str, list[float]]]  # split -> metric -> one value a step or evaluation
+    history: Mapping[str, Mapping[str, list[float]]] = field(repr=False)  # split -> metric -> a value each time
     rows: Mapping[str, int]  # examples of each split
+    audit: Audit = field(repr=False)
+    filled: Sequence[Filled] = field(repr=False)  # where the config given to this call is silent
 
     def to_json(self) -> dict[str, Any]:
         """The result as JSON types."""
+        run = RunFolder.load(self.folder)
         last = {name: {m: v[-1] for m, v in of.items() if v} for name, of in self.history.items()}
-        return {"run": str(self.folder), "examples": dict(self.rows), "last": last}
+        return {
+            "run": str(self.folder),
+            "standing": self.standing,
+            "state": run.state,
+            "report": str(run.report),
+            "filled": [{"key": one.key, "value": one.value, "ludwig": one.ludwig} for one in self.filled],
+            "examples": dict(self.rows),
+            "dropped": {reason: len(rows) for reason, rows in self.audit.dropped.items()},
+            "cut": {policy: len(rows) for policy, rows in self.audit.cut.items()},
+            "best": _best(run),
+            "last": last,
+        }
+
+
+def _best(run: RunFolder) -> dict[str, Any] | None:
+    """The evaluation whose weights were kept: its step, and the metric that decided; None where no row validates."""
+    outcome = run.read_json("outcome.json")
+    step = outcome["best_step"]
+    return None if step is None else {"step": step, "metric": outcome["metric"], "value": outcome["best_value"]}
 
 
 def train(
@@ -129,7 +154,7 @@ def _on_ranks(
 
     first = comm.rank == 0
     precision = resolve_precision(declared_precision(work.config), work.machine)
-    standing = comm.share(_standing(work, folder, precision, origin) if first else None)
+    standing: Standing = comm.share(_standing(work, folder, precision, origin) if first else None)
     if copies is not None:
         copies.follow(folder)
     if first and standing == "new" and origin is not None:
@@ -138,7 +163,7 @@ def _on_ranks(
         sink(events.Note(text=f"{folder.path} is finished: nothing to do"))
         folder.close()
         tuned = load(folder.path, trust_remote_code=trust_remote_code, sink=sink)
-        return _trained(folder, tuned, work)
+        return _trained(folder, standing, tuned, work)
     work, forced = _with_recorded_plan(work, folder) if first and standing == "resume" else (work, "")
     work = _with_plan_of_first(work, comm)
     if first:
@@ -160,10 +185,10 @@ def _on_ranks(
         folder.finish()
     if copies is not None:
         copies.close()
-    return _trained(folder, tuned, work)
+    return _trained(folder, standing, tuned, work)
 
 
-def _standing(work: Work, folder: RunFolder, precision: str, origin: Origin | None) -> str:
+def _standing(work: Work, folder: RunFolder, precision: str, origin: Origin | None) -> Standing:
     return folder.complete_lock(_lock(work, precision, origin), lambda key: inside(key, folder.path, work))
 
 
@@ -316,7 +341,7 @@ def _lock(work: Work, precision: str, origin: Origin | None) -> Lock:
     )
 
 
-def _trained(folder: RunFolder, tuned: Tuned, work: Work) -> Trained:
+def _trained(folder: RunFolder, standing: Standing, tuned: Tuned, work: Work) -> Trained:
     history: dict[str, dict[str, list[float]]] = {}
     for line in read_metrics(folder.metrics_path):
         of = history.setdefault(line["split"], {})
@@ -324,7 +349,8 @@ def _trained(folder: RunFolder, tuned: Tuned, work: Work) -> Trained:
             if isinstance(value, (int, float)) and name not in ("time", "step", "epoch"):
                 of.setdefault(name, []).append(value)
     rows: dict[str, int] = {name: len(found) for name, found in work.prepared.examples.items()}
-    return Trained(folder.path, tuned, tuned.output, history, rows)
+    found: Literal["new", "resumed", "finished"] = "resumed" if standing == "resume" else standing
+    return Trained(folder.path, found, tuned, tuned.output, history, rows, work.audit, work.config.filled())
 
 
 def _name_of(dataset: Any) -> str:

@@ -129,6 +129,40 @@ def test_ludwigs_spelling_of_train_is_the_same_run(trained: Path, luthier: Run) 
     assert code == 0 and "is finished: nothing to do" in err and "luthier evaluate" in out
 
 
+def test_train_as_json_tells_what_it_tells_people(trained: Path, luthier: Run) -> None:
+    rows = trained / "rows.csv"
+    (trained / "gappy.csv").write_text(rows.read_text("utf-8") + "say nothing,\n")
+    short = ("--set", "trainer.train_steps=1", "--set", "preprocessing.split.probabilities=[1, 0, 0]")
+    arguments = ("train", str(trained / "config.yaml"), "--dataset", str(trained / "gappy.csv"), "--output", "run")
+    code, out, err = luthier(*arguments, *short, "--json")
+    told = json.loads(out)
+    assert code == 0 and not err, err
+    assert told["standing"] == "new" and told["state"] == "finished" and Path(told["report"]).is_file()
+    assert {"key": "adapter", "value": "lora", "ludwig": None} in told["filled"]
+    assert sum(told["dropped"].values()) == 1 and told["cut"] == {} and told["best"] is None
+    assert any("no row validates" in line for line in told["warnings"])
+    assert any(line.startswith("filled in: adapter = lora") for line in told["notes"])
+    code, out, _ = luthier(*arguments, *short, "--json")
+    again = json.loads(out)
+    assert code == 0 and again["standing"] == "finished" and again["filled"] == told["filled"]
+    assert any("is finished: nothing to do" in line for line in again["notes"])
+
+
+def test_train_as_json_says_which_weights_were_kept(trained: Path, luthier: Run) -> None:
+    code, out, _ = luthier("train", str(trained / "config.yaml"), "-od", str(trained / "made"), "--json")
+    best = json.loads(out)["best"]
+    assert code == 0 and best["metric"] == "loss" and best["step"] >= 1
+    assert best["value"] == pytest.approx(json.loads(out)["last"]["validation"]["loss"])
+
+
+def test_check_as_json_has_the_warnings(trained: Path, luthier: Run) -> None:
+    config = str(trained / "config.yaml")
+    code, out, _ = luthier("check", config, "--set", "preprocessing.split.probabilities=[1, 0, 0]", "--json")
+    assert code == 0 and any("no row validates" in line for line in json.loads(out)["warnings"])
+    code, out, _ = luthier("check", config, "--json")
+    assert code == 0 and json.loads(out)["warnings"] == [] and json.loads(out)["notes"]
+
+
 def test_the_config_of_a_run_folder_goes_on_from_any_folder(trained: Path, luthier: Run) -> None:
     # what a message after an interruption says to type; the table stands beside the first config, not beside its copy
     code, _, err = luthier("train", str(trained / "made/config.yaml"), "--output", str(trained / "made"))
@@ -195,7 +229,9 @@ def test_predict_prints_or_writes(trained: Path, luthier: Run, tmp_path: Path) -
     for output in ("a.csv", "b.jsonl", "c.parquet", "d"):
         file = "d/predictions.csv" if output == "d" else output
         code, out, _ = luthier("predict", "-m", made, "--dataset", rows, "-od", output, "--json")
-        assert code == 0 and json.loads(out) == {"output": file, "rows": 20, "errors": 0, "answers": None}
+        told = json.loads(out)
+        assert code == 0 and told | {"notes": [], "warnings": []} == told | {"notes": told["notes"]}
+        assert {"output": file, "rows": 20, "errors": 0, "answers": None}.items() <= told.items()
         assert (tmp_path / file).stat().st_size
 
 
@@ -215,7 +251,8 @@ def test_evaluate_writes_the_comparison_where_it_is_told(
 ) -> None:
     code, out, err = luthier("evaluate", "-m", str(trained / "made"), "--rows", "1", "-od", named, "--json")
     assert code == 0, err
-    assert json.loads((tmp_path / file).read_text("utf-8")) == json.loads(out)
+    told = json.loads(out)
+    assert json.loads((tmp_path / file).read_text("utf-8")) | {key: told[key] for key in ("notes", "warnings")} == told
     (tmp_path / "taken").touch()
     code, out, _ = luthier("evaluate", str(trained / "made"), "-od", "taken", "--json")
     assert code == 5 and json.loads(out)["error"][0]["code"] == "run-not-writable"
