@@ -261,6 +261,61 @@ def test_excel_title_rows_merged_cells_and_sheets(tmp_path):
     fails("data-unreadable", put(tmp_path / "y.xls", "old"))
 
 
+def sheet_of(path, rows, *merged):
+    book = pytest.importorskip("openpyxl").Workbook()
+    for row in rows:
+        book.active.append(row)
+    for area in merged:
+        book.active.merge_cells(area)
+    book.save(path)
+    return path
+
+
+PAIRS = [[f"q {i}", f"a {i}", f"note {i}"] for i in range(30)]
+
+
+@pytest.mark.parametrize(
+    "rows, columns",
+    [
+        ([["question", "answer", None], *PAIRS], ["question", "answer", "column_3"]),
+        ([[None, "question", "answer"], *PAIRS], ["column_1", "question", "answer"]),
+        ([["question", "answer", 2024], *PAIRS], ["question", "answer", "2024"]),
+        ([["question", "answer"], *(row[: 3 if i == 20 else 2] for i, row in enumerate(PAIRS))],
+         ["question", "answer", "column_3"]),
+    ],
+    ids=["unheaded remarks", "an index", "a year as heading", "one stray remark"],
+)  # fmt: skip
+def test_excel_keeps_the_header_and_every_row_where_the_sheet_is_not_tidy(tmp_path, rows, columns):
+    table = read(sheet_of(tmp_path / "x.xlsx", rows))
+    assert table.columns == columns and len(table) == 30
+    assert [v for v in table.row(0).values() if v] == [v for v in rows[1] if v]
+    assert not any("titles" in note for note in table.notes)
+
+
+@pytest.mark.parametrize(
+    "above, merged",
+    [
+        ([["Report", "Tickets"], ["Date", 2024], ["Author", "Ana"], []], ()),
+        ([["Report", "Tickets"]], ()),
+        ([["Ticket", None, "Queue"]], ("A1:B1",)),
+        ([["Tickets"]], ("A1:C1",)),
+    ],
+    ids=["labels", "a title of two cells", "headings of groups", "a merged title"],
+)
+def test_excel_titles_that_fill_several_cells_are_passed_over(tmp_path, above, merged):
+    rows = [["Subject", "Body", "Queue"], *([f"s {i}", f"b {i}", "abc"[i % 3]] for i in range(30))]
+    table = read(sheet_of(tmp_path / "x.xlsx", [*above, *rows], *merged))
+    assert table.columns == rows[0] and len(table) == 30 and table.row(0) == dict(zip(*rows[:2], strict=True))
+
+
+def test_excel_rows_as_wide_as_the_table_are_no_titles(tmp_path):
+    rows = [*([i, i] for i in range(5)), ["a", "b"], ["x", "y"], ["z", "y"]]
+    fault = fails("data-unreadable", sheet_of(tmp_path / "x.xlsx", rows)).faults[0]
+    assert "header" in fault.message and "5 rows" in fault.received and "heading" in fault.fix
+    two = [*(row[:2] for row in PAIRS), ["a", "b", "c"], *PAIRS]  # a second, wider table under the first
+    fails("data-unreadable", sheet_of(tmp_path / "x.xlsx", two))
+
+
 def test_a_workbook_with_a_value_in_a_far_corner_is_refused_by_its_cells(tmp_path):
     openpyxl = pytest.importorskip("openpyxl")
     book = openpyxl.Workbook()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import statistics
 import warnings
 import zipfile
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,21 @@ from luthier.data.table import Table
 from luthier.errors import DataError, missing_extra
 
 LOOKED_AT = 50  # rows in which the header is looked for
+MOST_LABELS = 12  # rows of two cells and more (Author, Date) that may stand above a table
+REPEATED = 5  # rows a value, from which on a column holds classes
+
+Place = tuple[int, int]  # row and column
+
+
+@dataclass
+class Grid:
+    """The cells of a sheet, merged ranges filled; which cells a range filled from the left, and which from above."""
+
+    rows: list[list[Any]]
+    errors: int = 0  # cells with an Excel error, which count as missing
+    merged: int = 0  # ranges
+    across: set[Place] = field(default_factory=set)
+    down: set[Place] = field(default_factory=set)
 
 
 @FORMATS.register(".xlsx", ".xlsm")
@@ -35,14 +52,14 @@ def read_excel(path: Path, name: str, options: Options) -> Table:
     try:
         sheet, notes = _choose(book, name, options.sheet)
         _check_cells(sheet, name, options.limits.cells)
-        grid, errors, merged = _grid(sheet)
+        grid = _grid(sheet)
     finally:
         book.close()
-    if errors:
-        notes.append(f"{errors} cells hold an Excel error such as #N/A and count as missing")
-    if merged:
-        notes.append(f"{merged} merged ranges were filled with their value")
-    _check_formulas(path, name, sheet.title, grid)
+    if grid.errors:
+        notes.append(f"{grid.errors} cells hold an Excel error such as #N/A and count as missing")
+    if grid.merged:
+        notes.append(f"{grid.merged} merged ranges were filled with their value")
+    _check_formulas(path, name, sheet.title, grid.rows)
     return _table(grid, name, f"{name} sheet {sheet.title!r}", notes)
 
 
@@ -161,20 +178,24 @@ def _is_table(sheet: Any) -> bool:
     return sum(1 for _ in itertools.islice(wide, 2)) == 2
 
 
-def _grid(sheet: Any) -> tuple[list[list[Any]], int, int]:
-    """The cells as rows of values, how many were Excel errors, how many merged ranges were filled."""
-    grid, errors = [], 0
+def _grid(sheet: Any) -> Grid:
+    grid = Grid([], merged=len(sheet.merged_cells.ranges))
     for row in sheet.iter_rows():
-        errors += sum(1 for cell in row if cell.data_type == "e")
-        grid.append([None if cell.data_type == "e" or cell.value == "" else cell.value for cell in row])
+        grid.errors += sum(1 for cell in row if cell.data_type == "e")
+        grid.rows.append([None if cell.data_type == "e" or cell.value == "" else cell.value for cell in row])
     left, top = sheet.min_column, sheet.min_row
     for area in sheet.merged_cells.ranges:
-        value = grid[area.min_row - top][area.min_col - left]
-        for r in range(area.min_row - top, area.max_row - top + 1):
-            for c in range(area.min_col - left, area.max_col - left + 1):
-                if 0 <= r < len(grid) and 0 <= c < len(grid[r]):  # a range may reach beyond the cells that there are
-                    grid[r][c] = value
-    return grid, errors, len(sheet.merged_cells.ranges)
+        first_r, first_c = area.min_row - top, area.min_col - left
+        value = grid.rows[first_r][first_c]
+        for r in range(first_r, area.max_row - top + 1):
+            for c in range(first_c, area.max_col - left + 1):
+                if 0 <= r < len(grid.rows) and 0 <= c < len(grid.rows[r]):  # a range may reach beyond the cells
+                    grid.rows[r][c] = value
+                    if c > first_c:
+                        grid.across.add((r, c))
+                    if r > first_r:
+                        grid.down.add((r, c))
+    return grid
 
 
 def _check_formulas(path: Path, name: str, title: str, grid: list[list[Any]]) -> None:
@@ -199,10 +220,10 @@ def _check_formulas(path: Path, name: str, title: str, grid: list[list[Any]]) ->
         book.close()
 
 
-def _table(grid: list[list[Any]], name: str, where: str, notes: list[str]) -> Table:
-    used = [c for c in range(max(map(len, grid), default=0)) if any(row[c] is not None for row in grid)]
-    rows = [[row[c] for c in used] for row in grid]
-    start = _header_row(rows)
+def _table(grid: Grid, name: str, where: str, notes: list[str]) -> Table:
+    start = _header_row(grid, where, name)
+    used = [c for c in range(max(map(len, grid.rows), default=0)) if any(row[c] is not None for row in grid.rows)]
+    rows = [[row[c] for c in used] for row in grid.rows]
     titles = [str(v) for row in rows[:start] for v in dict.fromkeys(row) if v is not None]
     if titles:
         notes = [*notes, f"the rows above the header are titles, not data: {titles}"]
@@ -213,12 +234,49 @@ def _table(grid: list[list[Any]], name: str, where: str, notes: list[str]) -> Ta
     return Table.from_columns({t: [r[i] for r in body] for i, t in enumerate(header)}, name, [*notes, *more])
 
 
-def _header_row(rows: list[list[Any]]) -> int:
-    """The first row that is as wide as the table and whose cells are different texts; a title fills fewer cells."""
-    widths = [len({str(v) for v in row if isinstance(v, str)}) for row in rows[:LOOKED_AT]]
-    full = len(rows[0])
-    for needed in (full, max(widths)):
-        found = next((i for i, width in enumerate(widths) if width >= max(1, needed)), None)
-        if found is not None:
-            return found
-    return next(i for i, row in enumerate(rows) if any(v is not None for v in row))
+def _header_row(grid: Grid, where: str, name: str) -> int:
+    """The first row with text that fills as many cells as the body does; a title, merged or not, fills fewer.
+
+    A header may lack one heading, as pandas' index and a column of remarks do. Raises DataError ``data-unreadable``
+    where what would stand above the header is no title.
+    """
+    rows = grid.rows
+    widths = [sum(v is not None and (r, c) not in grid.across for c, v in enumerate(row)) for r, row in enumerate(rows)]
+    filled = [width for width in widths if width]
+    body = statistics.median_high(filled[len(filled) // 2 :])  # a stray remark makes one row wider, not the body
+    wide = [i for i, row in enumerate(rows[:LOOKED_AT]) if widths[i] >= body and any(isinstance(v, str) for v in row)]
+    start = wide[0] if wide else next(i for i, width in enumerate(widths) if width)
+    first = next((i for i, width in enumerate(widths) if width > 1), start)
+    texts = {v for v in rows[first] if isinstance(v, str)}
+    if first < start and widths[first] == body - 1 and len(texts) > 1:
+        following = widths[first + 1]
+        if following == body and not _is_heading(grid, first + 1):
+            return first
+    _require_titles([i for i in range(start) if widths[i] > 1], widths, body, f"{where} row {start + 1}", name)
+    return start
+
+
+def _is_heading(grid: Grid, at: int) -> bool:
+    """Whether a row is plainly no data: merged with the one above, text over numbers, no class in a column of them."""
+    for c, value in enumerate(grid.rows[at]):
+        below = [row[c] for row in grid.rows[at + 1 :] if row[c] is not None]
+        over_numbers = isinstance(value, str) and below and not any(isinstance(v, str) for v in below)
+        no_class = value is not None and len(set(below)) * REPEATED <= len(below) and value not in below
+        if (at, c) in grid.down or over_numbers or no_class:
+            return True
+    return False
+
+
+def _require_titles(above: list[int], widths: list[int], body: int, where: str, name: str) -> None:
+    """Several rows as wide as the body, or a long list of labels, are data that would be lost."""
+    as_wide = sum(widths[i] >= body for i in above)
+    if as_wide < 2 and len(above) <= MOST_LABELS:
+        return
+    raise unreadable(
+        name,
+        "which row is the header cannot be told",
+        where,
+        received=f"{len(above)} rows of two cells and more above the first row that looks like a header",
+        allowed="one row of headings, as wide as the rows under it, with nothing but titles above it",
+        fix="give every column a heading, delete what stands above the headings, or export the table as CSV",
+    )
