@@ -70,7 +70,7 @@ def command(
             settings, data.dataset, encoding=data.encoding, trust_remote_code=trust_remote_code, sink=sink
         )
         found = planning.estimate_of(need, machine, measured=measured)
-        if probe and gpu is None and memory is None:
+        if probe and not sweep and gpu is None and memory is None:
             found = planning.refined(found, sink)
     cards = planning.sweep(need) if sweep else []
     bought = None if seconds is None else estimate.affordable(found.planned, need.validation_tokens, seconds)

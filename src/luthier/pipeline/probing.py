@@ -2,7 +2,8 @@
 
 A model of a few GiB is run whole. Of a larger one two heights tell what the whole will take, as a layer takes the
 same wherever it stands: their difference is that of their layers, the rest is head, loss and what a step costs in any
-case. Rows are made up, as long as those of steps that will come, small ones and large ones.
+case. Rows are made up, as long as those of steps that will come, small ones and large ones. A step that would take
+longer than a probe may is cut to some of its rows, a row to some of its tokens.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import random
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from luthier import events
@@ -30,7 +31,17 @@ WHOLE = {"cpu": 2**29, "cuda": 3 * 2**30}
 STEPS = {"cpu": 2, "cuda": 5}  # of different sizes, once to warm up, then timed until that took so many seconds
 SECONDS = 1.5
 ROUNDS = 6  # or so often
+BUDGET = 12.0  # seconds of steps in all: warming up and timing end then, with what was timed
+LEAST = 32  # tokens of a row beside a shared beginning: less would be a step's fixed costs
 SOURCE = "a probe: {} on this machine"
+
+
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """What a step of a height was found to take. ``part``: how what was timed is less than whole steps, warmed up."""
+
+    seconds: float
+    part: str = ""
 
 
 def can_probe(planned: Planned, base: Base) -> bool:
@@ -46,15 +57,20 @@ def _whole(planned: Planned) -> bool:
 
 
 def probed(settings: Config, base: Base, planned: Planned, sink: events.Sink = events.silent) -> Planned:
-    """``planned`` with the time of a step as this machine takes it. Seconds, not minutes."""
+    """``planned`` with the time of a step as this machine takes it. Seconds, not minutes: see `BUDGET`."""
     job, plan = planned.job, planned.plan
     kind, most = plan.device.split(":")[0], job.shape.spec.layers
     low, high = (min(layers, most) for layers in LAYERS[kind])
     whole = _whole(planned) or high == most
     again = min(plan.recompute_layers, most)
 
+    budget, parted = BUDGET / (1 if whole else 3 if again else 2), set[str]()
+
     def measured(layers: int | None, recomputed: int) -> float:
-        return _seconds(settings, base, planned, replace(plan, recompute_layers=recomputed), layers)
+        tried = replace(plan, recompute_layers=recomputed)
+        found = _seconds(settings, base, planned, tried, layers, budget)
+        parted.add(found.part)
+        return found.seconds
 
     part = "" if whole else f"the first {high} layers of "
     with events.stage(sink, "probe", f"{part}{base.name}"):
@@ -70,7 +86,8 @@ def probed(settings: Config, base: Base, planned: Planned, sink: events.Sink = e
                 "head, loss and update": max(0.0, few - low * layer),
             }
     found = replace(planned.speed, parts={name: seconds for name, seconds in parts.items() if seconds})
-    return replace(planned, speed=found, probed=SOURCE.format(f"{part}this base"))
+    told = "".join(sorted(f", {one}" for one in parted if one))
+    return replace(planned, speed=found, probed=SOURCE.format(f"{part}this base") + told)
 
 
 def _steps_to_try(job: Job, plan: Plan) -> list[tuple[int, ...]]:
@@ -79,10 +96,28 @@ def _steps_to_try(job: Job, plan: Plan) -> list[tuple[int, ...]]:
     return [steps[int(len(steps) * (place + 0.5) / count)] for place in range(count)]
 
 
-def _seconds(settings: Config, base: Base, planned: Planned, plan: Plan, layers: int | None) -> float:
+def _cut(rows: tuple[int, ...], planned: Planned, most: float) -> tuple[int, ...]:
+    """So many of the rows, and at last so much of the first, as are expected to take ``most`` seconds."""
+    while len(rows) > 1 and _expected(rows, planned) > most:
+        rows = rows[: len(rows) // 2]
+    least = planned.job.shared + LEAST
+    while rows[0] > least and _expected(rows, planned) > most:
+        rows = (max(least, rows[0] // 2),)
+    return rows
+
+
+def _expected(rows: tuple[int, ...], planned: Planned) -> float:
+    """Seconds of a step of those rows, by the roofline."""
+    return speed(replace(planned.job, steps=(rows,)), planned.plan, planned.rates).seconds
+
+
+def _seconds(
+    settings: Config, base: Base, planned: Planned, plan: Plan, layers: int | None, budget: float = BUDGET
+) -> Timed:
     """The average step of the base cut to ``layers``: the median of the timed ones, each over what its rows are of it.
 
-    By how much the times of steps of different lengths differ, the roofline says.
+    By how much the times of steps of different lengths differ, the roofline says. Ends ``budget`` seconds after the
+    first step began, or with the step that is taken then.
     """
     from luthier.objectives.sft import Sft
     from luthier.train.loop import optimizer_of
@@ -90,8 +125,9 @@ def _seconds(settings: Config, base: Base, planned: Planned, plan: Plan, layers:
     from luthier.train.setup import Setup
     from luthier.train.step import new_training, train_step
 
-    job = planned.job
-    steps = _steps_to_try(job, plan)
+    job, whole = planned.job, _steps_to_try(planned.job, plan)
+    height = (layers or job.shape.spec.layers) / job.shape.spec.layers
+    steps = [_cut(rows, planned, budget / (2 * len(whole)) / height) for rows in whole]
     script = [(rows, _examples(job, rows, number)) for number, rows in enumerate(steps * (1 + ROUNDS))]
     settings = _drawn(settings)
     model = open_for_tuning(settings, base, job.precision, plan, events.silent, steps=len(script), layers=layers)
@@ -107,21 +143,26 @@ def _seconds(settings: Config, base: Base, planned: Planned, plan: Plan, layers:
         leaner=lambda plan, longest: None,  # another plan's time would be no answer
     )
     model.module.train()
-    training, seconds, total = new_training(setup, optimizer_of(setup)), [], 0.0
-    for number, (rows, _) in enumerate(script):
+    training, begun = new_training(setup, optimizer_of(setup)), time.perf_counter()
+    warming, seconds, total = list[float](), list[float](), 0.0
+    for rows, _ in script:
         started = time.perf_counter()
         train_step(setup, training, 1.0)
         took = time.perf_counter() - started
-        if number < len(steps):
-            continue
-        expected = speed(replace(job, steps=(rows,)), planned.plan, planned.rates).seconds
-        seconds.append(took * planned.speed.seconds / expected)
-        total += took
-        if len(seconds) % len(steps) == 0 and total > SECONDS:
+        average = took * planned.speed.seconds / _expected(rows, planned)
+        if len(warming) < len(steps):
+            warming.append(average)
+        else:
+            seconds.append(average)
+            total += took
+        if (seconds and len(seconds) % len(steps) == 0 and total > SECONDS) or started + took - begun > budget:
             break
     del model, setup, training
     give_back()
-    return statistics.median(seconds)
+    if not seconds:
+        return Timed(warming[-1], "of which a step took longer than a probe may, its start included")
+    parted = sum(map(sum, steps)), sum(map(sum, whole))
+    return Timed(statistics.median(seconds), "in parts of its steps" if parted[0] < parted[1] else "")
 
 
 def _drawn(settings: Config) -> Config:

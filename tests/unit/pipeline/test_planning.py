@@ -159,6 +159,15 @@ def test_the_sweep_has_every_card(tmp_path: Path) -> None:
     assert fast["time"]["step"]["seconds"] < slow["time"]["step"]["seconds"]
 
 
+def test_a_sweep_does_not_wait_for_a_probe_of_this_machine(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planning, "refined", lambda *given: pytest.fail("probed"))
+    path = write(tmp_path, base_model=str(tiny_llama), quantization=None)
+    _, said = run(path, "--dataset", table(tmp_path), "--sweep")
+    assert said["sweep"] and not said["time"]["source"].startswith("a probe")
+
+
 def test_people_see_the_verdict_first(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, ["plan", str(write(tmp_path)), "--gpu", "4090", "--sweep", "--price", "1"])
     assert done.exit_code == 0 and done.stdout.startswith("fits on RTX 4090")

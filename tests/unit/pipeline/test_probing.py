@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +14,7 @@ from luthier.pipeline import probing
 from luthier.plan import plan_for, probe
 from luthier.plan.planner import Planned, forecast
 from luthier.plan.speed import speed
+from luthier.train import step
 from luthier.types import Base, DataStats, Plan
 
 
@@ -43,11 +46,11 @@ def test_heights_are_put_together(
     plan = replace(given.plan, recompute_layers=5)
     asked: list[tuple[int, int]] = []
 
-    def seconds(*given: object) -> float:
+    def seconds(*given: object) -> probing.Timed:
         tried, layers = given[3], given[4]
         assert isinstance(tried, Plan) and isinstance(layers, int)
         asked.append((layers, tried.recompute_layers))
-        return 0.010 + 0.003 * layers + 0.001 * tried.recompute_layers
+        return probing.Timed(0.010 + 0.003 * layers + 0.001 * tried.recompute_layers)
 
     monkeypatch.setattr(probing, "_seconds", seconds)
     monkeypatch.setitem(probing.WHOLE, "cpu", 0)
@@ -68,11 +71,11 @@ def test_a_small_model_is_probed_whole(
     start = replace(given, job=replace(given.job, shape=shape), plan=replace(given.plan, recompute_layers=5))
     asked: list[tuple[int | None, int]] = []
 
-    def seconds(*given: object) -> float:
+    def seconds(*given: object) -> probing.Timed:
         tried, layers = given[3], given[4]
         assert isinstance(tried, Plan) and (layers is None or isinstance(layers, int))
         asked.append((layers, tried.recompute_layers))
-        return 0.5
+        return probing.Timed(0.5)
 
     monkeypatch.setattr(probing, "_seconds", seconds)
     monkeypatch.setitem(probing.WHOLE, "cpu", shape.linear * given.job.compute)
@@ -93,6 +96,43 @@ def test_steps_of_all_sizes_are_tried(planned: tuple[config.Config, Base, Planne
     assert [one.length for one in first] == [one.length for one in again]
     assert sum(one.supervised for one in first) != sum(one.supervised for one in again)
     assert first[0].ids[job.shared :] != again[0].ids[job.shared :]
+
+
+def test_a_probe_of_long_steps_takes_a_part_of_them(planned: tuple[config.Config, Base, Planned]) -> None:
+    """Fewer rows, then fewer tokens of one; never fewer than tell anything, and all of what is short enough."""
+    start = planned[2]
+    rows = (400,) * 16
+    whole = probing._expected(rows, start)
+    assert probing._cut(rows, start, whole) == rows
+    assert probing._cut(rows, start, 0.3 * whole) == rows[:4]
+    assert probing._cut(rows, start, 0.0) == (start.job.shared + probing.LEAST,)
+    for most in (0.5, 0.1, 0.05):
+        assert probing._expected(probing._cut(rows, start, most * whole), start) <= most * whole
+
+
+def test_a_probe_ends_when_its_time_is_up(
+    planned: tuple[config.Config, Base, Planned], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, base, given = planned
+    taken, plain = [0.0], step.train_step
+
+    def slow(*given: Any) -> Any:
+        taken[0] += 1
+        time.sleep(0.3)
+        return plain(*given)
+
+    monkeypatch.setattr(step, "train_step", slow)
+    monkeypatch.setattr(probing, "BUDGET", 0.2)
+    found = probing.probed(settings, base, given)
+    assert taken == [1] and found.speed.seconds > 0.3  # a step that is twice the budget is what there is
+    assert found.probed.endswith("on this machine, of which a step took longer than a probe may, its start included")
+
+
+def test_a_probe_says_that_it_took_parts_of_steps(planned: tuple[config.Config, Base, Planned]) -> None:
+    settings, base, given = planned
+    slow = replace(given, rates=replace(given.rates, matmul=given.rates.matmul / 1e6))
+    found = probing.probed(settings, base, replace(slow, speed=speed(slow.job, slow.plan, slow.rates)))
+    assert found.probed == "a probe: this base on this machine, in parts of its steps"
 
 
 def test_nothing_is_probed_without_weights_or_of_a_large_model_on_the_generic_path(
