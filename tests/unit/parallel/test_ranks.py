@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from luthier.run import read_metrics
 
-WORKER = Path(__file__).with_name("worker.py")
+WORKER, GRADIENTS = Path(__file__).with_name("worker.py"), Path(__file__).with_name("gradients.py")
 Ran = tuple[Path, list[tuple[str, float]], list[list[int]]]
 
 
@@ -82,6 +82,20 @@ def same(found: Ran, want: Ran, within: float = 1e-6) -> None:
     assert weights.keys() == wanted_weights.keys()
     assert max(float((weights[name] - wanted_weights[name]).abs().max()) for name in weights) < 1e-6
     assert max(float(one.abs().max()) for name, one in weights.items() if "lora_B" in name) > 1e-4  # it has learned
+
+
+def test_gradients_of_two_ranks_are_those_of_one_in_fp64(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unit, found = WORKER.parents[1], {}
+    paths = [str(unit), str(unit / "model" / "decoder"), os.environ.get("PYTHONPATH", "")]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
+    for ranks in (1, 2):
+        done = launched(ranks, str(GRADIENTS), str(tmp_path / f"{ranks}.safetensors"))
+        assert done.returncode == 0, done.stderr[-3000:]
+        found[ranks] = load_file(tmp_path / f"{ranks}.safetensors")
+    assert found[1]["passes"] > found[2]["passes"] > 0  # each rank runs a part of them
+    one, two = found[1]["gradient"], found[2]["gradient"]
+    assert one.dtype == two.dtype == torch.float64 and bool(one.any())
+    assert float((one - two).norm() / one.norm()) < 1e-10
 
 
 def test_two_ranks_give_what_one_gives(ran: Callable[..., Ran], alone: Ran) -> None:

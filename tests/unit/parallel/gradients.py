@@ -1,0 +1,43 @@
+"""The gradient of one step in fp64 over its ranks: `gradients.py OUT` on any number of them, which rank 0 writes.
+
+It needs the tests of the decoder on its path.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from test_architectures import examples, make
+from test_executions import adapted
+
+from luthier.data.collate import collate
+from luthier.data.pack import schedule
+from luthier.parallel import connect
+from luthier.types import Plan
+
+
+def main(out: Path) -> None:
+    """Every rank runs its passes of at most 16 tokens, with dropout; the gradients are summed as training sums them."""
+    torch.set_num_threads(1)
+    with connect() as comm, tempfile.TemporaryDirectory() as folder:
+        make(Path(folder), "llama")
+        decoder, rows = adapted(Path(folder)).train(), examples()
+        total = sum(sum(row.weights[1:]) for row in rows)
+        passes = schedule([row.length for row in rows], Plan("cpu", 16, "decoder"), comm.world)[comm.rank]
+        for indices in passes:
+            batch = collate([rows[i] for i in indices], 5)
+            weight = batch.target_weight[batch.supervised].double()
+            (-(decoder.logprobs(batch) * weight).sum() / total).backward()
+        weights = list(decoder.parameters())
+        comm.sum_gradients(weights)
+        if comm.rank == 0:
+            found = torch.cat([weight.grad.flatten() for weight in weights if weight.grad is not None])
+            save_file({"gradient": found, "passes": torch.tensor(len(passes))}, out)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
