@@ -75,7 +75,8 @@ def command(
     cards = planning.sweep(need) if sweep else []
     bought = None if seconds is None else estimate.affordable(found.planned, need.validation_tokens, seconds)
     if as_json:
-        common.emit(_json(found, hourly, bought, cards) | sink.told())
+        said, heard = _json(found, hourly, bought, cards), sink.told()
+        common.emit(said | heard | {"notes": [*said["notes"], *heard["notes"]]})
     else:
         from luthier.cli import plan_view
 

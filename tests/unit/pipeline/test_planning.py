@@ -54,9 +54,10 @@ def test_what_a_base_asks_for_is_said_with_its_plan(tmp_path: Path, tiny_llama: 
     own = Path(shutil.copytree(tiny_llama, tmp_path / "own"))
     (own / "README.md").write_text("---\nlicense: llama2\n---\n")
     bound = run(write(tmp_path, base_model=str(own)), "--dataset", table(tmp_path), "--gpu", "T4")[1]["notes"]
-    assert bound == [f"{own}: LICENCE-BOUND (llama2): read its terms at {own / 'README.md'}"]
+    heard = ["prompt: 'instruction', learned: 'output'"]  # what else people are told, after it
+    assert bound[:2] == [f"{own}: LICENCE-BOUND (llama2): read its terms at {own / 'README.md'}", *heard]
     free = run(write(tmp_path, base_model=str(tiny_llama)), "--dataset", table(tmp_path), "--gpu", "T4")[1]["notes"]
-    assert free == []
+    assert free[:1] == heard
 
 
 def test_a_model_that_is_not_here_is_planned_for_a_card_that_is_not_here(tmp_path: Path) -> None:
