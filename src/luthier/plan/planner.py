@@ -45,7 +45,11 @@ class Room:
 
     def holds(self, need: Memory, device: str) -> bool:
         """Whether a plan fits."""
-        return need.host_total <= self.host and (device == "cpu" or need.total <= self.device)
+        return not self.lacks(need, device)
+
+    def lacks(self, need: Memory, device: str) -> int:
+        """Bytes that a plan needs beyond what there is, of the device and of the host together; 0 where it fits."""
+        return max(0, need.host_total - self.host) + (0 if device == "cpu" else max(0, need.total - self.device))
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +83,9 @@ def room_of(config: Any, machine: Machine, device: str) -> Room:
     free = machine.gpus[int(device.partition(":")[2] or 0)].free if kind != "cpu" else machine.free_memory
     share, least = RESERVE[kind]
     limit, host_limit = config.execution.memory_limit, config.execution.host_memory_limit
-    own = min(free, size_bytes(limit)) if limit else round(free - max(share * free, least))
+    own = min(free, size_bytes(limit)) if limit else max(0, round(free - max(share * free, least)))
     share, least = RESERVE["cpu"]
-    spare = round(machine.free_memory - max(share * machine.free_memory, least))
+    spare = max(0, round(machine.free_memory - max(share * machine.free_memory, least)))
     host = min(machine.free_memory, size_bytes(host_limit)) if host_limit else spare
     return Room(own, min(own, host) if kind == "cpu" else host)
 
@@ -136,15 +140,16 @@ def best(
             if fitting is None or price < fitting[0]:
                 fitting = (price, plan)
         elif fitting is None:
-            over = max(need.total - room.device, need.host_total - room.host)
+            over = (room.lacks(need, device), need.total)
             if leanest is None or over < leanest[0]:
                 leanest = (over, plan)
     chosen = (fitting or leanest or (0, start))[1]
     rates = rates_of(machine, device, job.precision, measured)
     took = speed(job, chosen, rates)
     need = memory(job, chosen, max(took.largest, 1))
-    told = replace(chosen, reasons=reasons.why(config, job, chosen, machine, engine, spec))
-    return Planned(told, job, need, took, rates, room, fitting is not None)
+    fits = fitting is not None
+    told = replace(chosen, reasons=reasons.why(config, job, chosen, machine, engine, spec, fits=fits))
+    return Planned(told, job, need, took, rates, room, fits)
 
 
 def cost(job: Job, plan: Plan, rates: Rates) -> float:

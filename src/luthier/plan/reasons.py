@@ -10,10 +10,15 @@ from luthier.plan.support import Engine, flash, not_decoder
 from luthier.types import Machine, ModelSpec, Plan
 
 SET = "set in execution:"
+LEANEST = "of all plans this lacks least; none fits"
+SIZED = ("tokens_per_pass", "recompute_layers", "weights", "offload_checkpoints", "mlp_tile", "embeddings", "optimizer",
+         "graphs")  # fmt: skip
 
 
-def why(config: Any, job: Job, plan: Plan, machine: Machine, engine: Engine, spec: ModelSpec) -> dict[str, str]:
-    """Field of the plan -> its reason."""
+def why(
+    config: Any, job: Job, plan: Plan, machine: Machine, engine: Engine, spec: ModelSpec, *, fits: bool = True
+) -> dict[str, str]:
+    """Field of the plan -> its reason. ``fits``: whether it does; else what memory decided has that for a reason."""
     pinned = config.execution.pins
     layers = spec.layers
     gpu = machine.gpus[int(plan.device.partition(":")[2] or 0)] if plan.device != "cpu" else None
@@ -43,6 +48,9 @@ def why(config: Any, job: Job, plan: Plan, machine: Machine, engine: Engine, spe
         said["pad_to_multiple_of"] = _padding(plan)
     if plan.share_prefix:
         said["share_prefix"] = f"all rows start with the same {job.shared:,} tokens" if job.shared else SET
+    if not fits:
+        forced = {"weights": job.trained.full, "recompute_layers": config.trainer.enable_gradient_checkpointing is True}
+        said |= {name: LEANEST for name in SIZED if name in said and not forced.get(name)}
     names = {"recompute_layers": "recompute"}
     return {field: SET if names.get(field, field) in pinned else text for field, text in said.items()}
 

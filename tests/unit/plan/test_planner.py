@@ -95,6 +95,20 @@ def test_what_does_not_fit_names_the_smallest_change_that_does() -> None:
     assert best(declared(), SEVEN, cut, gpu(8, (8, 6), "RTX 3060", host=10), engine=BUILT).fits
 
 
+@pytest.mark.parametrize(("spec", "machine"), [(SMALL, gpu(140)), (SEVEN, gpu(15, (7, 5), "T4"))])
+def test_the_leanest_plan_lacks_least_and_claims_no_room(spec, machine: Machine) -> None:  # type: ignore[no-untyped-def]
+    """Also where it is the host that has too little: on the device it then takes no more than it has to."""
+    short = planned(machine, spec, execution={"host_memory_limit": "1GiB"})
+    least = planned(replace(machine, gpus=(replace(machine.gpus[0], free=GIB // 4),)), spec)
+    assert not short.fits and not least.fits
+    assert short.memory.host_total > short.room.host and short.memory.total < short.room.device
+    assert not short.plan.graphs and short.plan.tokens_per_pass < short.job.most("decoder")
+    assert least.room.device == 0
+    for found in (short, least):
+        said = " ".join(found.plan.reasons.values())
+        assert "none fits" in said and not re.search("fits? in|fits? on|has room|longer than making", said)
+
+
 def test_a_cpu_takes_passes_that_stay_in_its_cache() -> None:
     found = planned(CPU, SMALL, rows(64))
     assert found.plan.device == "cpu" and found.plan.attention == "padded"
