@@ -10,7 +10,7 @@ from rich.text import Text
 from luthier import console
 from luthier.pipeline.planning import Estimate
 from luthier.plan.answering import Answering, rate
-from luthier.plan.estimate import Affordable, duration, gib, ranged
+from luthier.plan.estimate import Affordable, duration, gib, money, ranged
 from luthier.plan.speed import Span
 
 CHOICES = ("device", "model", "tokens_per_pass", "attention", "recompute_layers", "offload_checkpoints", "mlp_tile",
@@ -132,7 +132,7 @@ def _cost_head(hourly: float | None) -> list[str]:
 
 def _cost(span: Span, sure: bool, hourly: float) -> str:
     low, high = span.low / 3600 * hourly, span.high / 3600 * hourly
-    return f"{span.seconds / 3600 * hourly:.2f}" if sure else f"{low:.2f} to {high:.2f}"
+    return money(span.seconds / 3600 * hourly) if sure else f"{money(low)} to {money(high)}"
 
 
 def _notes(found: Estimate) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -169,6 +170,12 @@ def price_of(text: str) -> float:
 def gib(size: float) -> str:
     """A size in words."""
     return f"{size / GIB:.2f} GiB" if size < 10 * GIB else f"{size / GIB:.1f} GiB"
+
+
+def money(amount: float) -> str:
+    """A price with two places behind the point, or as many as show two figures of it."""
+    places = 2 if amount <= 0 else max(2, 1 - math.floor(math.log10(amount)))
+    return f"{amount:.{places}f}"
 
 
 def duration(seconds: float) -> str:

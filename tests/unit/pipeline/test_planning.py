@@ -22,7 +22,7 @@ from luthier.errors import AssetError, ConfigError, TrainingError
 from luthier.pipeline import planning, probing
 from luthier.plan import planner
 from luthier.plan.cards import card_named, imagined
-from luthier.plan.estimate import duration, price_of, seconds_of
+from luthier.plan.estimate import duration, money, price_of, seconds_of
 
 LLAMA = "meta-llama/Llama-2-7b-hf"
 
@@ -223,6 +223,7 @@ def test_durations_and_prices() -> None:
     assert seconds_of("1h30m") == 5400 and seconds_of("90s") == 90 and seconds_of("0.5h") == 1800
     assert price_of("0.35/h") == price_of("$0.35") == 0.35
     assert [duration(s) for s in (0.05, 10, 600, 36000)] == ["50 ms", "10.0 s", "10 min", "10.0 h"]
+    assert [money(of) for of in (0, 0.00012345, 0.05, 1.234, 20)] == ["0.00", "0.00012", "0.050", "1.23", "20.00"]
 
 
 def test_planning_loads_no_torch(tmp_path: Path) -> None:
