@@ -1,4 +1,4 @@
-"""The gradient of one step in fp64 over its ranks: `gradients.py OUT` on any number of them, which rank 0 writes.
+"""The gradient of one step in fp64 over its ranks: `gradients.py BASE OUT` on any number of them; rank 0 writes it.
 
 It needs the tests of the decoder on its path.
 """
@@ -6,12 +6,11 @@ It needs the tests of the decoder on its path.
 from __future__ import annotations
 
 import sys
-import tempfile
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from test_architectures import examples, make
+from test_architectures import examples
 from test_executions import adapted
 
 from luthier.data.collate import collate
@@ -20,12 +19,11 @@ from luthier.parallel import connect
 from luthier.types import Plan
 
 
-def main(out: Path) -> None:
+def main(base: Path, out: Path) -> None:
     """Every rank runs its passes of at most 16 tokens, with dropout; the gradients are summed as training sums them."""
     torch.set_num_threads(1)
-    with connect() as comm, tempfile.TemporaryDirectory() as folder:
-        make(Path(folder), "llama")
-        decoder, rows = adapted(Path(folder)).train(), examples()
+    with connect() as comm:
+        decoder, rows = adapted(base).train(), examples()
         total = sum(sum(row.weights[1:]) for row in rows)
         passes = schedule([row.length for row in rows], Plan("cpu", 16, "decoder"), comm.world)[comm.rank]
         for indices in passes:
@@ -40,4 +38,4 @@ def main(out: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

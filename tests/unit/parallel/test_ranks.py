@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from architectures import make
 from safetensors.torch import load_file
 
 from luthier.run import read_metrics
@@ -88,8 +89,9 @@ def test_gradients_of_two_ranks_are_those_of_one_in_fp64(tmp_path: Path, monkeyp
     unit, found = WORKER.parents[1], {}
     paths = [str(unit), str(unit / "model" / "decoder"), os.environ.get("PYTHONPATH", "")]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
+    make(tmp_path / "base", "llama")
     for ranks in (1, 2):
-        done = launched(ranks, str(GRADIENTS), str(tmp_path / f"{ranks}.safetensors"))
+        done = launched(ranks, str(GRADIENTS), str(tmp_path / "base"), str(tmp_path / f"{ranks}.safetensors"))
         assert done.returncode == 0, done.stderr[-3000:]
         found[ranks] = load_file(tmp_path / f"{ranks}.safetensors")
     assert found[1]["passes"] > found[2]["passes"] > 0  # each rank runs a part of them
