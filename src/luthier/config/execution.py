@@ -12,7 +12,7 @@ from luthier.config.section import Auto, Int, Section, key
 SIZE = r"^\s*\d+(\.\d+)?\s*([kKMGT]i?B?|B)?\s*$"
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 
-Size = Annotated[str, StringConstraints(pattern=SIZE)]
+Size = Annotated[str, StringConstraints(pattern=SIZE), Field(examples=["12GiB"])]
 Tokens = Annotated[Int, Field(ge=1)]
 Count = Annotated[Int, Field(ge=0)]
 
