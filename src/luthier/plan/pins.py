@@ -7,6 +7,7 @@ from typing import Any
 
 from luthier.errors import ConfigError, Fault
 from luthier.plan.job import Job
+from luthier.plan.precision import declared_precision
 from luthier.plan.support import Engine, no_graphs
 from luthier.types import Machine
 
@@ -37,6 +38,10 @@ def check(
                   "auto, or what this machine, base and data can do", f"execution.{key}: {fix}")
         )  # fmt: skip
 
+    if why := _no_bf16(config, job, machine, device):
+        faults.append(
+            Fault("config-conflict", why, "trainer.precision", "bf16", ("auto", "fp16", "fp32"), "trainer.precision: auto")
+        )  # fmt: skip
     if pinned.model == "decoder" and why_not:
         refuse("model", why_not)
     if pinned.device in ("cuda", "mps") and not device.startswith(pinned.device):
@@ -109,6 +114,16 @@ def _check_weights(config: Any, job: Job, device: str, model: str, engine: Engin
         refuse("weights", "streaming copies from the host to a CUDA GPU", "resident")
     elif model == "decoder" and pinned not in engine.weights:
         refuse("weights", "the engine does not do it yet")
+
+
+def _no_bf16(config: Any, job: Job, machine: Machine, device: str) -> str | None:
+    """Why a declared bf16 cannot be computed in; None where it can, or was not declared."""
+    if not device.startswith("cuda") or job.precision != "bf16" or declared_precision(config) != "bf16":
+        return None
+    gpu = machine.gpus[int(device.partition(":")[2] or 0)]
+    if gpu.capability is None or gpu.capability >= (8, 0):
+        return None
+    return f"bf16 arithmetic needs compute capability 8.0; {gpu.name} has {'.'.join(map(str, gpu.capability))}"
 
 
 def _gpus(machine: Machine) -> str:

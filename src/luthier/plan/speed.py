@@ -143,20 +143,22 @@ def speed(job: Job, plan: Plan, rates: Rates, *, typical: bool = False) -> Speed
 def pass_seconds(job: Job, plan: Plan, rates: Rates, tokens: int, rows: Sequence[int]) -> dict[str, float]:
     """Seconds of one pass by part. ``tokens``: those computed, padding included; ``rows``: the lengths of its rows."""
     shape, spec, c = job.shape, job.shape.spec, job.compute
-    rate = rates.products(tokens)
+    rate, tiled = rates.products(tokens), _tiled(job, plan, tokens)
+    slower = tiled * (rate / rates.products(min(plan.mlp_tile or tokens, tokens)) - 1)  # small tiles, small products
     forward = 2.0 * shape.linear * tokens
     again = plan.recompute_layers / max(spec.layers, 1)
     shared = job.shared * plan.share_prefix
     supervised = (sum(rows) if shared else tokens) * job.share
     training = 3 if job.trained.full else 2  # gradients of activations, and of weights where they are trained
     kept = supervised if plan.model == "decoder" else min(tokens, 1.3 * supervised)
+    head = rates.products(min(tokens, plan.loss_chunk)) if plan.model == "decoder" else rate
     padded = plan.model == "generic" or plan.attention == "padded"
     square = len(rows) * max(rows) * (max(rows) - shared) if padded else _squares(rows, shared)
     gathered = len(rows) * shared * 2 * shape.kv * c * 5  # read and written, and their gradients
     out = {
-        "products": training * forward / rate,
-        "recompute": (again + _tiled(job, plan, tokens)) * forward / rate,
-        "head and loss": training * 2.0 * shape.embedding * kept / rate + kept * spec.vocab * 16 / rates.bandwidth,
+        "products": training * (1 + slower) * forward / rate,
+        "recompute": (again * (1 + slower) + tiled + slower) * forward / rate,
+        "head and loss": training * 2.0 * shape.embedding * kept / head + kept * spec.vocab * 16 / rates.bandwidth,
         "attention": (3.5 + again) * 2.0 * square * shape.q * spec.layers / (0.4 * rates.matmul)
         + gathered * spec.layers / rates.bandwidth,
         "traffic": _traffic(job, plan, rates, tokens) * (3 + again),

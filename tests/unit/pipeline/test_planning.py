@@ -183,6 +183,7 @@ def test_people_see_the_verdict_first(tmp_path: Path) -> None:
         (("--gpu", ""), "no GPU named ''"),
         (("--memory", "much"), "15GiB"),
         (("--memory", "0"), "in no memory"),
+        (("--set", "execution.memory_limit=abc"), "text like 12GiB"),
         (("--gpu", "T4", "--memory", "200GiB"), "the T4 has less memory"),
         (("--gpu", "T4", "--set", "execution.device=cpu"), "`execution.device: cpu` contradicts --gpu"),
         (("--cpu", "--gpu", "T4"), "contradicts"),

@@ -260,6 +260,23 @@ def test_a_pin_that_cannot_work_is_refused(pins: dict[str, object], machine: Mac
     assert caught.value.code == "config-conflict" and str(caught.value.faults[0].where).startswith("execution.")
 
 
+@pytest.mark.parametrize(("name", "capability"), [("Tesla T4", (7, 5)), ("Tesla V100-SXM2-16GB", (7, 0))])
+def test_bf16_is_refused_where_the_card_has_none(name: str, capability: tuple[int, int]) -> None:
+    asked = {"trainer": {"batch_size": 1, "precision": "bf16"}}
+    with pytest.raises(ConfigError, match=rf"needs compute capability 8.0; {name} has 7") as caught:
+        planned(gpu(15, capability, name), SMALL, **asked)
+    assert caught.value.faults[0].where == "trainer.precision"
+    assert planned(gpu(15, capability, name), SMALL).job.precision == "fp16"
+    assert planned(gpu(15, (8, 6), "NVIDIA A10"), SMALL, **asked).job.precision == "bf16"
+    assert planned(gpu(15, capability, name), SMALL, execution={"device": "cpu"}, **asked).plan.device == "cpu"
+
+
+@pytest.mark.parametrize("pin", ["mlp_tile", "loss_chunk"])
+def test_tiny_products_are_predicted_to_be_slow(pin: str) -> None:
+    seconds = [planned(gpu(80), execution={pin: size, "graphs": False}).speed.seconds for size in (1, 64, 1024)]
+    assert seconds[0] > 2 * seconds[1] > 2 * seconds[2]
+
+
 def test_quantising_is_never_a_plans_choice() -> None:
     with pytest.raises(ConfigError, match="would change what is learned"):
         planned(gpu(80), quantization=None, execution={"weights": "quantised"})
