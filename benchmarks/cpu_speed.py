@@ -10,6 +10,7 @@ epoch, loading left out, and the process's peak resident memory.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import resource
 import subprocess
@@ -18,6 +19,7 @@ import time
 from collections.abc import Callable
 
 import torch
+from provenance import percentiles, provenance
 from workload import samples
 
 from luthier import assets, config
@@ -35,15 +37,16 @@ def epoch(
     run: Callable[[list[Example]], None],
     cut: Callable[[list[Example]], list[list[Example]]],
     update: Callable[[], None],
-) -> float:
-    """Seconds of one epoch."""
+) -> list[float]:
+    """Seconds of each optimizer step of one epoch."""
     rows = samples(*ROWS)
-    started = time.perf_counter()
+    marks = [time.perf_counter()]
     for first in range(0, len(rows), BATCH):
         for one in cut(rows[first : first + BATCH]):
             run(one)
         update()
-    return time.perf_counter() - started
+        marks.append(time.perf_counter())
+    return [after - before for before, after in itertools.pairwise(marks)]
 
 
 def loss_of(logprobs: torch.Tensor, rows: list[Example], total: float) -> torch.Tensor:
@@ -52,7 +55,7 @@ def loss_of(logprobs: torch.Tensor, rows: list[Example], total: float) -> torch.
     return -(logprobs * batch.target_weight[batch.supervised]).sum() / total
 
 
-def luthier(base: Base, dtype: str) -> float:
+def luthier(base: Base, dtype: str) -> list[float]:
     """The decoder, in the passes that the planner chooses."""
     from luthier.events import silent
     from luthier.pipeline.opening import open_for_tuning
@@ -83,7 +86,7 @@ def luthier(base: Base, dtype: str) -> float:
     return epoch(run, cut, update)
 
 
-def plain(base: Base, dtype: str) -> float:
+def plain(base: Base, dtype: str) -> list[float]:
     """Transformers and PEFT, one sample a pass."""
     import peft
     from transformers import AutoModelForCausalLM
@@ -118,7 +121,7 @@ def main() -> None:
     given = parser.parse_args()
     if given.who:
         base = assets.resolve("smollm2")
-        seconds = {"luthier": luthier, "plain": plain}[given.who](base, given.dtype)
+        steps = {"luthier": luthier, "plain": plain}[given.who](base, given.dtype)
         tokens = sum(row.length for row in samples(*ROWS))
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         print(
@@ -127,8 +130,10 @@ def main() -> None:
                     "who": given.who,
                     "dtype": given.dtype,
                     "tokens": tokens,
-                    "tokens_per_s": round(tokens / seconds),
+                    "tokens_per_s": round(tokens / sum(steps)),
+                    **percentiles([1000 * one for one in steps]),
                     "peak_gib": round(peak, 2),
+                    **provenance("torch", "transformers", "peft"),
                 }
             )
         )

@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import csv
 import gc
-import importlib.metadata
+import itertools
 import json
 import os
 import resource
@@ -29,10 +29,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from provenance import percentiles, provenance
+
 BATCH = 16
 REAL = 10  # the smallest id of a sample; padding is below
 R, TARGETS = 8, ["q_proj", "v_proj"]
-COLUMNS = ["who", "setting", "tokens_per_s", "ms_per_step", "peak_gib", "versions", "error"]
+COLUMNS = [
+    "who", "setting", "tokens_per_s", "ms_per_step", "ms_p50", "ms_p90", "peak_gib", "commit", "versions", "error",
+]  # fmt: skip
 PACKAGES = {
     "plain": ("transformers", "peft", "bitsandbytes"),
     "trl": ("trl", "transformers", "peft", "liger-kernel"),
@@ -98,6 +102,7 @@ class Clock:
     began: float = 0.0
     seconds: float = 0.0
     passes: list[Any] = field(default_factory=list)
+    marks: list[Any] = field(default_factory=list)
 
     def given(self, ids: Any) -> None:
         """A pass over these; they are counted at the end, so that nothing waits for the device."""
@@ -105,19 +110,23 @@ class Clock:
             self.passes.append(ids)
 
     def stepped(self) -> None:
-        """An optimizer step is done."""
+        """An optimizer step is done; only the first and the last that are timed wait for the device."""
         import torch
 
         self.step += 1
-        if self.step not in (self.warm, self.last):
+        if not self.warm <= self.step <= self.last:
             return
-        if not self.cpu:
-            torch.cuda.synchronize()
         if self.step == self.warm:
             if not self.cpu:
+                torch.cuda.synchronize()
                 torch.cuda.reset_peak_memory_stats()
             self.began = time.perf_counter()
-        else:
+        self.marks.append(time.perf_counter() if self.cpu else torch.cuda.Event(enable_timing=True))
+        if not self.cpu:
+            self.marks[-1].record()
+        if self.step == self.last:
+            if not self.cpu:
+                torch.cuda.synchronize()
             self.seconds = time.perf_counter() - self.began
 
     def row(self, who: str, setting: str) -> dict[str, Any]:
@@ -125,12 +134,15 @@ class Clock:
         import torch
 
         tokens = sum(int((ids >= REAL).sum()) for ids in self.passes)
+        pairs = itertools.pairwise(self.marks)
+        each = [1000 * (after - before) if self.cpu else before.elapsed_time(after) for before, after in pairs]
         peak = torch.cuda.max_memory_allocated() if not self.cpu else resource.getrusage(0).ru_maxrss * 1024
         return {
             "who": who,
             "setting": setting,
             "tokens_per_s": round(tokens / self.seconds),
             "ms_per_step": round(1000 * self.seconds / (self.last - self.warm), 1),
+            **percentiles(each),
             "peak_gib": round(peak / 2**30, 2),
         }
 
@@ -298,7 +310,7 @@ def one(who: str, job: Job, only: str | None) -> None:
     except ImportError as error:
         settings = []
         print("ROW " + json.dumps({"who": who, "error": f"not installed: {error}"}), flush=True)
-    versions = " ".join(f"{name} {_version(name)}" for name in ("torch", *PACKAGES[who]))
+    told = provenance("torch", *PACKAGES[who])
     for setting, run in settings:
         if only and setting != only:
             continue
@@ -306,15 +318,8 @@ def one(who: str, job: Job, only: str | None) -> None:
             row = run()
         except Exception as error:  # a peer's failure is a result, and the next setting goes on
             row = {"who": who, "setting": setting, "error": repr(error)[:300]}
-        print("ROW " + json.dumps(row | {"versions": versions}), flush=True)
+        print("ROW " + json.dumps(row | told), flush=True)
         _forget(job)
-
-
-def _version(name: str) -> str:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return "absent"
 
 
 def _forget(job: Job) -> None:

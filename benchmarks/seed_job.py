@@ -25,6 +25,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from provenance import provenance
+
 TEXT = "write a function that returns the sum of two numbers list sort array string class method value given"
 WORDS = TEXT.split()
 SET = [
@@ -106,7 +108,8 @@ def main() -> None:
         shutil.copy(path, given.folder)
     table = Path(tempfile.mkdtemp()) / "seed.csv"
     make_table(table)
-    found = {"empty": run(given.config, given.folder, table, given.more)}
+    found = provenance("torch", "triton", "transformers", "safetensors", "tokenizers")  # before anything may change
+    found |= {"empty": run(given.config, given.folder, table, given.more)}
     print("RESULT empty", json.dumps(found["empty"]), flush=True)
     forget(given.folder)
     found["unread"] = run(given.config, given.folder, table, [*given.more, "trainer.train_steps=2"])

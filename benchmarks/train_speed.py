@@ -12,13 +12,13 @@ import argparse
 import csv
 import gc
 import itertools
-import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from provenance import percentiles, provenance
 from workload import make_model, samples
 
 from luthier.config.adapter import Lora
@@ -87,12 +87,12 @@ def measure(
         "setting": name,
         "tokens_per_s": round(real / seconds),
         "ms_per_step": round(1000 * seconds / len(batches), 1),
-        "ms_p50": round(statistics.median(each), 1),
-        "ms_p90": round(sorted(each)[int(0.9 * len(each))], 1),
+        **percentiles(each),
         "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2),
         "load_s": round(loaded, 1),
         "first_step_s": round(first, 1),
         "first_epoch_s": round(warm, 1),
+        **provenance("torch", "triton"),
     }
     print("RESULT", *(f"{key}={value}" for key, value in row.items()), flush=True)
     return row
