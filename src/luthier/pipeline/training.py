@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from luthier import config, events
 from luthier.assets import file_hashes
 from luthier.config import Config
-from luthier.errors import ConfigError, Interrupted, TrainingError
+from luthier.errors import ConfigError, Interrupted, LuthierError, TrainingError
 from luthier.infer.answer import is_out_of_memory
 from luthier.parallel import connect, in_turn, place
 from luthier.pipeline.ahead import import_ahead
@@ -116,7 +116,7 @@ def train(
             made = _on_ranks(work, folder, comm, inputs, origin, copies, trust_remote_code, sink)
             comm.barrier()  # rank 0 has finished the folder
         except BaseException as error:
-            if comm.rank == 0:
+            if comm.rank == 0 and not (_refused(error) and folder.discard()):
                 _mark_ended(folder, error)
             if copies is not None and isinstance(error, Exception):
                 copies.close(ENDED_WAIT, ended=False)
@@ -205,6 +205,11 @@ def _mark_ended(folder: RunFolder, error: BaseException) -> None:
         if folder.state != "finished":
             folder.mark("interrupted" if stopped else "failed")
     folder.close()
+
+
+def _refused(error: BaseException) -> bool:
+    """Whether the run was told to be impossible, rather than ended from outside or by a fault of ours."""
+    return isinstance(error, LuthierError) and not isinstance(error, Interrupted)
 
 
 def _inside(name: Any, folder: Path) -> bool:

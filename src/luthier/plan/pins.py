@@ -39,9 +39,8 @@ def check(
         )  # fmt: skip
 
     if why := _no_bf16(config, job, machine, device):
-        faults.append(
-            Fault("config-conflict", why, "trainer.precision", "bf16", ("auto", "fp16", "fp32"), "trainer.precision: auto")
-        )  # fmt: skip
+        allowed, fix = ("auto", "fp16", "fp32"), "trainer.precision: auto"
+        faults.append(Fault("config-conflict", why, "trainer.precision", "bf16", allowed, fix))
     if pinned.model == "decoder" and why_not:
         refuse("model", why_not)
     if pinned.device in ("cuda", "mps") and not device.startswith(pinned.device):

@@ -14,6 +14,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -41,6 +42,7 @@ class RunFolder:
     path: Path
     record: dict[str, Any]
     _held: FolderLock | None = field(default=None, repr=False)
+    _made: tuple[Path, ...] = field(default=(), repr=False)  # folders that `open` made for it, the run's own first
 
     @classmethod
     def open(cls, path: Path | str | None, *, name: str = "run", root: Path | str = "runs") -> RunFolder:
@@ -48,7 +50,9 @@ class RunFolder:
 
         Raises RunError: run-foreign-files when ``path`` holds other things, run-in-use when it is being written to.
         """
+        missing = _missing(Path(path if path is not None else root))
         folder = Path(path) if path is not None else _fresh(Path(root), f"{time.strftime('%Y-%m-%d')}-{slug(name)}")
+        made = missing if path is not None else (folder, *missing)
         if folder.exists() and not folder.is_dir():
             raise RunError(
                 "run-foreign-files",
@@ -70,9 +74,11 @@ class RunFolder:
             )
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            return cls._held_by_us(folder, name)
+            run = cls._held_by_us(folder, name)
         except OSError as error:
             raise not_writable(folder, error) from error
+        run._made = made
+        return run
 
     @classmethod
     def _held_by_us(cls, folder: Path, name: str) -> RunFolder:
@@ -205,6 +211,17 @@ class RunFolder:
         self._update(state="finished", finished=_now(), **facts)
         self.close()
 
+    def discard(self) -> bool:
+        """Take away what `open` made, where nothing was begun in it; False where there is something to keep."""
+        if not self._made or self.lock is not None:
+            return False
+        self.close()
+        shutil.rmtree(self.path, ignore_errors=True)
+        with suppress(OSError):  # another run came into a folder above
+            for folder in self._made[1:]:
+                folder.rmdir()
+        return True
+
     def close(self) -> None:
         """Let go of the folder without a change to it."""
         if self._held is not None:
@@ -334,6 +351,11 @@ def _fresh(root: Path, name: str) -> Path:
             number += 1
         else:
             return folder
+
+
+def _missing(folder: Path) -> tuple[Path, ...]:
+    """The folder and those above it that are not there, from the inside out."""
+    return tuple(one for one in (folder, *folder.parents) if not one.exists())
 
 
 def _is_run(folder: Path) -> bool:

@@ -33,6 +33,24 @@ def lock(**changes) -> Lock:
     return Lock(**{**base, **changes})
 
 
+def test_what_was_made_for_a_run_that_never_began_can_be_taken_away(tmp_path: Path) -> None:
+    """With the folders above it, and never what was there before, another's, or a run's."""
+    assert RunFolder.open(tmp_path / "a" / "b").discard() and not (tmp_path / "a").exists()
+    assert RunFolder.open(None, root=tmp_path / "runs").discard() and not (tmp_path / "runs").exists()
+    one, two = RunFolder.open(None, root=tmp_path / "runs"), RunFolder.open(None, root=tmp_path / "runs")
+    assert one.discard() and not one.path.exists() and two.path.is_dir()
+    two.complete_lock(lock())
+    assert not two.discard() and two.path.is_dir()
+    two.close()
+    again = RunFolder.open(two.path)
+    assert not again.discard() and two.path.is_dir()
+    again.close()
+    (tmp_path / "mine").mkdir()
+    mine = RunFolder.open(tmp_path / "mine")
+    assert not mine.discard()
+    mine.close()
+
+
 def test_a_new_run_has_its_record_first_and_goes_through_its_states(tmp_path: Path) -> None:
     run = RunFolder.open(tmp_path / "out", name="demo")
     assert json.loads((tmp_path / "out" / "run.json").read_text())["state"] == "preparing"
