@@ -28,6 +28,7 @@ from luthier.pipeline.opening import open_base, open_tuned
 from luthier.pipeline.preparing import Work, prepare
 from luthier.run import RunFolder
 from luthier.train.evaluation import Evaluator
+from luthier.train.passes import planned
 
 DEMO = Path(__file__).parents[1] / "examples" / "dictionary" / "config.yaml"
 DATASET = DEMO.with_name("dictionary.csv")
@@ -51,7 +52,7 @@ def loss_of(settings: Config, work: Work, run: RunFolder | None = None, folder: 
     )
     examples = work.prepared.examples["test"]
     plan = replace(work.plan, share_prefix=0)  # transformers' way to run a base in 4 bits knows no shared prefixes
-    found = Evaluator(model=model.module, score=model.score, examples=examples, plan=plan)()
+    found = Evaluator(model=model.module, score=model.score, examples=examples)(planned(plan))
     return found["loss"]
 
 

@@ -311,7 +311,7 @@ def spoil(where: str, step: int) -> Fault:
 
             steps.collate = collate  # type: ignore[assignment]
         else:
-            around(steps, *{"gradient": ("_clip", gradient), "weights": ("_passes_that_fit", weight)}[where])
+            around(steps, *{"gradient": ("_clip", gradient), "weights": ("passes_that_fit", weight)}[where])
 
     return put
 

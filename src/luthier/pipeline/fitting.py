@@ -22,7 +22,6 @@ from luthier.plan.recorded import leaner
 from luthier.run import RunFolder, atomic, manifest, not_writable, require_space
 from luthier.run.watch import growing
 from luthier.tuned import TrainedOn, Tuned
-from luthier.types import Plan
 
 if TYPE_CHECKING:
     from luthier.model.tunable import Tunable
@@ -97,7 +96,8 @@ def _fit_and_save(
         sink=heard,
         comm=comm,
         loraplus_lr_ratio=getattr(settings.adapter, "loraplus_lr_ratio", None),
-        leaner=partial(_leaner, model, work.base.spec.layers),
+        leaner=partial(leaner, layers=work.base.spec.layers),
+        adopt=model.adopt,
         start=partial(weights_of, origin, work.base.content_hash) if origin is not None else None,
         resume_hint=f"luthier train --resume {folder.path}",
     )
@@ -117,9 +117,7 @@ def _evaluators(work: Work, tuned: Tuned, sink: events.Sink) -> tuple[Evaluator 
     trainer, examples, model = work.config.trainer, work.prepared.examples, tuned.model
     shown = work.prepared.rows["validation"][: trainer.eval_generation_rows]
     generated = partial(_generated_scores, tuned, shown) if shown and work.layout.target is not None else None
-    over = partial(
-        Evaluator, model=model.module, score=model.score, plan=work.plan, max_rows=trainer.max_eval_rows, sink=sink
-    )
+    over = partial(Evaluator, model=model.module, score=model.score, max_rows=trainer.max_eval_rows, sink=sink)
     return (
         over(examples=examples["validation"], generated=generated) if examples["validation"] else None,
         over(examples=examples["train"]) if trainer.evaluate_training_set else None,
@@ -166,14 +164,6 @@ class _Keeper:
             self.folder.append_plan(event.plan, event.why)
         if isinstance(event, events.Rewound):
             self.folder.append_rewind(event.step, event.failed, event.why)
-
-
-def _leaner(model: Tunable, layers: int, plan: Plan, longest: int) -> Plan | None:
-    """The next plan after memory ran out, put into effect."""
-    found = leaner(plan, longest, layers)
-    if found is not None:
-        model.adopt(found)
-    return found
 
 
 def _source(work: Work) -> TableSource:

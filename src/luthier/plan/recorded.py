@@ -38,24 +38,37 @@ def continued(
     before, here = _hardware(made_on), _hardware(asdict(machine))
     if before != here:
         return new, f"another machine: {before} then, {here} now"
-    need = forecast(config, spec, stats, machine, recorded)
-    index = int(recorded.device.partition(":")[2] or 0)
-    free = machine.free_memory if recorded.device == "cpu" else machine.gpus[index].free
-    wanted = need.memory.host_total if recorded.device == "cpu" else need.memory.total
-    if wanted > free:
-        return new, f"the recorded plan needs {wanted / 2**30:.1f} GiB, and {free / 2**30:.1f} are free now"
+    need = forecast(config, spec, stats, machine, recorded).memory
+    # Without a reserve: on the machine that it was made for, a plan that fits is not made anew for a little more load.
+    wants = {"": (need.host_total, machine.free_memory)}
+    if recorded.device != "cpu":
+        index = int(recorded.device.partition(":")[2] or 0)
+        wants = {"": (need.total, machine.gpus[index].free), " of host memory": (need.host_total, machine.free_memory)}
+    for kind, (wanted, free) in wants.items():
+        if wanted > free:
+            text = f"the recorded plan needs {wanted / 2**30:.1f} GiB{kind}, and {free / 2**30:.1f} are free now"
+            return new, text
     return recorded, ""
 
 
 def leaner(plan: Plan, longest: int, layers: int = 0) -> Plan | None:
-    """The next plan after memory ran out in a step; None when nothing leaner is left.
+    """The next plan after memory ran out in a step; None when nothing leaner is left. Its reasons say so.
 
-    Half the tokens a pass, down to the ``longest`` row of the step; then all ``layers`` recomputed (0: the model cannot
-    change that while it trains).
+    No graphs, whose memory nothing else can use; half the tokens a pass, down to the ``longest`` row of the step; then
+    all ``layers`` recomputed (0: the model cannot change that while it trains).
     """
-    if plan.tokens_per_pass > longest:
-        return replace(plan, tokens_per_pass=max(longest, plan.tokens_per_pass // SHRINK))
-    return replace(plan, recompute_layers=layers) if plan.recompute_layers < layers else None
+    tokens, again = plan.tokens_per_pass, plan.recompute_layers
+    if plan.graphs:
+        return _changed(plan, "graphs", False, "them")
+    if tokens > longest:
+        return _changed(plan, "tokens_per_pass", max(longest, tokens // SHRINK), f"{tokens:,}")
+    return _changed(plan, "recompute_layers", layers, str(again)) if again < layers else None
+
+
+def _changed(plan: Plan, name: str, value: Any, before: str) -> Plan:
+    """``plan`` with another value, whose reason is that the one before was too much."""
+    reasons = {**plan.reasons, name: f"memory ran out with {before}"}
+    return replace(plan, **{name: value}, reasons=reasons)
 
 
 def _hardware(machine: Mapping[str, Any]) -> str:

@@ -11,9 +11,8 @@ from dataclasses import dataclass, field
 import torch
 
 from luthier.data.collate import collate
-from luthier.data.pack import schedule
-from luthier.data.share import shared_by_all
 from luthier.events import Sink, progress, silent
+from luthier.train.passes import Passes, Runner
 from luthier.types import Batch, Example, Plan
 
 # Batch → log-probability of each supervised target, and whether it was the likeliest token (None: not known)
@@ -44,31 +43,16 @@ class Evaluator:
     model: torch.nn.Module
     score: Scored
     examples: Sequence[Example]
-    plan: Plan
     max_rows: int | None = None
     generated: Callable[[], Mapping[str, float]] | None = None
     sink: Sink = field(default=silent)
 
-    def __call__(self) -> dict[str, float]:
-        """Evaluate now. At least one example must be there."""
+    def __call__(self, passes_of: Runner) -> dict[str, float]:
+        """Evaluate now, in the passes that ``passes_of`` cuts. At least one example must be there."""
         examples = self.examples[: self.max_rows]
         assert examples, "an evaluation needs an example; leave Setup.evaluate out otherwise"
-        sums = torch.zeros(4, dtype=torch.float64)  # weighted nll, weight, hits, tokens
-        known = True
-        share = self.plan.share_prefix
-        shared = shared_by_all(examples) if share else 0
-        passes = schedule([example.length for example in examples], self.plan, shared=shared)[0]
         with evaluating(self.model):
-            started = time.perf_counter()
-            for indices in progress(self.sink, "evaluate", passes, unit="passes"):
-                batch = collate([examples[i] for i in indices], share=share)
-                logprobs, top = self.score(batch)
-                weights = batch.target_weight[batch.target_weight != 0].double()
-                hits = torch.zeros(()) if top is None else top.sum().cpu()
-                known = known and top is not None
-                nll = -(logprobs.double().cpu() * weights).sum()
-                sums += torch.stack([nll, weights.sum(), hits.double(), torch.tensor(float(len(weights)))])
-            seconds = time.perf_counter() - started  # each pass has been read from the device
+            sums, known, seconds = passes_of(examples, self._run)
             extra = dict(self.generated()) if self.generated is not None else {}
         nll_sum, weight, hit, tokens = sums.tolist()
         loss = nll_sum / weight
@@ -77,3 +61,17 @@ class Evaluator:
             values["token_accuracy"] = hit / tokens
         values["tokens_per_s"] = sum(example.length for example in examples) / seconds
         return {**values, **extra}
+
+    def _run(self, passes: Passes, plan: Plan) -> tuple[torch.Tensor, bool, float]:
+        """[4] summed weighted negative log-likelihood, weight, hits and tokens; whether hits are known; seconds."""
+        sums, known = torch.zeros(4, dtype=torch.float64), True
+        started = time.perf_counter()
+        for examples in progress(self.sink, "evaluate", passes, unit="passes"):
+            batch = collate(examples, share=plan.share_prefix)
+            logprobs, top = self.score(batch)
+            weights = batch.target_weight[batch.target_weight != 0].double()
+            hits = torch.zeros(()) if top is None else top.sum().cpu()
+            known = known and top is not None
+            nll = -(logprobs.double().cpu() * weights).sum()
+            sums += torch.stack([nll, weights.sum(), hits.double(), torch.tensor(float(len(weights)))])
+        return sums, known, time.perf_counter() - started  # each pass has been read from the device

@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,11 +31,13 @@ from luthier.train.keeping import (
 )
 from luthier.train.memory import peak_gib
 from luthier.train.optimizer import build_optimizer
+from luthier.train.passes import Runner, passes_that_fit, put_in_force
 from luthier.train.schedule import factor
 from luthier.train.setup import Outcome, Setup
 from luthier.train.signals import GivenUp
 from luthier.train.spike import Spike
 from luthier.train.step import new_training, train_step
+from luthier.types import Plan
 
 __all__ = ["fit", "optimizer_of", "trainable"]
 
@@ -156,7 +159,7 @@ def _one_step(run: Run) -> float | None:
         if action == "rewind":
             rewind(run, error)
             return None
-        if run.now.step == step:  # it failed before its update: what is there is whole
+        if run.now.step == step and not run.now.torn:  # it failed before its update: what is there is whole
             keep_if_finite(run, before)
         raise
 
@@ -220,23 +223,27 @@ def _evaluate(run: Run, loss: float, learning_rate: float) -> Decision | None:
     return _ask(run, lambda hook: hook.after_evaluation(run.now.step, same))
 
 
-def _valued(run: Run, evaluate: Callable[[], Mapping[str, float]]) -> dict[str, float] | None:
+def _valued(run: Run, evaluate: Callable[[Runner], Mapping[str, float]]) -> dict[str, float] | None:
     """What an evaluation gives, made by rank 0 alone: the hooks of all ranks have to see the same values.
 
     None when a signal to any rank ended it.
     """
-    device = run.setup.plan.device
+    setup, now, device = run.setup, run.now, run.setup.plan.device
+    passes_of = partial(passes_that_fit, setup, now, f"the evaluation after step {now.step}")
 
     def make() -> dict[str, float] | None:
         random = checkpoint.random_state(device)
         try:
             with run.signals.at_once():
-                return dict(evaluate())
+                return dict(evaluate(passes_of))
         except GivenUp:
             checkpoint.set_random_state(random, device)  # wherever it was given up
             return None
 
-    found: dict[str, float] | None = run.setup.comm.made_by_first(make, run.signals.received, run.signals.pass_on)
+    found: dict[str, float] | None = setup.comm.made_by_first(make, run.signals.received, run.signals.pass_on)
+    plan = Plan.from_json(setup.comm.share(asdict(now.plan)))
+    if plan != now.plan:  # rank 0 ran out of memory, and all have to cut the next step as it does
+        put_in_force(setup, now, plan)
     return found
 
 

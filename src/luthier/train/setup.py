@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import torch
 
     from luthier.config.trainer import Trainer
+    from luthier.train.passes import Runner
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,12 +30,14 @@ class Setup:
     source: yields effective batches; its ``steps_per_epoch`` and the totals below are in optimizer steps.
     total_steps: optimizer steps of the whole run; left out, ``trainer.train_steps`` or ``trainer.epochs`` decide.
     learning_rate: the peak; left out, ``trainer.optimizer.lr`` or ``trainer.learning_rate``.
-    evaluate: called between steps; returns at least ``loss`` (see `luthier.train.evaluation.Evaluator`).
+    evaluate: called between steps with what runs examples in passes of the plan in force; returns at least ``loss``
+        (see `luthier.train.evaluation.Evaluator`).
     checkpoints: the folder of the checkpoints; a run there is continued from its newest whole one.
     evaluate_train: the same over training rows (``trainer.evaluate_training_set``).
     save_adapter: called once at the end, with the best weights in place; returns what it wrote.
-    leaner: given the plan that ran out of memory and the longest row of the step, the plan to go on with, already in
-        effect in the model; None when there is none.
+    leaner: given the plan that ran out of memory and the longest row of the step, the plan to go on with; None when
+        there is none.
+    adopt: puts another plan into effect in the model, from the next pass on.
     penalty: a term of the weights alone that every step adds once (AdaLoRA's orthogonality), or None.
     after_update: called with the number of each update (from 1) while its gradients are there (for AdaLoRA).
     model_state, restore_model: what the model keeps beside its weights, for checkpoints.
@@ -51,8 +54,8 @@ class Setup:
     checkpoints: Path
     learning_rate: float | None = None
     total_steps: int | None = None
-    evaluate: Callable[[], Mapping[str, float]] | None = None
-    evaluate_train: Callable[[], Mapping[str, float]] | None = None
+    evaluate: Callable[[Runner], Mapping[str, float]] | None = None
+    evaluate_train: Callable[[Runner], Mapping[str, float]] | None = None
     save_adapter: Callable[[], Path] | None = None
     penalty: Callable[[], torch.Tensor | None] | None = None
     after_update: Callable[[int], None] | None = None
@@ -64,6 +67,7 @@ class Setup:
     comm: Comm = field(default_factory=OneRank)
     loraplus_lr_ratio: float | None = None
     leaner: Callable[[Plan, int], Plan | None] = leaner
+    adopt: Callable[[Plan], None] = lambda plan: None
     start: Callable[[], Mapping[str, torch.Tensor]] | None = None
     resume_hint: str = "run the same command again with the same --output folder"
 

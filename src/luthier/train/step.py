@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 
 from luthier.data.collate import collate
-from luthier.data.pack import schedule
-from luthier.data.share import shared_by_all
 from luthier.errors import TrainingError
-from luthier.events import Planned, Warned
+from luthier.events import Warned
 from luthier.infer.answer import is_out_of_memory
-from luthier.train.memory import give_back, peak_gib
+from luthier.train.memory import peak_gib
+from luthier.train.passes import Passes, passes_that_fit
 from luthier.train.precision import scaler
 from luthier.train.setup import Setup
-from luthier.types import Example, Plan
+from luthier.types import Plan
 
 MAX_SKIPPED = 20  # updates skipped in a row, before neither the loss scale nor a few rows are to blame any more
 
@@ -32,6 +31,7 @@ class Training:
     step: int = 0  # optimizer steps that are finished
     rows: tuple[int, ...] = ()  # of the step that was begun last
     skipped: int = 0  # updates skipped in a row
+    torn: bool = False  # an update was broken off: some weights may be new and others not
     rate_scale: float = 1.0  # what reduce-on-plateau has made of the learning rate
 
 
@@ -51,14 +51,17 @@ def new_training(setup: Setup, optimizer: torch.optim.Optimizer) -> Training:
 def train_step(setup: Setup, now: Training, rate_factor: float) -> StepResult:
     """Fetch, weigh, run the passes, clip, check, update. Reads from the device once, to check and to log.
 
-    Raises TrainingError: training-not-finite before anything is updated, training-no-memory when no smaller pass helps.
+    Raises TrainingError: training-not-finite before anything is updated, training-no-memory when no leaner plan helps.
     """
     started = time.perf_counter()
     step = setup.source.next_step()
     now.rows = tuple(sorted({example.row for example in step}))
     constants = setup.objective.prepare(step)  # global weights, before any backward
 
-    totals, passes = _passes_that_fit(setup, now, step, constants)
+    def run(passes: Passes, plan: Plan) -> tuple[dict[str, torch.Tensor], int]:
+        return _run_passes(setup, now, passes, constants), len(passes)
+
+    totals, passes = passes_that_fit(setup, now, f"step {now.step + 1}", step, run, setup.comm)
     setup.comm.sum_gradients([weight for group in now.optimizer.param_groups for weight in group["params"]])
     now.scaler.unscale_(now.optimizer)
     norm = _clip(setup, now.optimizer)
@@ -70,7 +73,7 @@ def train_step(setup: Setup, now: Training, rate_factor: float) -> StepResult:
     for group in now.optimizer.param_groups:
         group["lr"] = group["initial_lr"] * rate_factor * now.rate_scale
     if finite:
-        now.scaler.step(now.optimizer)
+        _update(setup, now)
     now.scaler.update()  # in fp16 a gradient that was not finite lowers the scale
     now.step += 1
     if finite and setup.after_update is not None:
@@ -93,46 +96,25 @@ def train_step(setup: Setup, now: Training, rate_factor: float) -> StepResult:
     return StepResult(loss, values if finite else {**values, "skipped": 1})
 
 
-def _passes_that_fit(
-    setup: Setup, now: Training, step: Sequence[Example], constants: Mapping[str, float]
-) -> tuple[dict[str, torch.Tensor], int]:
-    """Run the passes; out of memory, take a leaner plan and begin the step again: the gradient stays the same.
-
-    Returns the sums of `_run_passes` and the number of passes. All ranks begin again when one of them has to.
-    """
-    lengths = [example.length for example in step]
-    shared = shared_by_all(step) if now.plan.share_prefix else 0
-    while True:
-        passes = schedule(lengths, now.plan, setup.comm.world, shared=shared)[setup.comm.rank]
-        totals, full = None, ""
-        try:
-            totals = _run_passes(setup, now, [[step[i] for i in indices] for indices in passes], constants)
-        except (RuntimeError, MemoryError) as error:  # its text alone: the frames behind it hold what has to go
-            if not is_out_of_memory(error):
-                raise
-            full = str(error).split("\n")[0] or type(error).__name__
-        if not setup.comm.any(totals is None) and totals is not None:
-            return totals, len(passes)
-        now.optimizer.zero_grad(set_to_none=True)
-        longest = max(step, key=lambda example: example.length)
-        leaner = setup.leaner(now.plan, longest.length)
-        if leaner is None:
-            raise TrainingError(
-                "training-no-memory",
-                f"out of memory in step {now.step + 1} with one sample a pass",
-                where=f"row {longest.row}, {longest.length} tokens",
-                received=full or "another process of the run has no memory left",
-                fix="lower preprocessing.max_sequence_length; `luthier plan` shows what fits",
-            )
-        give_back()
-        torch.cuda.empty_cache()
-        now.plan = leaner
-        setup.sink(Planned(plan=asdict(now.plan), why=f"out of memory in step {now.step + 1}"))
+def _update(setup: Setup, now: Training) -> None:
+    """Let the optimizer step. Raises TrainingError training-no-memory: the first time, it makes its state."""
+    now.torn = True
+    try:
+        now.scaler.step(now.optimizer)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        away = now.plan.model == "decoder" and now.plan.device.startswith("cuda") and now.plan.optimizer == "device"
+        raise TrainingError(
+            "training-no-memory",
+            f"out of memory in the update of step {now.step + 1}, where no smaller pass helps; checkpoints are whole",
+            received=str(error).split("\n")[0] or type(error).__name__,
+            fix=f"{'set execution.optimizer: host' if away else 'end other programs'}; to go on: {setup.resume_hint}",
+        ) from error
+    now.torn = False
 
 
-def _run_passes(
-    setup: Setup, now: Training, passes: Sequence[Sequence[Example]], constants: Mapping[str, float]
-) -> dict[str, torch.Tensor]:
+def _run_passes(setup: Setup, now: Training, passes: Passes, constants: Mapping[str, float]) -> dict[str, torch.Tensor]:
     """Forward and backward over each pass; on the device, the sums of the loss and of statistics.
 
     ``tokens``: supervised ones; ``computed``: all that passes held, what samples share once.

@@ -62,11 +62,11 @@ def main(
 def _evaluate_slowly(here: Place, run: Path, told: int) -> None:
     begun, evaluate = run.parent / f"{run.name}-evaluating", evaluation.Evaluator.__call__
 
-    def slowly(self):
+    def slowly(self, passes_of):
         begun.touch()
         for _ in range(2000):
             time.sleep(0.05)
-        return evaluate(self)
+        return evaluate(self, passes_of)
 
     evaluation.Evaluator.__call__ = slowly
 

@@ -8,6 +8,7 @@ from typing import Any
 from planning import GIB, SEVEN, declared, gpu, rows
 
 from luthier.plan import make_plan
+from luthier.plan.planner import forecast
 from luthier.plan.recorded import continued, leaner
 from luthier.plan.support import BUILT
 from luthier.types import Plan
@@ -44,10 +45,33 @@ def test_another_machine_new_pins_or_less_memory_force_a_new_plan() -> None:
     assert plan.weights == "quantised" and why.endswith("10.0 are free now")
 
 
-def test_leaner_plans_end_with_recomputing() -> None:
-    plan, seen = Plan("cpu", 1000), []
+def test_too_little_host_memory_forces_a_new_plan_too() -> None:
+    """Streamed weights wait there; the reserve that planning keeps is not asked for again."""
+    then = gpu(80)
+    recorded = make_plan(declared(execution={"weights": "streamed"}), SEVEN, DATA, then, engine=BUILT)
+    need = forecast(declared(), SEVEN, DATA, then, recorded).memory.host_total
+    just, short = (replace(then, free_memory=need + spare) for spare in (0, -1))
+    assert go_on(recorded, just, then) == (recorded, "")
+    plan, why = go_on(recorded, short, then)
+    assert plan.weights == "resident"
+    assert why == f"the recorded plan needs {need / GIB:.1f} GiB of host memory, and {need / GIB:.1f} are free now"
+
+
+def test_leaner_plans_begin_without_graphs_and_end_with_recomputing() -> None:
+    plan, seen = Plan("cuda:0", 1000, graphs=True), []
     while (found := leaner(plan, 300, layers=4)) is not None:
         plan = found
-        seen.append((plan.tokens_per_pass, plan.recompute_layers))
-    assert seen == [(500, 0), (300, 0), (300, 4)]
+        seen.append((plan.graphs, plan.tokens_per_pass, plan.recompute_layers))
+    assert seen == [(False, 1000, 0), (False, 500, 0), (False, 300, 0), (False, 300, 4)]
     assert leaner(Plan("cpu", 300), 300) is None
+
+
+def test_a_leaner_plan_says_what_memory_ran_out_with() -> None:
+    made = {"tokens_per_pass": "a whole step of 16 rows fits in one pass", "attention": "packs"}
+    plan = leaner(Plan("cpu", 4096, reasons=made), 512, layers=4)
+    assert plan is not None and plan.tokens_per_pass == 2048
+    assert plan.reasons == {"tokens_per_pass": "memory ran out with 4,096", "attention": "packs"}
+    plan = leaner(Plan("cuda:0", 512, graphs=True, reasons=made), 512, layers=4)
+    assert plan is not None and plan.reasons == made | {"graphs": "memory ran out with them"}
+    plan = leaner(replace(plan, recompute_layers=1), 512, layers=4)
+    assert plan is not None and plan.reasons["recompute_layers"] == "memory ran out with 1"

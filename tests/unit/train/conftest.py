@@ -40,7 +40,7 @@ def make_setup(tiny_llama: Path, tmp_path: Path):
             "trainer": trainer,
             "learning_rate": 1e-2,
             "checkpoints": tmp_path / "checkpoints",
-            "evaluate": Evaluator(model=model, score=score, examples=make_examples(5, seed=9), plan=plan),
+            "evaluate": Evaluator(model=model, score=score, examples=make_examples(5, seed=9)),
         }
         return Setup(**{**base, **changes})
 

@@ -208,7 +208,7 @@ def test_a_slow_disk_holds_no_step_up_and_the_newest_waits_for_it(slow_disk, mak
 
 def test_a_slow_disk_gets_the_best_however_long_it_takes(slow_disk) -> None:
     values = iter([2.0, 1.0, 3.0, 3.0])
-    setup, events = slow_disk(until=11, evaluate=lambda: {"loss": next(values)})
+    setup, events = slow_disk(until=11, evaluate=lambda _: {"loss": next(values)})
     assert fit(setup).best_step == 6
     assert checkpoint.steps_in(setup.checkpoints) == [2, 6, 12]
     assert not [event for event in events if isinstance(event, Warned) and "slower" not in event.text]
@@ -280,7 +280,7 @@ def test_a_damaged_best_is_named_and_the_last_weights_stay(make_setup) -> None:
         if isinstance(event, Stepped) and event.split == "train" and event.step == 8:
             (setup.checkpoints / "step-000003" / "weights.safetensors").write_bytes(b"rubbish")
 
-    setup = make_setup(trainer={"epochs": 3}, evaluate=lambda: {"loss": next(values)}, sink=sink)
+    setup = make_setup(trainer={"epochs": 3}, evaluate=lambda _: {"loss": next(values)}, sink=sink)
     assert fit(setup).best_step == 3
     told = [event.text for event in events if isinstance(event, Warned)]
     assert len(told) == 1 and "step 3 is damaged" in told[0] and "step 9 are kept" in told[0]

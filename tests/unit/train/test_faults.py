@@ -338,14 +338,14 @@ def test_what_lies_after_a_damaged_checkpoint(make_setup) -> None:
                 raise Crash
 
     stop_at = 8
-    setup = make_setup(trainer=options, sink=sink, evaluate=lambda: {"loss": values[at[0]]})
+    setup = make_setup(trainer=options, sink=sink, evaluate=lambda _: {"loss": values[at[0]]})
     with pytest.raises(Crash):
         fit(setup)
     assert checkpoint.steps_in(setup.checkpoints) == [6, 7]
     (setup.checkpoints / "step-000007" / "state.json").write_text("{}")
     stop_at, warned = 0, []
     setup = make_setup(
-        trainer=options, evaluate=lambda: {"loss": values[at[0]]},
+        trainer=options, evaluate=lambda _: {"loss": values[at[0]]},
         sink=lambda event: (sink(event), warned.append(event.text) if isinstance(event, Warned) else None),
     )  # fmt: skip
     assert fit(setup).resumed_from == 6
@@ -364,6 +364,6 @@ def test_a_best_that_only_an_older_checkpoint_knows_is_kept(make_setup) -> None:
             at[0] = event.step
 
     setup = make_setup(trainer={"epochs": 2, "steps_per_checkpoint": 1}, sink=sink,
-                       evaluate=lambda: {"loss": values[at[0]]})  # fmt: skip
+                       evaluate=lambda _: {"loss": values[at[0]]})  # fmt: skip
     fit(setup)
     assert checkpoint.steps_in(setup.checkpoints) == [3, 5, 6]  # 6 is the best; 5 knows of 3 alone

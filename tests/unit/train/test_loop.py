@@ -4,7 +4,8 @@ import json
 import os
 import signal
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -15,7 +16,10 @@ from luthier.events import Planned, Saved, Stepped, Warned
 from luthier.plan import recorded
 from luthier.run import MetricsWriter, atomic, read_metrics
 from luthier.train import checkpoint, evaluation
-from luthier.train.loop import fit, trainable
+from luthier.train.comm import OneRank
+from luthier.train.loop import fit, optimizer_of, trainable
+from luthier.train.passes import passes_that_fit, planned
+from luthier.train.step import new_training
 from luthier.types import Plan
 
 
@@ -30,7 +34,7 @@ def same(a, b) -> bool:
 def test_it_learns_and_reports(make_setup) -> None:
     events = []
     setup = make_setup(sink=events.append, trainer={"epochs": 6})
-    first = setup.evaluate()["loss"]
+    first = setup.evaluate(planned(setup.plan))["loss"]
     setup = replace(setup, evaluate=setup.evaluate, save_adapter=lambda: setup.checkpoints / "adapter")
     outcome = fit(setup)
     lines = [event for event in events if isinstance(event, Stepped) and event.split == "train"]
@@ -40,7 +44,9 @@ def test_it_learns_and_reports(make_setup) -> None:
     assert {"loss", "perplexity", "token_accuracy"} <= outcome.evaluations[0].keys()
     assert {"learning_rate", "tokens_per_s", "supervised_tokens", "memory_gib"} <= lines[0].values.keys()
     assert outcome.best_value == min(one["loss"] for one in outcome.evaluations)
-    assert setup.evaluate()["loss"] == pytest.approx(outcome.best_value, abs=1e-6)  # the best weights are in place
+    assert setup.evaluate(planned(setup.plan))["loss"] == pytest.approx(
+        outcome.best_value, abs=1e-6
+    )  # the best weights are in place
     assert first == pytest.approx(first)
     assert json.loads(json.dumps(outcome.to_json()))["metric"] == "loss"
     assert [event.what for event in events if isinstance(event, Saved)][-1] == "adapter"
@@ -60,7 +66,8 @@ def test_every_line_of_the_metrics_has_the_promised_keys(make_setup, tmp_path) -
 
 
 def test_an_evaluations_throughput_is_that_of_its_passes(make_setup, monkeypatch) -> None:
-    evaluate, now, passes = make_setup().evaluate, [100.0], []
+    setup, now, passes = make_setup(), [100.0], []
+    evaluate = setup.evaluate
     monkeypatch.setattr(evaluation, "time", SimpleNamespace(perf_counter=lambda: now[0]))
 
     def scored(batch):
@@ -72,7 +79,7 @@ def test_an_evaluations_throughput_is_that_of_its_passes(make_setup, monkeypatch
         now[0] += 1000.0
         return {"rouge_l": 0.5}
 
-    values = replace(evaluate, max_rows=3, score=scored, generated=generated)()
+    values = replace(evaluate, max_rows=3, score=scored, generated=generated)(planned(setup.plan))
     every = sum(example.length for example in evaluate.examples[:3])
     assert values["tokens_per_s"] == every / (2.0 * len(passes)) and values["rouge_l"] == 0.5
 
@@ -166,7 +173,7 @@ def test_an_evaluation_that_a_signal_ends_is_done_again(make_setup, tmp_path, wh
         setup = make_setup(trainer=options, dropout=0.1, checkpoints=tmp_path / name, sink=told)
         return replace(setup, **{"evaluate_train": setup.evaluate, **changes})
 
-    def interrupted():
+    def interrupted(_):
         torch.rand(1)  # moves the random numbers, and has no time to put them back
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(30)
@@ -187,12 +194,14 @@ def test_an_evaluation_that_a_signal_ends_is_done_again(make_setup, tmp_path, wh
 
 def test_early_stopping_restores_the_best_and_a_finished_run_stays_finished(make_setup) -> None:
     values = iter([3.0, 1.0, 2.0, 2.5, 0.1])
-    setup = make_setup(trainer={"epochs": 5, "early_stop": 2, "keep_last": 1}, evaluate=lambda: {"loss": next(values)})
+    setup = make_setup(
+        trainer={"epochs": 5, "early_stop": 2, "keep_last": 1}, evaluate=lambda _: {"loss": next(values)}
+    )
     outcome = fit(setup)
     assert (outcome.stopped, outcome.best_step, outcome.best_value, outcome.steps) == ("early", 6, 1.0, 12)
     assert checkpoint.steps_in(setup.checkpoints) == [6, 12]
     assert same(weights(setup), dict(checkpoint.load(setup.checkpoints, 6).weights))
-    again = make_setup(trainer={"epochs": 5, "early_stop": 2, "keep_last": 1}, evaluate=lambda: {"loss": 0.0})
+    again = make_setup(trainer={"epochs": 5, "early_stop": 2, "keep_last": 1}, evaluate=lambda _: {"loss": 0.0})
     assert fit(again).steps == 12
     assert same(weights(again), weights(setup))
 
@@ -202,7 +211,7 @@ def test_plateau_lowers_the_rate(make_setup) -> None:
     rates = []
     setup = make_setup(
         trainer={"epochs": 5, "learning_rate_scheduler": scheduler},
-        evaluate=lambda: {"loss": 1.0},
+        evaluate=lambda _: {"loss": 1.0},
         sink=lambda e: (
             rates.append(e.values["learning_rate"]) if isinstance(e, Stepped) and e.split == "train" else None
         ),
@@ -273,6 +282,95 @@ def test_a_leaner_plan_than_small_passes_recomputes(make_setup) -> None:
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
 
 
+def test_an_evaluation_that_runs_out_of_memory_takes_a_leaner_plan_and_gives_the_same(make_setup) -> None:
+    """It begins with the plan in force, and what it had to change is in force in the next step."""
+    seen, events, adopted = [], [], []
+    setup = make_setup(tokens_per_pass=80, sink=events.append, adopt=adopted.append, trainer={"train_steps": 2})
+    wanted = setup.evaluate(planned(setup.plan))
+
+    def tight(batch):
+        seen.append(len(batch.lengths))
+        if len(batch.lengths) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return setup.evaluate.score(batch)
+
+    now = new_training(setup, optimizer_of(setup))
+    runner = partial(passes_that_fit, setup, now, "the evaluation after step 1")
+    found = replace(setup.evaluate, score=tight)(runner)
+    for name in ("loss", "supervised_tokens", "token_accuracy"):
+        assert found[name] == pytest.approx(wanted[name], rel=1e-6)
+    assert seen[0] > 1 and seen[-5:] == [1] * 5
+    whys = [event.why for event in events if isinstance(event, Planned)]
+    assert whys and set(whys) == {"out of memory in the evaluation after step 1"}
+    assert now.plan == adopted[-1] and now.plan.tokens_per_pass < 80
+    count = len(seen)
+    replace(setup.evaluate, score=tight)(runner)
+    assert seen[count:] == [1] * 5  # at once as it fits
+
+    fit(replace(setup, evaluate=replace(setup.evaluate, score=tight)))  # the loop hands it that runner
+    with pytest.raises(TrainingError, match="evaluation after step") as caught:
+        none = make_setup(checkpoints=setup.checkpoints / "b", leaner=lambda *_: None)
+        fit(replace(none, evaluate=replace(setup.evaluate, score=tight)))
+    assert caught.value.code == "training-no-memory"
+
+
+def test_all_ranks_adopt_what_the_evaluation_of_the_first_had_to_change(make_setup) -> None:
+    """Another plan would cut the next step another way than rank 0 does."""
+    other, adopted = Plan("cpu", 20, reasons={"tokens_per_pass": "memory ran out with 64"}), []
+
+    class Second(OneRank):
+        def made_by_first(self, make, received, pass_on):
+            return {"loss": 1.0}
+
+        def share(self, value):
+            return value if value is None or "tokens_per_pass" not in value else json.loads(json.dumps(asdict(other)))
+
+    fit(make_setup(comm=Second(), adopt=adopted.append, trainer={"epochs": 2}))
+    assert adopted == [other]
+
+
+def test_an_update_without_memory_ends_with_what_to_do_and_saves_no_half_of_it(make_setup, monkeypatch) -> None:
+    setup = make_setup(trainer={"steps_per_checkpoint": 2, "keep_last": 9}, evaluate=None, resume_hint="luthier …")
+    step, count = torch.optim.AdamW.step, []
+
+    def torn(self, *arguments, **named):
+        count.append(0)
+        if len(count) == 4:
+            with torch.no_grad():
+                self.param_groups[0]["params"][0].add_(1.0)
+            raise torch.OutOfMemoryError("CUDA out of memory\nmore")
+        return step(self, *arguments, **named)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", torn)
+    with pytest.raises(TrainingError, match="in the update of step 4") as caught:
+        fit(setup)
+    (fault,) = caught.value.faults
+    assert (fault.code, fault.received) == ("training-no-memory", "CUDA out of memory") and "luthier …" in fault.fix
+    assert checkpoint.steps_in(setup.checkpoints) == [2]
+    monkeypatch.undo()
+    straight = make_setup(trainer={}, evaluate=None, checkpoints=setup.checkpoints / "straight")
+    fit(straight)
+    resumed = make_setup(trainer={}, evaluate=None)
+    assert fit(resumed).resumed_from == 2 and same(weights(resumed), weights(straight))
+
+
+@pytest.mark.parametrize(("dropout", "said"), [(0.1, "; dropout draws other masks from here on"), (0.0, "")])
+def test_a_leaner_plan_says_where_dropout_depends_on_the_cut(make_setup, dropout, said) -> None:
+    events = []
+    setup = make_setup(
+        tokens_per_pass=80, sink=events.append, dropout=dropout, evaluate=None, trainer={"train_steps": 1}
+    )
+
+    def small(batch):
+        if len(batch.lengths) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return setup.logprobs(batch)
+
+    fit(replace(setup, logprobs=small))
+    whys = {event.why for event in events if isinstance(event, Planned)}
+    assert whys == {f"out of memory in step 1{said}"}
+
+
 def test_an_unknown_validation_metric_lists_what_there_is(make_setup) -> None:
     with pytest.raises(ConfigError) as caught:
         fit(make_setup(trainer={"validation_metric": "los"}))
@@ -284,6 +382,6 @@ def test_evaluation_moves_no_random_numbers_and_keeps_the_mode(make_setup) -> No
     setup = make_setup()
     setup.model.train()
     before = torch.get_rng_state()
-    setup.evaluate()
+    setup.evaluate(planned(setup.plan))
     assert torch.equal(before, torch.get_rng_state())
     assert setup.model.training
