@@ -97,7 +97,7 @@ class Decoded:
 
     def adopt(self, plan: Plan) -> None:
         """Execute another plan from the next pass on."""
-        self.decoder.execution = execution_of(plan)
+        self.decoder.execute(execution_of(plan))
 
     def save(self, folder: Path) -> Path:
         """The adapter in PEFT's format, or the whole model where all of it was trained."""

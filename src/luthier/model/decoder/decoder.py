@@ -67,6 +67,12 @@ class Decoder(nn.Module):
         # Gemma rounds the factor to the type of its weights before it multiplies.
         self._scale = float(torch.tensor(shape.embedding_scale, dtype=dtype))
 
+    def execute(self, execution: Execution) -> None:
+        """Run passes so from the next one on. Graphs of another way are dropped, and the memory of the largest."""
+        if execution != self.execution:
+            self._graphs = None
+        self.execution = execution
+
     # ------------------------------------------------------------------------------------------ what it answers
 
     def logprobs(self, batch: Batch) -> torch.Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +14,10 @@ from test_architectures import load, make
 
 from luthier.config.adapter import Lora
 from luthier.kernels.attention import spans
+from luthier.model.decoder.decoder import Execution
 from luthier.model.decoder.graphs import Graphs, _Captured, _starts
+from luthier.pipeline.decoded import Decoded
+from luthier.types import Plan
 
 
 def test_gradients_of_earlier_passes_are_kept(tmp_path: Path) -> None:
@@ -90,3 +95,21 @@ def test_the_largest_graph_is_made_first(tmp_path: Path, monkeypatch: pytest.Mon
         now = SimpleNamespace(spans=spans((128,) * (length // 128), "cpu"), key_t=None)
         graphs._for(torch.zeros(length, 8), now)  # type: ignore[arg-type]
     assert made == [512, 128]
+
+
+def test_graphs_of_another_execution_are_dropped(tmp_path: Path) -> None:
+    """Their pool holds the activations of the largest pass, which is what memory ran out with."""
+    make(tmp_path, "llama")
+    decoder = load(tmp_path)
+    decoder.adapt(Lora(r=2), seed=1)
+    first = Execution(graphs=True, tokens=512, multiple=128)
+    decoder.execute(first)
+    graphs = decoder._graphs_for()
+    decoder.execute(replace(first))
+    assert decoder._graphs_for() is graphs
+    gone = weakref.ref(graphs)
+    del graphs
+    decoder.execute(replace(first, tokens=256))
+    assert gone() is None and decoder._graphs_for().largest == 256
+    Decoded(decoder, None, "adapter").adopt(Plan("cuda:0", 256, "decoder", graphs=False))  # type: ignore[arg-type]
+    assert decoder._graphs is None and not decoder.execution.graphs
