@@ -9,7 +9,7 @@ from rich.text import Text
 
 from luthier import console
 from luthier.pipeline.planning import Estimate
-from luthier.plan.answering import Answering, rate
+from luthier.plan.answering import Answering, Rate, rate
 from luthier.plan.estimate import Affordable, duration, gib, money, ranged
 from luthier.plan.speed import Span
 
@@ -34,7 +34,7 @@ def show(found: Estimate, hourly: float | None, bought: Affordable | None, cards
     if cards:
         out.print(console.table("GPUs", ["GPU", "fits", "peak", "plan", "step", "all of it", *_cost_head(hourly)],
                                 [_card(one, hourly) for one in cards]))  # fmt: skip
-        out.print("* not calibrated: Luthier was not timed on it, so a time is a range")
+        out.print("* not calibrated: Luthier was not timed on it in a run like this, so a time is a range")
     for note in (*found.need.notes, *_notes(found)):
         out.print(Text(f"note: {note}"), soft_wrap=True)
 
@@ -69,7 +69,7 @@ def _time(found: Estimate, hourly: float | None) -> list[list[str]]:
     rows = [
         ["rows", f"{job.rows:,}, longest {job.longest:,} tokens, {job.tokens:,} tokens in all"],
         ["a step", f"{ranged(told.step, sure)}   {job.batch} rows in {passes:.1f} passes"],
-        ["speed", f"about {told.tokens_per_second:,.0f} tokens/s"],
+        ["speed", f"{_rate(told.tokens_per_second, sure)} tokens/s"],
         ["an epoch", f"{ranged(told.epoch, sure)}   {job.steps_per_epoch:,} steps"],
         ["start", ranged(told.start, sure)],
         ["evaluations", f"{ranged(told.evaluation, sure)}   {job.evaluations} of them"],
@@ -90,13 +90,12 @@ def _answers(each: Sequence[Answering]) -> list[list[str]]:
             ["cache of a token", *(f"{one.token / 1024:.1f} KiB" for one in each)]]  # fmt: skip
     rows += [[name, *(gib(one.memory[name]) if name in one.memory else "" for one in each)] for name in items]
     rows.append(["in all", *(f"{gib(one.total)} of {gib(one.room)}" for one in each)])
-    rows.append(["tokens a second", *(_rate(one.slots.rows, one.step, one.measured) for one in each)])
-    rows.append(["of one row alone", *(_rate(1, one.alone, one.measured) for one in each)])
+    rows.append(["tokens a second", *(_rate(rate(one.slots.rows, one.step), one.measured) for one in each)])
+    rows.append(["of one row alone", *(_rate(rate(1, one.alone), one.measured) for one in each)])
     return [*rows, ["first token", *(ranged(one.first, one.measured) for one in each)]]
 
 
-def _rate(rows: int, step: Span, sure: bool) -> str:
-    found = rate(rows, step)
+def _rate(found: Rate, sure: bool) -> str:
     return f"about {found.tokens:,.0f}" if sure else f"{found.low:,.0f} to {found.high:,.0f}"
 
 
@@ -137,4 +136,6 @@ def _cost(span: Span, sure: bool, hourly: float) -> str:
 
 def _notes(found: Estimate) -> list[str]:
     told, name = found.times, found.planned.rates.name
-    return [] if told.calibrated else [f"{name} is not calibrated ({told.source}): times are a range"]
+    if told.calibrated:
+        return [f"times are from {told.source}"]
+    return [f"{name} is not calibrated for such a run (known: {told.source}): times are a range"]

@@ -1,8 +1,8 @@
 """What is known of each GPU: memory, arithmetic, traffic. The only place where figures of a card stand.
 
 `nominal` figures come from the makers' data sheets (dense, 16-bit products with fp32 accumulation where that differs).
-A card is `calibrated` when Luthier's own engine was timed on it; then `gemm` and `half` were fitted to those runs and
-`source` names them. For every other card a time is given as a range.
+A card is `timed` when Luthier's own engine trained on it; then what its figures predict was compared with those runs,
+and `source` names them. For every other card a time is given as a range.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ class Card:
 
     gemm: share of ``half16`` that large matrix products reach. half: tokens of a pass at which half of that is reached.
     host: memory of a machine that usually holds one, bytes. launch: seconds to start one kernel.
+    timed: hidden size of the model whose training was timed on it; 0: none was.
     """
 
     name: str
@@ -39,7 +40,7 @@ class Card:
     half: float = 150.0
     launch: float = 6e-6
     host: int = 32 * GIB
-    calibrated: bool = False
+    timed: int = 0
     source: str = DATASHEET
     aliases: tuple[str, ...] = ()
 
@@ -62,11 +63,12 @@ CARDS: tuple[Card, ...] = (
     Card("L40S", 46068 * MIB, (8, 9), 362, 91.6, 864, link=25, gemm=0.5),
     Card("A100-40", 40960 * MIB, (8, 0), 312, 19.5, 1555, link=25, gemm=0.7, aliases=("A100-SXM4-40GB",)),
     Card("A100", 81920 * MIB, (8, 0), 312, 19.5, 2039, link=25, gemm=0.7, aliases=("A100-80", "A100-SXM4-80GB")),
-    Card("H100", 81559 * MIB, (9, 0), 989, 67, 3350, link=50, gemm=0.65, host=64 * GIB, aliases=("H100 80GB HBM3",)),
+    Card("H100", 81559 * MIB, (9, 0), 989, 67, 3350, link=50, gemm=0.65, host=64 * GIB, timed=4096,
+         source="7B in benchmarks/results/train_speed_h100.csv", aliases=("H100 80GB HBM3",)),
     Card("H100-PCIe", 81559 * MIB, (9, 0), 756, 51, 2000, link=50, gemm=0.6, host=64 * GIB),
-    # 790e12 operations a second were measured in bf16 (benchmarks, H200); the rest waits for the engine's own runs.
-    Card("H200", 143771 * MIB, (9, 0), 989, 67, 4300, link=50, gemm=0.68, host=64 * GIB,
-         source="bf16 products and bandwidth measured; not yet the engine"),
+    # 790e12 operations a second were measured in bf16 (benchmarks, H200).
+    Card("H200", 143771 * MIB, (9, 0), 989, 67, 4300, link=50, gemm=0.68, host=64 * GIB, timed=4096,
+         source="7B in benchmarks/results/train_speed_h200.csv"),
     Card("B200", 183359 * MIB, (10, 0), 2250, 75, 8000, link=50, gemm=0.5, host=64 * GIB),
 )  # fmt: skip
 

@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from luthier.errors import ConfigError
-from luthier.plan.answering import step_seconds
+from luthier.plan.answering import Rate, step_seconds
 from luthier.plan.memory import GIB
 from luthier.plan.planner import Planned
 from luthier.plan.slots import ROWS
-from luthier.plan.speed import RANGE, Span
+from luthier.plan.speed import RANGE, Span, as_timed
 
 STARTUP = {"cuda": 15.0, "cpu": 6.0, "mps": 8.0}  # seconds: imports, device, adapter
 READ = 1.0e9  # bytes a second that weights are read and placed with
@@ -28,7 +28,7 @@ class Times:
     start: Span
     evaluation: Span  # all of them
     total: Span
-    tokens_per_second: float
+    tokens_per_second: Rate  # real tokens, of training
     calibrated: bool
     source: str
 
@@ -48,7 +48,7 @@ class Affordable:
 def times(planned: Planned, validation_tokens: int) -> Times:
     """Step, epoch and total. ``validation_tokens``: of the validation rows, all together."""
     job, plan, rates = planned.job, planned.plan, planned.rates
-    sure = bool(planned.probed) or rates.calibrated
+    sure = bool(planned.probed) or as_timed(job, plan, rates, planned.speed)
     low, high = RANGE[sure]
 
     def span(seconds: float) -> Span:
@@ -67,7 +67,7 @@ def times(planned: Planned, validation_tokens: int) -> Times:
         start,
         evaluation,
         total,
-        planned.speed.tokens / planned.speed.seconds,
+        Rate(*(planned.speed.tokens / seconds for seconds in (step.seconds, step.high, step.low))),
         sure,
         planned.probed or rates.source,
     )
@@ -103,7 +103,7 @@ def affordable(planned: Planned, validation_tokens: int, budget: float) -> Affor
         epochs=round(steps / job.steps_per_epoch, 1),
         longest=job.longest,
         mean=job.tokens / max(job.rows, 1),
-        tokens_per_second=told.tokens_per_second * told.step.seconds / told.step.high,
+        tokens_per_second=told.tokens_per_second.low,
     )
 
 

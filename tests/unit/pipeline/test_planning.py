@@ -160,6 +160,18 @@ def test_the_sweep_has_every_card(tmp_path: Path) -> None:
     assert fast["time"]["step"]["seconds"] < slow["time"]["step"]["seconds"]
 
 
+def test_a_card_that_was_timed_gives_points_and_every_other_one_ranges(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    shown = {gpu: CliRunner().invoke(app, ["plan", str(path), "--gpu", gpu]).stdout for gpu in ("A10", "H200")}
+    cells = {gpu: [line.split("│") for line in text.splitlines()] for gpu, text in shown.items()}
+    for what in ("a step", "speed", "an epoch", "in all", "tokens a second", "of one row alone", "first token"):
+        said = {
+            gpu: next(one[2] for one in all_of if one[1:] and one[1].strip() == what) for gpu, all_of in cells.items()
+        }
+        assert " to " in said["A10"] and " to " not in said["H200"], what
+    assert "A10 is not calibrated" in shown["A10"] and "train_speed_h200.csv" in shown["H200"]
+
+
 def test_a_sweep_does_not_wait_for_a_probe_of_this_machine(
     tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
