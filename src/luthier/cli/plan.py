@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -74,13 +75,18 @@ def command(
             found = planning.refined(found, sink)
     cards = planning.sweep(need) if sweep else []
     bought = None if seconds is None else estimate.affordable(found.planned, need.validation_tokens, seconds)
+    from huggingface_hub import constants
+
+    from luthier.pipeline.space import space_of
+
+    space = space_of(found, Path("runs"), Path(constants.HF_HUB_CACHE))
     if as_json:
-        said, heard = _json(found, hourly, bought, cards), sink.told()
+        said, heard = _json(found, hourly, bought, cards) | {"space": space.to_json()}, sink.told()
         common.emit(said | heard | {"notes": [*said["notes"], *heard["notes"]]})
     else:
         from luthier.cli import plan_view
 
-        plan_view.show(found, hourly, bought, cards)
+        plan_view.show(found, space, hourly, bought, cards)
     if not found.planned.fits and not sweep:
         raise typer.Exit(NO_MEMORY)
 

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from luthier import console
 from luthier.pipeline.planning import Estimate
+from luthier.pipeline.space import Space
 from luthier.plan.answering import Answering, Rate, rate
 from luthier.plan.estimate import Affordable, duration, gib, money, ranged
 from luthier.plan.speed import Span
@@ -18,14 +19,16 @@ CHOICES = ("device", "model", "tokens_per_pass", "attention", "recompute_layers"
            "share_prefix")  # fmt: skip
 
 
-def show(found: Estimate, hourly: float | None, bought: Affordable | None, cards: Sequence[Estimate]) -> None:
+def show(
+    found: Estimate, space: Space, hourly: float | None, bought: Affordable | None, cards: Sequence[Estimate]
+) -> None:
     """The verdict first, then memory, time and the plan; what was assumed at the end."""
     out = Console(highlight=False)
     out.print(_verdict(found), soft_wrap=True)
     for one in found.remedies:
         out.print(Text(f"  would fit with  {one.change}   ({one.cost})"), soft_wrap=True)
     out.print(console.table("Memory", ["item", "size"], _memory(found)))
-    out.print(console.table("Time", ["what", "how long"], _time(found, hourly)))
+    out.print(console.table("Time", ["what", "how long"], _time(found, space, hourly)))
     answering = {"prediction": found.prediction, "evaluation": found.evaluation}
     out.print(console.table("Answers", ["what", *answering], _answers(list(answering.values()))))
     out.print(console.table("Plan", ["choice", "value", "why"], _plan(found)))
@@ -63,7 +66,7 @@ def _memory(found: Estimate) -> list[list[str]]:
     return [*rows, ["on the host in all", f"{gib(need.host_total)} of {gib(room.host)}"]]
 
 
-def _time(found: Estimate, hourly: float | None) -> list[list[str]]:
+def _time(found: Estimate, space: Space, hourly: float | None) -> list[list[str]]:
     told, job, sure = found.times, found.planned.job, found.times.calibrated
     passes = found.planned.speed.passes
     rows = [
@@ -79,7 +82,14 @@ def _time(found: Estimate, hourly: float | None) -> list[list[str]]:
         rows.append(["cost", _cost(told.total, sure, hourly)])
     base = found.need.base
     rows.append(["download", gib(base.download) if base.download else f"nothing: {base.source}"])
-    return [*rows, ["disk", gib(found.disk)]]
+    return [*rows, ["disk", _disk(space)]]
+
+
+def _disk(space: Space) -> str:
+    base = f"{gib(space.download)} for the base and " if space.download else ""
+    apart = space.download and not space.shared
+    free = " and ".join(gib(size) for size in (space.free if apart else space.free[1:]))
+    return f"{base}{gib(space.run)} for the run; {'' if space.enough else 'NOT ENOUGH: '}{free} free here"
 
 
 def _answers(each: Sequence[Answering]) -> list[list[str]]:

@@ -28,6 +28,7 @@ from luthier.run.oslock import NAME as WRITING
 from luthier.run.oslock import FolderLock
 
 FORMAT = 1
+SPARE = 1.1  # times what will be written has to be free
 MOST = 20  # lines of differences that are told
 ADAPTER, WEIGHTS = "adapter", "weights"  # of these two, a finished run has one
 START = "start.safetensors"
@@ -321,13 +322,13 @@ def require_space(path: Path | str, size: int) -> None:
     while not where.exists():
         where = where.parent
     free = shutil.disk_usage(where).free
-    if free < size * 1.1:
+    if free < SPARE * size:
         raise RunError(
             "run-no-space",
             "there is not enough disk space for what the run will write",
             where=str(path),
             received=f"{free / 2**30:.2f} GiB free",
-            allowed=f"at least {size * 1.1 / 2**30:.2f} GiB",
+            allowed=f"at least {SPARE * size / 2**30:.2f} GiB",
             fix="free some space, choose --output on another disk, or lower trainer.keep_last",
         )
 

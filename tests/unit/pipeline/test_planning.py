@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +21,7 @@ from luthier.cli import app
 from luthier.config import load
 from luthier.errors import AssetError, ConfigError, TrainingError
 from luthier.pipeline import planning, probing
+from luthier.pipeline.space import Space
 from luthier.plan import planner
 from luthier.plan.cards import card_named, imagined
 from luthier.plan.estimate import duration, money, price_of, seconds_of
@@ -79,6 +81,28 @@ def test_a_model_that_is_not_here_is_planned_for_a_card_that_is_not_here(tmp_pat
     assert answers["memory"]["total"] == sum(answers["memory"][name] for name in items) <= answers["memory"]["room"]
     assert said["affordable"]["rows"] > 0 and said["affordable"]["longest"] == 256
     assert any("no dataset" in note for note in said["notes"])
+
+
+@pytest.mark.parametrize(("free", "enough"), [(200, True), (14, False)])
+def test_the_disk_has_to_hold_the_download_and_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, enough: bool
+) -> None:
+    """Of a base that is not here both are counted; in 14 GiB either would have room alone."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free * 2**30))
+    path = write(tmp_path, adapter={"type": "lora", "r": 64})
+    said = run(path, "--gpu", "A100")[1]
+    space = said["space"]
+    assert space["enough"] is enough and space["free"]["run"] == free * 2**30
+    assert space["download"] == said["download"] > 12 * 2**30 and space["run"] == said["disk"] > 2**30
+    shown = CliRunner().invoke(app, ["plan", str(path), "--gpu", "A100"], env={"COLUMNS": "200"}).stdout
+    assert "for the base" in shown and ("NOT ENOUGH" in shown) is not enough
+    apart = Space(12 * 2**30, 2**30, (14 * 2**30, 2 * 2**30), shared=False)
+    assert apart.enough and not replace(apart, shared=True).enough and not replace(apart, run=2 * 2**30).enough
+
+
+def test_a_base_that_is_here_needs_no_disk(tmp_path: Path, tiny_llama: Path) -> None:
+    path = write(tmp_path, base_model=str(tiny_llama), quantization=None)
+    assert run(path, "--gpu", "T4")[1]["space"]["download"] == 0
 
 
 def test_a_budget_buys_what_it_says(tmp_path: Path) -> None:
