@@ -44,7 +44,15 @@ class Layout:
 # Known headings, lower case. The first triple or pair that a table has is what it is.
 TRIPLES: tuple[tuple[str, str, str], ...] = tuple(
     (ask, given, answer)
-    for ask, given in (("instruction", "input"), ("instruction", "context"), ("指示", "入力"), ("指令", "输入"))
+    for ask, given in (
+        ("instruction", "input"),
+        ("instruction", "context"),
+        ("question", "context"),
+        ("query", "context"),
+        ("prompt", "context"),
+        ("指示", "入力"),
+        ("指令", "输入"),
+    )
     for answer in ("output", "response", "answer", "completion", "target", "出力", "输出")
 )
 PAIRS: tuple[tuple[str, str], ...] = tuple(
@@ -81,7 +89,10 @@ TARGET_WORDS: tuple[str, ...] = (
 )
 TARGET_WORDS += ("result", "summary", "translation", "sentiment", "intent", "priority")
 NOT_TEXT = re.compile(r"(^|[_\s-])(id|uuid|idx|index|split|url|timestamp|created_at|updated_at|date)$|^column_1$", re.I)
+# What is told of a text, and seldom what is asked of it, though it has few values.
+ABOUT = re.compile(r"(^|[_\s-])(source|lang|language|licen[cs]e|dataset|subset|domain|year|month|day|page)$", re.I)
 LOOKED_AT = 200  # rows that decide whether a column holds conversations
+MOST_SHOWN = 12  # columns that are named before the rest are counted
 MOST_CLASSES, ROWS_PER_CLASS, LONGEST_CLASS = 50, 5, 100
 
 
@@ -92,11 +103,14 @@ def detect(
     target: str | None = None,
     category: bool | None = None,
     exclude: Sequence[str] = (),
+    written: Sequence[str] = (),
 ) -> Layout:
     """The layout of ``table``: as ``inputs`` and ``target`` say, else by known headings and contents, else a guess.
 
     ``category`` says whether the target is a class (None: found out); ``exclude`` names columns that are neither
-    (a group, a date to split by). Raises DataError ``data-missing-column`` or ``data-no-target``.
+    (a group, a date to split by), ``written`` what a template names. Columns that are no part of it are told.
+
+    Raises DataError ``data-missing-column`` or ``data-no-target``.
     """
     for name in [*(inputs or ()), *([target] if target else [])]:
         if name not in table.columns:
@@ -113,13 +127,22 @@ def detect(
         )
     free = [c for c in table.columns if c != SPLIT_COLUMN and c not in exclude]
     layout = _said(table, free, inputs, target) if inputs or target else None
-    layout = layout or _chat(table, free) or _known(free) or _guessed(table, free)
-    if layout.kind in ("chat", "text"):
+    layout = layout or _chat(table, free) or _conventional(table, free) or _guessed(table, free)
+    if layout.kind not in ("chat", "text"):
+        system = _named(free, ("system", "system_prompt"))
+        if system and system not in (*layout.inputs, layout.target):
+            layout = replace(layout, system=system, explanation=(*layout.explanation, f"system prompt: {system!r}"))
+        layout = _with_classes(table, layout, category)
+    used = (*layout.inputs, layout.target, layout.system, layout.tools, *written)
+    return _telling_unused(layout, [c for c in free if c not in used])
+
+
+def _telling_unused(layout: Layout, unused: list[str]) -> Layout:
+    """A known heading must not hide what stands beside it: options of a question, a history, a second answer."""
+    if not unused:
         return layout
-    system = _named(free, ("system", "system_prompt"))
-    if system and system not in (*layout.inputs, layout.target):
-        layout = replace(layout, system=system, explanation=(*layout.explanation, f"system prompt: {system!r}"))
-    return _with_classes(table, layout, category)
+    more = f" and {len(unused) - MOST_SHOWN} more" if len(unused) > MOST_SHOWN else ""
+    return replace(layout, explanation=(*layout.explanation, f"not used: {', '.join(unused[:MOST_SHOWN])}{more}"))
 
 
 def reference_of(row: Mapping[str, Any], layout: Layout) -> str | None:
@@ -186,6 +209,12 @@ def _chat(table: Table, free: list[str]) -> Layout | None:
     return Layout("chat", (), column, explanation=lines, system=system, tools=tools)
 
 
+def _conventional(table: Table, free: list[str]) -> Layout | None:
+    """Known headings; but ``text`` beside a class is what the class is told from, not text to learn."""
+    known = _known(free)
+    return None if known and known.kind == "text" and _class_columns(table, free) else known
+
+
 def _known(free: list[str]) -> Layout | None:
     """Headings that datasets of this field use."""
     names = {c.lower(): c for c in reversed(free)}
@@ -200,29 +229,23 @@ def _known(free: list[str]) -> Layout | None:
             lines = (f"prompt: {names[ask]!r}, learned: {names[answer]!r}",)
             return Layout(kind, (names[ask],), names[answer], explanation=lines)
     if "text" in names and not names.keys() & set(TARGET_WORDS):
-        others = [c for c in free if c != names["text"]]
-        lines = (f"text to learn: {names['text']!r}", *([f"not used: {', '.join(others)}"] if others else []))
-        return Layout("text", (), names["text"], explanation=lines)
+        return Layout("text", (), names["text"], explanation=(f"text to learn: {names['text']!r}",))
     return None
 
 
 def _guessed(table: Table, free: list[str]) -> Layout:
-    """No convention: the target by its name or as the last column of text, the other texts as inputs."""
+    """No convention: the target by its name, as the last class or the last column of text, the other texts as inputs."""
     texts = _texts(table, free)
     if len(free) == 1:
-        lines = (f"text to learn (a guess): {free[0]!r}, the only column",)
-        return Layout("text", (), free[0], is_guess=True, explanation=lines)
+        line = f"text to learn (a guess): {free[0]!r}, the only column"
+        return Layout("text", (), free[0], is_guess=True, explanation=(line,))
     useful = [c for c in free if not NOT_TEXT.search(c)]
-    target = _named(useful, TARGET_WORDS) or (texts[-1] if texts else None)
+    target = _named(useful, TARGET_WORDS) or next(reversed(_class_columns(table, free) or texts), None)
     inputs = [c for c in texts if c != target] or [c for c in useful if c != target]
     if target is None or not inputs:
         raise _no_target(table, "no column looks like an answer to the others")
-    used = {target, *inputs}
-    unused = [c for c in free if c not in used]
-    found = [f"inputs (a guess): {', '.join(inputs)}", f"target (a guess): {target}"]
-    if unused:
-        found.append(f"not used: {', '.join(unused)}")
-    return Layout("columns", tuple(inputs), target, is_guess=True, explanation=tuple(found))
+    lines = (f"inputs (a guess): {', '.join(inputs)}", f"target (a guess): {target}")
+    return Layout("columns", tuple(inputs), target, is_guess=True, explanation=lines)
 
 
 def _no_target(table: Table, why: str) -> DataError:
@@ -237,26 +260,37 @@ def _no_target(table: Table, why: str) -> DataError:
 
 
 def _with_classes(table: Table, layout: Layout, category: bool | None) -> Layout:
-    """The allowed answers, when the target has few different ones and each stands in enough rows."""
-    from luthier.data.render.template import plain_text
-
+    """The allowed answers, when the target is a class."""
     if category is False or layout.target is None:
         return layout
+    classes = _classes(table, layout.target, said=bool(category))
+    if classes is None:
+        return layout
+    line = f"classification: {len(classes)} answers in {layout.target!r}"
+    return replace(layout, classes=classes, explanation=(*layout.explanation, line))
+
+
+def _class_columns(table: Table, free: list[str]) -> list[str]:
+    """The columns that look like a class."""
+    return [c for c in free if not NOT_TEXT.search(c) and not ABOUT.search(c) and _classes(table, c)]
+
+
+def _classes(table: Table, column: str, *, said: bool = False) -> tuple[str, ...] | None:
+    """The values of a column, when it has few different ones and each stands in enough rows, or is ``said`` to."""
+    from luthier.data.render.template import plain_text
+
     counts: Counter[str] = Counter()
     answered = 0
-    for text in map(plain_text, table.values(layout.target)):
+    for text in map(plain_text, table.values(column)):
         if not text.strip():
             continue
         answered += 1
         counts[text] += 1
-        if not category and (len(counts) > MOST_CLASSES or len(text) > LONGEST_CLASS):
-            return layout
+        if not said and (len(counts) > MOST_CLASSES or len(text) > LONGEST_CLASS):
+            return None
     rare = sum(count for count in counts.values() if count < ROWS_PER_CLASS)
     few = len(counts) >= 2 and answered >= ROWS_PER_CLASS * len(counts) and rare <= 0.05 * answered
-    if not category and not few:
-        return layout
-    line = f"classification: {len(counts)} answers in {layout.target!r}"
-    return replace(layout, classes=tuple(sorted(counts)), explanation=(*layout.explanation, line))
+    return tuple(sorted(counts)) if said or few else None
 
 
 def _holds_chat(table: Table, column: str, *, any_role: bool = False) -> bool:

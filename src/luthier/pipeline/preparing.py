@@ -116,6 +116,7 @@ def examine(
         target=declared.name if declared else None,
         category=declared.type == "category" if declared and "type" in declared.model_fields_set else None,
         exclude=[name for name in (given.split.group, given.split.column) if name is not None],
+        written=() if settings.prompt.template is None else fields_of(settings.prompt.template),
     )
     settings = config.with_features(
         settings, layout.inputs, layout.target or "output", "category" if layout.classes else "text"

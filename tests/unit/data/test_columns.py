@@ -22,6 +22,7 @@ def table(**columns):
         ("質問 回答", "completion", ("質問",), "回答"),
         ("text", "text", (), "text"),
         ("text source_url", "text", (), "text"),
+        ("context question answer", "instruction", ("question", "context"), "answer"),
     ],
 )
 def test_known_headings(names, kind, inputs, target):
@@ -45,6 +46,47 @@ def test_any_headings_are_a_guess_until_they_are_said():
     half = detect(tickets, target="body")
     assert half.inputs == ("subject", "queue") and half.classes is None and half.is_guess
     assert detect(tickets, inputs=["subject"], target="queue", category=False).classes is None
+
+
+@pytest.mark.parametrize(
+    "names, unused",
+    [
+        ("question A B answer", "A, B"),
+        ("instruction input output history", "history"),
+        ("prompt chosen rejected", "rejected"),
+        ("text title", "title"),
+        ("question answer system split", ""),
+    ],
+)
+def test_columns_that_known_headings_leave_out_are_told(names, unused):
+    columns = table(**{name: ["some words"] for name in names.split()})
+    told = [line for line in detect(columns).explanation if line.startswith("not used")]
+    assert told == ([f"not used: {unused}"] if unused else [])
+    assert not any("title" in line for line in detect(columns, written=["title"]).explanation)
+
+
+def test_columns_left_out_are_told_of_conversations_and_of_what_was_said():
+    chats = table(messages=[[{"role": "user", "content": "hi"}]], topic=["x"])
+    assert "not used: topic" in detect(chats).explanation
+    many = table(**{f"c{i:02}": ["words"] for i in range(20)})
+    assert detect(many, inputs=["c00"], target="c01").explanation[-1].endswith("c13 and 6 more")
+
+
+@pytest.mark.parametrize("name, values", [("emotion", ["joy", "fear"]), ("stars", ["1", "5"]), ("is_spam", [0, 1])])
+@pytest.mark.parametrize("text", ["text", "review"])
+def test_a_class_beside_a_text_is_the_target_and_no_running_text(text, name, values):
+    columns = {text: [f"some words {i}" for i in range(40)], name: values * 20}
+    for order in (columns, dict(reversed(columns.items()))):
+        layout = detect(table(**order))
+        assert (layout.kind, layout.inputs, layout.target, layout.is_guess) == ("columns", (text,), name, True)
+        assert layout.classes == tuple(sorted(map(str, values)))
+
+
+def test_text_stays_running_text_where_it_is_said_or_nothing_looks_like_a_class():
+    words = [f"some words {i}" for i in range(40)]
+    assert detect(table(text=words, emotion=["joy", "fear"] * 20), target="text").kind == "text"
+    layout = detect(table(text=words, source=["web", "books"] * 20, title=words))
+    assert layout.kind == "text" and layout.explanation[-1] == "not used: source, title"
 
 
 def test_free_answers_are_not_classes():
