@@ -146,6 +146,8 @@ def examine(
             allowed="prompt.system with a chat template",
             fix="set prompt.chat_template: true, or write the words into prompt.template",
         )
+    if told := _told_of_system(settings, renderer):
+        sink(events.Warned(text=told))
     if unasked := _unasked(settings, layout):
         named = f"the column {unasked[0]!r} is" if len(unasked) == 1 else f"the columns {', '.join(unasked)} are"
         sink(events.Warned(text=f"{named} an input that prompt.template does not name: the model never sees it"))
@@ -213,6 +215,23 @@ def _unasked(settings: Config, layout: Layout) -> list[str]:
         return []
     written = fields_of(settings.prompt.template)
     return [] if "__sample__" in written else [name for name in layout.inputs if name not in written]
+
+
+def _told_of_system(settings: Config, renderer: Renderer) -> str | None:
+    """What becomes of a column with system prompts that plain text does not name, or that is not alone."""
+    column = renderer.layout.system
+    if column is None:
+        return None
+    if not renderer.is_chat:
+        if column in fields_of(settings.prompt.template or ""):
+            return None
+        return (
+            f"the column {column!r} is a system prompt that no row is written with: the model never sees it; put "
+            f"{{{column}}} into prompt.template, or set prompt.chat_template: true"
+        )
+    if settings.prompt.system and renderer.system_column is not None:
+        return f"prompt.system is written where the column {column!r} is empty; elsewhere the column's text is"
+    return None
 
 
 def _refuse_unbuilt(settings: Config) -> None:

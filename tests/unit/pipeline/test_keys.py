@@ -49,6 +49,32 @@ def test_a_system_message_needs_a_conversation(settings, rows) -> None:
     assert "Be brief." in pipeline.prepare(config.load(said), rows).renderer.prompt(rows[0]).text
 
 
+SYSTEM = "<|im_start|>system\nBe kind.<|im_end|>\n"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "told", "opening"),
+    [
+        ({"template": "{text}\n"}, "'system' is a system prompt that no row is written with", "parcel 0"),
+        ({"template": "{system}\n{text}\n"}, None, "Be kind.\nparcel 0"),
+        ({"template": "{text}\n", "chat_template": True}, None, f"{SYSTEM}<|im_start|>user\nparcel 0"),
+        ({"template": "{system} {text}\n", "chat_template": True}, None, "<|im_start|>user\nBe kind. parcel 0"),
+        ({"system": "Hm."}, "prompt.system is written where the column 'system' is empty", SYSTEM),
+    ],
+)
+def test_a_column_of_system_prompts_is_written_once_or_said_to_be_left_out(
+    settings, rows, prompt: dict[str, object], told: str | None, opening: str
+) -> None:
+    heard: list[str] = []
+    made = pipeline.prepare(
+        config.load(settings | {"prompt": prompt}),
+        [row | {"system": "Be kind."} for row in rows],
+        sink=lambda e: heard.append(e.text) if isinstance(e, Warned) else None,
+    )
+    assert made.renderer.prompt(made.table.row(0)).text.startswith(opening)
+    assert [told in text for text in heard if "system" in text] == ([True] if told else [])
+
+
 def test_a_task_without_a_template_stands_before_the_inputs(settings, rows) -> None:
     """Ludwig's zero-shot classification."""
     made = pipeline.prepare(config.load(settings | {"prompt": {"task": "Say early or late."}}), rows)

@@ -36,6 +36,11 @@ class PlainRenderer:
         self._defaults = _defaults(layout)
 
     @property
+    def fields(self) -> tuple[str, ...]:
+        """What the config's own template names."""
+        return self.template.fields if self.template is not None else ()
+
+    @property
     def source(self) -> str:
         """What identifies this way of rendering."""
         if self.template is not None:

@@ -222,8 +222,14 @@ class Renderer:
             "\n\n".join(text for name in inputs if (text := plain_text(row.get(name))).strip()), (), missing
         )
 
+    @property
+    def system_column(self) -> str | None:
+        """The column whose text opens each row's conversation; none where plain text or the template writes it."""
+        column = self.layout.system
+        return column if self._in_chat and column not in self._plain.fields else None
+
     def _turns(self, row: Mapping[str, Any], asked: Rendered) -> list[Message]:
-        system = plain_text(row.get(self.layout.system)) if self.layout.system else ""
+        system = plain_text(row.get(self.system_column)) if self.system_column else ""
         return [*([Message("system", system)] if system.strip() else []), Message("user", asked.text)]
 
     def _guard(self, draft: Draft) -> Draft:
