@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,14 +13,18 @@ from luthier.assets import licences
 from luthier.assets.catalogue import Proposal, judge, known, propose
 from luthier.config import load
 from luthier.data.columns import Layout, detect
+from luthier.data.conversation import conversation
 from luthier.data.language import language_of
+from luthier.data.render import template
 from luthier.data.sources import read
 from luthier.data.table import Table
+from luthier.errors import DataError
 from luthier.plan.machine import probe
 from luthier.run import atomic
 
 # Rules of thumb for a first look; `luthier check` counts real tokens.
 CHARACTERS_PER_TOKEN = 3.5
+SAMPLE = 2000  # rows that are looked at
 DENSE = {"ja": 1.2, "zh": 1.2, "ko": 1.2, "th": 1.5}  # scripts whose characters are nearly tokens each
 
 
@@ -74,25 +79,39 @@ def write_config(
     density = DENSE.get(language, CHARACTERS_PER_TOKEN)
     longest = int(_longest(table, text_columns) / density) + 1
     machine = probe()
-    proposals = propose(language, len(table), longest, task, machine)
+    calls = layout.kind == "chat" and _holds_calls(table, layout)
+    proposals = propose(language, len(table), longest, task, machine, calls=calls)
     chosen = base or proposals[0].candidate.name
     entry = known(chosen)
-    judged = judge(entry, language, longest, machine) if entry is not None else None
+    judged = judge(entry, language, longest, machine, calls=calls) if entry is not None else None
     bits = judged.bits if judged is not None else None
     answer = int(_longest(table, [layout.target] if layout.target else []) / density)
     room = max(32, -(-int(answer * 1.5) // 32) * 32)
     made = _compose(chosen, bits, _shown(data, output), layout, proposals, encoding, room)
     text = _with_overrides(made, sets) if sets else made
+    load(text)  # what is written can be read
     atomic.write_text(output, text)
     lines = [*layout.explanation, f"{len(table):,} rows, language: {language or 'not recognised'}"]
     if judged is not None:
-        lines += _warnings(judged, language, "" if base is None else proposals[0].candidate.name)
+        lines += _warnings(judged, language, "" if base is None else proposals[0].candidate.name, calls=calls)
     elif base is not None and (terms := licences.of_folder(Path(base).expanduser())):
         lines.append(f"{base}: {terms}")
     return Started(output, text, tuple(table.notes), tuple(lines), tuple(proposals))
 
 
-def _warnings(chosen: Proposal, language: str, better: str) -> list[str]:
+def _holds_calls(table: Table, layout: Layout) -> bool:
+    """Whether an answer of the first rows calls a tool; rows that cannot be understood are told by `check`."""
+    for index in range(min(len(table), SAMPLE)):
+        try:
+            turns = conversation(table.row(index), layout)
+        except DataError:
+            continue
+        if any(turn.tool_calls for turn in turns):
+            return True
+    return False
+
+
+def _warnings(chosen: Proposal, language: str, better: str, *, calls: bool) -> list[str]:
     """What speaks against the chosen base; ``better`` is the first choice in place of one that the user named."""
     candidate = chosen.candidate
     instead = f"; the first choice for this table: {better}" if better not in ("", candidate.name) else ""
@@ -101,6 +120,8 @@ def _warnings(chosen: Proposal, language: str, better: str) -> list[str]:
         lines.append(f"WARNING: {candidate.name} was NOT trained on {language}{instead}")
     elif language and candidate.speaks(language) is None:
         lines.append(f"WARNING: {candidate.name} may not know {language}: its card does not name it{instead}")
+    if calls and not candidate.calls:
+        lines.append(f"WARNING: {candidate.name}: its chat template is not known to write tool calls{instead}")
     if not chosen.fits:
         lines.append(
             f"WARNING: {candidate.name} does not fit into the memory that is free here, not even in 4 bits{instead}"
@@ -127,7 +148,7 @@ def _shown(data: str, output: Path) -> str:
     return dataset.name if dataset.parent.resolve() == output.parent.resolve() else str(dataset.resolve())
 
 
-def _longest(table: Table, columns: Sequence[str], sample: int = 2000) -> int:
+def _longest(table: Table, columns: Sequence[str], sample: int = SAMPLE) -> int:
     """Characters of the longest of the first rows, over these columns."""
     rows = (table.row(i) for i in range(min(len(table), sample)))
     return max((sum(len(str(row.get(c) or "")) for c in columns) for row in rows), default=0)
@@ -156,10 +177,44 @@ def _with_overrides(text: str, sets: Sequence[str]) -> str:
 
 
 def _quote(text: str) -> str:
-    """A YAML double-quoted scalar; JSON's string is one."""
-    import json
+    """A YAML double-quoted scalar; JSON's string is one, with what YAML does not print escaped."""
+    return "".join(_escape(c) for c in json.dumps(text, ensure_ascii=False))
 
-    return json.dumps(text, ensure_ascii=False)
+
+def _escape(character: str) -> str:
+    code = ord(character)
+    return character if character.isprintable() else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def _can_name(name: str, target: str | None) -> bool:
+    """Whether ``{name}`` in a template is this column: a colon or brackets may make it something else."""
+    try:
+        return template.parse(f"{{{name}}}", [name], target=target).fields == (name,)
+    except DataError:
+        return False
+
+
+def _prompt(layout: Layout) -> list[str]:
+    """The section `prompt`: the system prompt, then each input under its heading."""
+    columns = [*([layout.system] if layout.system else []), *layout.inputs]
+    if unnamed := [name for name in columns if not _can_name(name, layout.target)]:
+        shown = ", ".join(map(_quote, unnamed))
+        return [
+            f"# No prompt.template: {shown} cannot be named in one (rename the column to do so). Rows are written with",
+            "# the base model's chat template, or as a line `name: value` for each input.",
+        ]
+    inputs = "".join(f"### {_literal(name)}:\n{{{name}}}\n\n" for name in layout.inputs)
+    written = (f"{{{layout.system}}}\n\n" if layout.system else "") + inputs + f"### {_literal(layout.target or '')}:\n"
+    lines = written.split("\n")[:-1]
+    is_block = all(line.isprintable() for line in lines) and not any("\n" in name for name in columns)
+    indented = ["  template: |", *(f"    {line}".rstrip() for line in lines)]
+    body = indented if is_block else [f"  template: {_quote(written)}"]
+    return ["prompt:", "  # Plain {column} fields; what is around them is yours to write.", *body]
+
+
+def _literal(name: str) -> str:
+    """A heading as text of a template, on one line."""
+    return " ".join(name.split()).replace("{", "{{").replace("}", "}}")
 
 
 def _compose(
@@ -189,11 +244,9 @@ def _compose(
         out.append("input_features:")
         out += [f"  - {{name: {_quote(name)}, type: text}}" for name in layout.inputs]
         out += ["output_features:", f"  - {{name: {_quote(layout.target)}, type: {kind}}}"]
-        body = "".join(f"    ### {name}:\n    {{{name}}}\n\n" for name in layout.inputs)
-        out += ["prompt:", "  # Plain {column} fields; what is around them is yours to write.", "  template: |"]
-        out += [body + f"    ### {layout.target}:"]
+        out += _prompt(layout)
     if encoding:
-        out += ["preprocessing:", f"  encoding: {encoding}"]
+        out += ["preprocessing:", f"  encoding: {_quote(encoding)}"]
     out += [
         "",
         "adapter:",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from luthier import config, starter
 from luthier.assets.catalogue import CATALOGUE
+from luthier.data.render import template
 from luthier.errors import ConfigError
 from luthier.types import Gpu, Machine
 
@@ -190,6 +192,54 @@ def test_a_base_that_fits_in_four_bits_only_is_written_so(made, monkeypatch: pyt
 
 def test_answers_get_the_room_they_need(made) -> None:  # type: ignore[no-untyped-def]
     assert config.load(made("en").path).generation.max_new_tokens == 32
+
+
+def init_of_rows(rows: list[dict[str, object]], folder: Path, **options: object) -> starter.Started:
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return starter.write_config(str(folder / "rows.jsonl"), folder / "c.yaml", **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "heading",
+    ["subject", "Body\nText", "a\u2028b", "a\x85b", "{x}", "body: text", "addr[0]", "a.b", "x!r", "件 名", '"q"', "#1"],
+)
+def test_every_heading_becomes_a_config_that_can_be_read_and_rendered(heading: str, tmp_path: Path) -> None:
+    row = {heading: "some words", "queue:1": "b"}
+    written = config.load(init_of_rows([row] * 3, tmp_path, inputs=[heading], target="queue:1").path)
+    assert [f.name for f in written.input_features or ()] == [heading]
+    assert (written.output_features or ())[0].name == "queue:1"
+    text = written.prompt.template
+    if heading in ("{x}", "body: text", "x!r"):  # a template would take these for something else
+        assert text is None and "cannot be named" in (tmp_path / "c.yaml").read_text(encoding="utf-8")
+    else:
+        assert text is not None
+        parsed = template.parse(text, list(row), target="queue:1")
+        assert parsed.fields == (heading,) and parsed.render(row).text.endswith("some words\n\n### queue:1:\n")
+
+
+def test_a_system_column_stands_first_in_the_template(tmp_path: Path) -> None:
+    rows = [{"input": f"words {i}", "output": "more", "system_prompt": "be kind"} for i in range(3)]
+    written = config.load(init_of_rows(rows, tmp_path).path).prompt.template
+    assert written is not None and written.startswith("{system_prompt}\n\n### input:\n{input}\n")
+
+
+def test_rows_with_tool_calls_get_a_base_whose_chat_template_writes_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(starter, "probe", lambda: MACHINES["4 GiB, no GPU"])
+    call = {"type": "function", "function": {"name": "weather", "arguments": "{}"}}
+    turns = [
+        {"role": "user", "content": "What is the weather in the city?"},
+        {"role": "assistant", "tool_calls": [call]},
+    ]
+    broken: list[dict[str, object]] = [{"messages": [{"role": "user", "content": None}]}]
+    started = init_of_rows([{"messages": turns}] * 9 + broken, tmp_path)
+    assert started.proposals[0].candidate.name == "Qwen/Qwen2.5-0.5B-Instruct"
+    assert all("writes tool calls" in p.reason for p in started.proposals)
+    named = init_of_rows([{"messages": turns}] * 9, tmp_path, base="smollm2")
+    assert any("WARNING: smollm2: its chat template is not known to write tool calls" in line for line in named.lines)
+    plain = init_of_rows([{"messages": [turns[0], {"role": "assistant", "content": "It is the sun."}]}] * 9, tmp_path)
+    assert plain.proposals[0].candidate.name == "smollm2" and "tool calls" not in plain.text
 
 
 def test_overrides_are_written_and_comments_kept(made) -> None:  # type: ignore[no-untyped-def]

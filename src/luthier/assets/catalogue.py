@@ -9,6 +9,8 @@ Read in November 2026 from stored copies of the models' own pages; a model's pag
 * context: what the card calls the native context; `max_position_embeddings` of config.json where it names none
 * download: the safetensors of the list of files; two bytes a parameter for Phi-4-mini, Qwen3-4B and Qwen3-8B, whose
   list was not to be had
+* calls: the chat template as the makers publish it, or as it is quoted: that of Phi-4-mini, which prints no calls, in
+  https://github.com/ggml-org/llama.cpp/pull/12288; where no copy was to be had, it is not taken to write them
 * gated: the list of files says so (Mistral), or the maker's pages do for the family (Llama, Gemma)
 """
 
@@ -37,6 +39,7 @@ class Candidate:
     gated: bool
     download: float  # GB
     note: str = ""
+    calls: bool = False  # the chat template writes the calls of tools
 
     def speaks(self, language: str) -> bool | None:
         """Whether the model's makers say that it knows the language; None where they name only some of many."""
@@ -88,15 +91,15 @@ CATALOGUE: tuple[Candidate, ...] = (
     Candidate("smollm2", 0.135, ("en",), 8192, APACHE, False, 0.09, "comes with Luthier's demo, no hub needed"),
     Candidate("HuggingFaceTB/SmolLM2-360M-Instruct", 0.362, ("en",), 8192, APACHE, False, 0.72),
     Candidate("HuggingFaceTB/SmolLM2-1.7B-Instruct", 1.71, ("en",), 8192, APACHE, False, 3.4),
-    Candidate("Qwen/Qwen2.5-0.5B-Instruct", 0.49, QWEN25, 32768, APACHE, False, 1.0),
-    Candidate("Qwen/Qwen2.5-1.5B-Instruct", 1.54, QWEN25, 32768, APACHE, False, 3.1),
-    Candidate("Qwen/Qwen3-0.6B", 0.6, QWEN3, 32768, APACHE, False, 1.5),
-    Candidate("Qwen/Qwen3-4B-Instruct-2507", 4.0, QWEN3, 262144, APACHE, False, 8.0),
-    Candidate("Qwen/Qwen3-8B", 8.2, QWEN3, 32768, APACHE, False, 16.4),
-    Candidate("meta-llama/Llama-3.2-1B-Instruct", 1.23, LLAMA3, 131072, "Llama 3.2 Community", True, 2.5),
-    Candidate("meta-llama/Llama-3.1-8B-Instruct", 8.0, LLAMA3, 131072, "Llama 3.1 Community", True, 16.1),
+    Candidate("Qwen/Qwen2.5-0.5B-Instruct", 0.49, QWEN25, 32768, APACHE, False, 1.0, calls=True),
+    Candidate("Qwen/Qwen2.5-1.5B-Instruct", 1.54, QWEN25, 32768, APACHE, False, 3.1, calls=True),
+    Candidate("Qwen/Qwen3-0.6B", 0.6, QWEN3, 32768, APACHE, False, 1.5, calls=True),
+    Candidate("Qwen/Qwen3-4B-Instruct-2507", 4.0, QWEN3, 262144, APACHE, False, 8.0, calls=True),
+    Candidate("Qwen/Qwen3-8B", 8.2, QWEN3, 32768, APACHE, False, 16.4, calls=True),
+    Candidate("meta-llama/Llama-3.2-1B-Instruct", 1.23, LLAMA3, 131072, "Llama 3.2 Community", True, 2.5, calls=True),
+    Candidate("meta-llama/Llama-3.1-8B-Instruct", 8.0, LLAMA3, 131072, "Llama 3.1 Community", True, 16.1, calls=True),
     Candidate("google/gemma-3-1b-it", 1.0, ("en",), 32768, "Gemma terms", True, 2.0),
-    Candidate("mistralai/Mistral-7B-Instruct-v0.3", 7.25, ("en",), 32768, APACHE, True, 14.5),
+    Candidate("mistralai/Mistral-7B-Instruct-v0.3", 7.25, ("en",), 32768, APACHE, True, 14.5, calls=True),
     Candidate("microsoft/Phi-4-mini-instruct", 3.8, PHI4, 131072, "MIT", False, 7.6),
     Candidate("llm-jp/llm-jp-3-1.8b-instruct", 1.87, ("ja", "en"), 4096, APACHE, False, 3.7),
     Candidate("llm-jp/llm-jp-3-3.7b-instruct", 3.78, ("ja", "en"), 4096, APACHE, False, 7.6),
@@ -110,16 +113,30 @@ SIMPLE_TASKS = ("classification",)
 
 
 def propose(
-    language: str, rows: int, longest_tokens_estimate: int, task: str, machine: Machine, count: int = 4
+    language: str,
+    rows: int,
+    longest_tokens_estimate: int,
+    task: str,
+    machine: Machine,
+    count: int = 4,
+    *,
+    calls: bool = False,
 ) -> list[Proposal]:
     """At least three bases for this data on this machine, first choice first, each with a reason.
 
     ``language`` is an ISO 639-1 code such as "ja", or "" when it could not be told (then treated as not English).
     Models that do not fit, or whose context is too short, come after those that do, and models that were not trained on
-    the language after all others; each says so. Where none fits, the smallest that knows the language is the first.
+    the language after all others; each says so. ``calls``: the rows hold calls of tools, and models whose chat template
+    is not known to write them come last of all. Where none fits, the smallest that knows the language is the first.
     """
-    judged = [judge(candidate, language, longest_tokens_estimate, machine) for candidate in CATALOGUE]
-    order = sorted(judged, key=lambda one: _rank(one, language, rows, longest_tokens_estimate, task, machine))
+    judged = [judge(candidate, language, longest_tokens_estimate, machine, calls=calls) for candidate in CATALOGUE]
+    order = sorted(
+        judged,
+        key=lambda one: (
+            calls and not one.candidate.calls,
+            *_rank(one, language, rows, longest_tokens_estimate, task, machine),
+        ),
+    )
     return order[: max(count, 3)]
 
 
@@ -136,7 +153,7 @@ def _gib(count: float) -> str:
     return f"{count / GIB:.1f} GiB"
 
 
-def judge(candidate: Candidate, language: str, longest: int, machine: Machine) -> Proposal:
+def judge(candidate: Candidate, language: str, longest: int, machine: Machine, *, calls: bool = False) -> Proposal:
     """One candidate on this machine for rows of ``longest`` tokens: whether it fits, in which bits, and the reasons."""
     memory = _memory(machine)
     bits = None if candidate.training_bytes <= memory else 4
@@ -146,6 +163,9 @@ def judge(candidate: Candidate, language: str, longest: int, machine: Machine) -
         f"context {candidate.context:,}" + ("" if longest <= candidate.context else ": too short for this data")
     )
     said.append(f"{candidate.download:.2g} GB to download")
+    if calls:
+        known_to = "writes" if candidate.calls else "is NOT known to write"
+        said.append(f"its chat template {known_to} tool calls")
     if candidate.terms:
         said.append(candidate.terms)
     if not fits:

@@ -234,7 +234,7 @@ def _known(free: list[str]) -> Layout | None:
 
 
 def _guessed(table: Table, free: list[str]) -> Layout:
-    """No convention: the target by its name, as the last class or the last column of text, the other texts as inputs."""
+    """No convention: the target by its name, else the last class or the last text; the other texts as inputs."""
     texts = _texts(table, free)
     if len(free) == 1:
         line = f"text to learn (a guess): {free[0]!r}, the only column"
