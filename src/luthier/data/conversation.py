@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from luthier import json_reader
 from luthier.data.columns import Layout
+from luthier.data.numbers import dumps
 from luthier.errors import DataError
 from luthier.types import Message
 
@@ -134,7 +134,7 @@ def _text(content: Any, where: str) -> str:
             return "".join(part for part in parts if part is not None)
         raise _fault(where, "a turn holds a part that is not text; only text is supported", content)
     if isinstance(content, Mapping):  # a tool's answer given as an object
-        return json.dumps(content, ensure_ascii=False)
+        return dumps(content)
     raise _fault(where, "the content of a turn is not text", content)
 
 

@@ -8,12 +8,12 @@ metadata, and come out of `row` as they went in.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from luthier.data.numbers import Written, dumps, loads
 from luthier.errors import DataError
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class Table:
         if name not in self.rows.column_names:
             raise missing_column(name, self.columns, self.name)
         values = self.rows.column(name).to_pylist()
-        return [None if v is None else json.loads(v) for v in values] if name in self._json else [*map(_plain, values)]
+        return [None if v is None else loads(v) for v in values] if name in self._json else [*map(_plain, values)]
 
     def values(self, name: str) -> Iterator[Any]:
         """The values of one column one after the other, in memory that does not grow with the rows."""
@@ -129,7 +129,7 @@ class Table:
                     row[name] = _plain(value)
             for name in self._json:
                 if row.get(name) is not None:
-                    row[name] = json.loads(row[name])
+                    row[name] = loads(row[name])
         return rows
 
 
@@ -154,10 +154,7 @@ def _plain(value: Any) -> Any:
 
 
 def _canonical(value: Any) -> bytes:
-    return (
-        json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=str).encode("utf-8", "surrogatepass")
-        + b"\n"
-    )
+    return dumps(value, str, (",", ":")).encode("utf-8", "surrogatepass") + b"\n"
 
 
 def kinds_of(values: Iterable[Any]) -> set[type]:
@@ -182,10 +179,10 @@ def column_array(
             return pa.nulls(len(values)), False
         if kinds <= {str}:
             return pa.array(values, type=pa.large_string()), False
-        if len(kinds) == 1 and not kinds & {dict, list, tuple, set}:
+        if len(kinds) == 1 and not kinds & {dict, list, tuple, set, Written}:
             types = {int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
             return pa.array(values, None if whole else types.get(next(iter(kinds)))), False
-        texts = [None if v is None else json.dumps(v, ensure_ascii=False, default=_jsonable) for v in values]
+        texts = [None if v is None else dumps(v, _jsonable) for v in values]
         return pa.array(texts, type=pa.large_string()), True
     except UnicodeEncodeError as error:
         raise DataError(

@@ -1,4 +1,5 @@
 import json
+import pickle
 import subprocess
 import sys
 import warnings
@@ -8,7 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from luthier.data.render.template import parse, plain_text
 from luthier.data.sources import Limits, read
+from luthier.data.table import Table
 from luthier.errors import DataError, DependencyError
 from luthier.events import Progress
 
@@ -32,6 +35,36 @@ def test_delimited_text_stays_as_written(tmp_path, separator, suffix):
     lines = [["id", "a", "b"], *([row["id"], row["a"], row["b"]] for row in TEXT)]
     table = read(put(tmp_path / f"x.{suffix}", "\r\n".join(separator.join(line) for line in lines)))
     assert list(table) == TEXT
+
+
+JSON_CELLS = (
+    '{"a": 1e5, "b": 1.10, "c": true, "d": {"x": 1.10, "y": [1E3, true, null, "1.5"]}, "e": 1.5, "f": 1e400}',
+    '{"a": 2, "b": 1.5, "c": false, "d": null, "e": -0.25, "f": 1.0}',
+)
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "json"])
+def test_numbers_and_booleans_of_json_read_as_they_are_written_and_count_as_numbers(tmp_path, suffix):
+    text = "\n".join(JSON_CELLS) if suffix == "jsonl" else f"[{','.join(JSON_CELLS)}]"
+    table = read(put(tmp_path / f"x.{suffix}", text))
+    read_as = [{name: plain_text(value) for name, value in row.items()} for row in table]
+    nested = '{"x": 1.10, "y": [1E3, true, null, "1.5"]}'
+    assert read_as == [
+        {"a": "1e5", "b": "1.10", "c": "true", "d": nested, "e": "1.5", "f": "1e400"},
+        {"a": "2", "b": "1.5", "c": "false", "d": "", "e": "-0.25", "f": "1.0"},
+    ]
+    row = table.row(0)
+    assert row["a"] + 1 == 100_001 and row["b"] == 1.1 and row["c"] is True and row["d"]["x"] == 1.1
+    assert parse("{a:.0f} {a:d} {b:.3f}", table.columns).render(row).text == "100000 100000 1.100"
+    assert table.column("b") == [*table.values("b")] == [1.1, 1.5] and str(table.column("b")[0]) == "1.10"
+    assert plain_text(pickle.loads(pickle.dumps(row))["d"]) == nested  # rows go to other processes
+
+
+def test_what_is_written_otherwise_is_other_data_and_what_is_not_is_held_as_numbers(tmp_path):
+    first, second = (read(put(tmp_path / f"{text}.jsonl", f'{{"a": {text}}}')) for text in ("1.10", "1.1"))
+    assert first.content_hash != second.content_hash
+    assert second.content_hash == Table.from_columns({"a": [1.1]}, "x").content_hash
+    assert pa.types.is_float64(second.rows.schema.field("a").type)
 
 
 def test_csv_quotes_newlines_and_empty_cells(tmp_path):

@@ -8,7 +8,6 @@ attributes, indices, conversions, nested or wide formats. Braces inside the data
 from __future__ import annotations
 
 import datetime
-import json
 import math
 import re
 import string
@@ -16,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from luthier.data.numbers import dumps
 from luthier.errors import DataError, Fault
 from luthier.registry import nearest
 
@@ -129,13 +129,15 @@ def is_missing(value: Any) -> bool:
 
 
 def plain_text(value: Any) -> str:
-    """A value as it reads in a prompt: text as it is, missing as empty, nested values as JSON."""
+    """A value as it reads in a prompt: text as it is, missing as empty, nested values and booleans as JSON."""
     if isinstance(value, str):
         return value
     if is_missing(value):
         return ""
     if isinstance(value, (dict, list, tuple)):
-        return json.dumps(value, ensure_ascii=False, default=str)
+        return dumps(value, str)
+    if isinstance(value, bool):
+        return "true" if value else "false"
     if isinstance(value, (datetime.datetime, datetime.date, datetime.time)):
         return value.isoformat(" ") if isinstance(value, datetime.datetime) else value.isoformat()
     return str(value)

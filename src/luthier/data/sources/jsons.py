@@ -1,4 +1,4 @@
-"""JSON and JSON Lines. Numbers, booleans, lists and objects keep their types; NaN and null are missing."""
+"""JSON and JSON Lines. Values keep their types, numbers how they are written; NaN and null are missing."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier import json_reader
+from luthier.data import numbers
 from luthier.data.sources import memory, splits
 from luthier.data.sources.encoding import codec_of, decode, open_text
 from luthier.data.sources.formats import (
@@ -156,7 +157,7 @@ def _table(value: Any, name: str, notes: list[str]) -> Table:
 
 
 def _loads(text: str) -> Any:
-    return json_reader.parse(text, object_pairs_hook=_object, parse_constant=_constant)
+    return json_reader.parse(text, object_pairs_hook=_object, parse_constant=_constant, parse_float=numbers.number)
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
