@@ -133,18 +133,24 @@ class Table:
         return rows
 
 
-def missing_column(name: str, columns: Sequence[str], table: str, where: str | None = None) -> DataError:
-    """The one wording for a column that is not there: names it, the nearest one, and what there is."""
+def missing_column(
+    name: str, columns: Sequence[str], table: str, where: str | None = None, *, otherwise: str = ""
+) -> DataError:
+    """The one wording for a column that is not there: names it, the nearest one, and what there is.
+
+    ``otherwise``: what to do where the table shall not have it.
+    """
     from luthier.registry import nearest
 
     close = nearest(name, list(columns))
+    fix = f"did you mean {close!r}?" if close else "name one of the columns above"
     return DataError(
         "data-missing-column",
         f"{table} has no column {name!r}",
         where=where or table,
         received=name,
         allowed=list(columns),
-        fix=f"did you mean {close!r}?" if close else "name one of the columns above",
+        fix=f"{fix} {otherwise}" if close and otherwise else otherwise or fix,
     )
 
 

@@ -100,7 +100,8 @@ def _to_compare(
         table = tuned.read(dataset, encoding, sink)
         rows = list(range(len(table)))
         if tuned.layout.target is not None and tuned.layout.target not in table.columns:
-            raise missing_column(tuned.layout.target, table.columns, table.name)
+            without = "evaluation compares with answers: add the column; luthier predict answers rows without them"
+            raise missing_column(tuned.layout.target, table.columns, table.name, otherwise=without)
         advice = ("data-no-target", f"no row of {table.name} holds an answer to compare with",
                   f"fill the column {tuned.output!r}, or ask for answers alone: luthier predict")  # fmt: skip
     rows = [i for i in rows if reference_of(table.row(i), tuned.layout) is not None][:most]

@@ -11,6 +11,7 @@ import pytest
 
 from luthier.data.render.template import parse, plain_text
 from luthier.data.sources import Limits, read
+from luthier.data.sources import encoding as encodings
 from luthier.data.table import Table
 from luthier.errors import DataError, DependencyError
 from luthier.events import Progress
@@ -30,7 +31,7 @@ def put(path, text, encoding="utf-8"):
     return path
 
 
-@pytest.mark.parametrize("separator, suffix", [(",", "csv"), (";", "csv"), ("\t", "csv"), ("\t", "tsv")])
+@pytest.mark.parametrize("separator, suffix", [(",", "csv"), (";", "csv"), ("\t", "csv"), ("|", "csv"), ("\t", "tsv")])
 def test_delimited_text_stays_as_written(tmp_path, separator, suffix):
     lines = [["id", "a", "b"], *([row["id"], row["a"], row["b"]] for row in TEXT)]
     table = read(put(tmp_path / f"x.{suffix}", "\r\n".join(separator.join(line) for line in lines)))
@@ -77,6 +78,23 @@ def test_japanese_encodings_are_told_apart(tmp_path, encoding):
     text = "質問,答え\nこれは何ですか,りんごです\n"
     table = read(put(tmp_path / "x.csv", text, encoding))
     assert list(table) == [{"質問": "これは何ですか", "答え": "りんごです"}]
+
+
+def test_a_heading_may_hold_an_upright_bar(tmp_path):
+    assert list(read(put(tmp_path / "x.csv", "yes|no\nmaybe\n"))) == [{"yes|no": "maybe"}]
+
+
+@pytest.mark.parametrize("encoding", ["iso2022_jp", "iso2022_jp_ext"])
+def test_japanese_in_seven_bits_is_read_and_said(tmp_path, monkeypatch, encoding):
+    word = "ｱｶ" if encoding.endswith("ext") else "赤"
+    path = put(tmp_path / "x.csv", f"質問,答え\n何色ですか,{word}です\n", encoding)
+    table = read(path)
+    assert list(table) == [{"質問": "何色ですか", "答え": f"{word}です"}] and table.notes == (f"read as {encoding}",)
+    assert list(read(put(tmp_path / "colours.csv", "a,b\n\x1b[31mred\x1b[0m,$\n"))) == [
+        {"a": "\x1b[31mred\x1b[0m", "b": "$"}
+    ]
+    monkeypatch.setattr(encodings, "SMALL", 8)  # a larger file is not held to find out
+    assert list(read(path)) == list(table)
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "cp1252"])

@@ -85,8 +85,12 @@ def test_a_run_on_a_hub_dataset_finds_its_rows_again_when_they_are_needed(train,
 
 def test_what_cannot_be_compared_says_what_is_missing(train) -> None:
     tuned = pipeline.load(train().folder)
-    with pytest.raises(DataError, match="has no column 'label'"):
+    with pytest.raises(DataError, match="has no column 'label'") as caught:
         pipeline.evaluate(tuned, [{"text": "parcel 1 slow"}])
+    assert "luthier predict" in caught.value.faults[0].fix and "did you mean" not in caught.value.faults[0].fix
+    with pytest.raises(DataError, match="has no column 'label'") as caught:
+        pipeline.evaluate(tuned, [{"text": "parcel 1 slow", "labels": "late"}])
+    assert "did you mean 'labels'? evaluation compares" in caught.value.faults[0].fix
     with pytest.raises(DataError, match=r"no row of .* holds an answer"):
         pipeline.evaluate(tuned, [{"text": "parcel 1 slow", "label": None}])
     with pytest.raises(DataError, match="has no column 'text'") as caught:

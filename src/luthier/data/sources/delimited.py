@@ -32,7 +32,7 @@ SHOWN = 10  # ragged rows that are listed before the rest are counted
 
 @FORMATS.register(".csv")
 def read_csv(path: Path, name: str, options: Options) -> Table:
-    """Comma-separated, or separated by semicolons or tabs where the header has those and no comma."""
+    """Comma-separated, or separated by semicolons, tabs or upright bars where the header has those and no comma."""
     return _read(path, name, options, None)
 
 
@@ -106,11 +106,13 @@ def _ragged(record: list[str], header: list[str], where: str) -> Fault:
 
 def _delimiter(path: Path, name: str, codec: str) -> str:
     with open_text(path, codec) as text:
-        line = next((line for line in text if line.strip()), None)
+        filled = (line for line in text if line.strip())
+        line, after = next(filled, None), next(filled, "")
     if line is None:
         raise empty(name, "a file of blanks")
     line = "".join(line.split('"')[::2])  # what stands outside quotes
-    return "," if "," in line else max((";", "\t"), key=line.count) if ";" in line or "\t" in line else ","
+    marks = ",;\t|" if "|" in after else ",;\t"  # a heading may hold a bar; a table of them has one in every row
+    return "," if "," in line else max(marks, key=line.count)
 
 
 def _records(path: Path, name: str, codec: str, delimiter: str, field_chars: int) -> Iterator[tuple[int, list[str]]]:

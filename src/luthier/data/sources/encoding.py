@@ -37,6 +37,9 @@ def decode(data: bytes, name: str, encoding: str | None = None) -> tuple[str, st
     wide = _utf16_without_mark(data)
     if wide:
         return _strict(data, name, wide), wide
+    shifted = _seven_bits(data)
+    if shifted:
+        return _strict(data, name, shifted), shifted
     try:
         return data.decode("utf-8"), "utf-8"
     except UnicodeDecodeError as error:
@@ -52,7 +55,8 @@ def codec_of(path: Path, name: str, encoding: str | None = None) -> str:
         return _known(decode(path.read_bytes(), name, encoding)[1], name)
     with path.open("rb") as stream:
         head = stream.read(4)
-        wide = _utf16_without_mark(head + stream.read(SAMPLE))
+        sample = head + stream.read(SAMPLE)
+        wide = _utf16_without_mark(sample) or _seven_bits(sample[: sample.rfind(b"\n") + 1])
     marked = next((codec for mark, codec in MARKS if head.startswith(mark)), None)
     codec = _known(encoding, name) if encoding is not None else marked or wide or "utf-8"
     if _is_valid(path, codec):
@@ -124,6 +128,13 @@ def _utf16_without_mark(data: bytes) -> str | None:
     except UnicodeDecodeError:
         return None
     return codec if all(c in "\t\r\n" or unicodedata.category(c) not in {"Cc", "Cn", "Co"} for c in text) else None
+
+
+def _seven_bits(data: bytes) -> str | None:
+    """ISO-2022-JP, which older mail programs write: all of it is ASCII, so UTF-8 too, and reads as garbage."""
+    if b"\x1b$" not in data[:SAMPLE]:  # the escape to characters of two bytes
+        return None
+    return next((codec for codec in ("iso2022_jp", "iso2022_jp_ext") if _try(data, codec) is not None), None)
 
 
 def _mostly_utf8(data: bytes) -> bool:
