@@ -57,7 +57,8 @@ SUPPORT: list[list[str]] = [
 # Environment variables that are honoured. The libraries beneath read them, but for the CA bundles (assets.network).
 VARIABLES = (
     "HF_HOME", "HF_ENDPOINT", "HF_HUB_OFFLINE", "HF_TOKEN", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY",
-    "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "LUTHIER_CACHE", "CUDA_VISIBLE_DEVICES",
+    "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "LUTHIER_CACHE", "LUTHIER_KEEP_QUANTISED",
+    "CUDA_VISIBLE_DEVICES",
 )  # fmt: skip
 SECRET = ("HF_TOKEN",)
 

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier import events
+from luthier.assets.cache import cache_root
 from luthier.assets.spec import read_json
 from luthier.config import Config
 from luthier.errors import AssetError, ConfigError
+from luthier.parallel.place import place
 from luthier.plan import machine as machines
 from luthier.plan.slots import fits_spread
 from luthier.plan.support import BUILT, not_decoder, refusal_of
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from luthier.model.decoder.decoder import Decoder
+    from luthier.model.decoder.kept import Keeping
     from luthier.model.decoder.load import Placing
     from luthier.model.decoder.shape import Shape
     from luthier.model.tunable import Tunable
@@ -37,6 +40,8 @@ if TYPE_CHECKING:
 # variables are read when the first product is made.
 KEPT = 100
 CACHES = ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")  # torch's own, and the library's
+
+KEEP = "LUTHIER_KEEP_QUANTISED"  # 0: a base in 4 bits is neither kept in the cache nor read from it
 
 ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # with which the environment sets torch's memory itself
 
@@ -107,7 +112,7 @@ def open_tuned(
         return _handed_over(settings, base, precision, run)
     _prepare(device)
     whole = run.weights.is_dir()
-    files = replace(base, path=run.weights) if whole else base
+    files = replace(base, path=run.weights, content_hash="") if whole else base
     if _by_decoder(settings, base):
         from luthier.model.decoder.save import load_adapter
         from luthier.pipeline.decoded import Decoded
@@ -241,12 +246,23 @@ def _decoder(
             decoder = load_decoder(
                 base.path, shape, how,
                 told=lambda done, all_: sink(events.Progress(stage="load", completed=done, total=all_, unit="layers")),
+                keeping=_keeping(base, sink, writes=layers is None),
             )  # fmt: skip
         except MISREAD as error:
             raise unreadable(base, "Luthier's own decoder", error) from error
         if compiling is not None:
             compiling.join()
         return decoder
+
+
+def _keeping(base: Base, sink: events.Sink, *, writes: bool) -> Keeping | None:
+    """Where the base in 4 bits is kept; None for weights of a run's own, and where the environment forbids it."""
+    from luthier.model.decoder.kept import Keeping
+
+    if not base.content_hash or os.environ.get(KEEP) == "0":
+        return None
+    first = place().first
+    return Keeping(cache_root(), base.content_hash, writes and first, lambda text: sink(events.Note(text=text)))
 
 
 def _compiling(shape: Shape, how: Placing) -> Thread | None:

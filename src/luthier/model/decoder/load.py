@@ -1,11 +1,12 @@
 """Weights from safetensors files into the placement that the plan names, one matrix at a time.
 
-Host memory holds no more than the matrices on their way; the device holds one matrix more than the result.
+Host memory holds no more than the matrices on their way; the device holds one matrix more than the result, and where
+the quantised base is being kept, those of three layers in 4 bits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from luthier.errors import AssetError
 from luthier.kernels.linear import Linear, Matrix, Norm
 from luthier.kernels.nf4 import Packed, dequantise, quantise
 from luthier.model.decoder.decoder import Decoder, modules
+from luthier.model.decoder.kept import Keeper, Keeping, Kept
 from luthier.model.decoder.layer import Layer
 from luthier.model.decoder.shape import Shape
 from luthier.model.decoder.weights import Quantised, Resident, Scratch, Stage, Streamed, Trained
@@ -56,15 +58,41 @@ class Placing:
 
 
 def load_decoder(
-    folder: Path, shape: Shape, how: Placing, *, told: Callable[[int, int], None] | None = None
+    folder: Path,
+    shape: Shape,
+    how: Placing,
+    *,
+    told: Callable[[int, int], None] | None = None,
+    keeping: Keeping | None = None,
 ) -> Decoder:
     """The decoder with the weights of ``folder``; ``told`` hears of layers done and their number.
 
+    ``keeping``: where a base in 4 bits is read from when it was quantised before, and kept when it was not.
     Raises AssetError asset-damaged for a weight that is missing or of another shape.
     """
     with ExitStack() as stack:
-        files = Files(folder, stack)
-        return _Builder(files, shape, how).build(told)
+        files, kept, keeper = Files(folder, stack), None, None
+        if keeping is not None and how.quantised is not None:
+            where = keeping.folder(kind=how.quantised, double=how.double, dtype=how.dtype, device=how.device)
+            kept = keeping.read(where, shape.layers, stack)
+            if kept is None and keeping.writes:
+                keeper = keeping.write(where, _packed_bytes(shape, how.double), stack)
+        return _Builder(files, shape, how, kept, keeper).build(told)
+
+
+def _packed_bytes(shape: Shape, double: bool) -> int:
+    """What the matrices of all layers take in 4 bits, and their scales: one for 64 weights, of 4 bytes or of 1."""
+    weights = sum(
+        (part.stop - part.start) * _width(shape, product)
+        for product, parts in modules(shape).items()
+        for part in parts.values()
+    )
+    return int(shape.layers * weights * (1 / 2 + (1 if double else 4) / 64 + 1 / 4096))
+
+
+def _width(shape: Shape, product: str) -> int:
+    """The columns of a product's matrix."""
+    return {"o": shape.q_rows, "down": shape.intermediate}.get(product, shape.hidden)
 
 
 class Files:
@@ -103,8 +131,10 @@ class Files:
 
 
 class _Builder:
-    def __init__(self, files: Files, shape: Shape, how: Placing) -> None:
-        self.files, self.shape, self.how = files, shape, how
+    def __init__(
+        self, files: Files, shape: Shape, how: Placing, kept: Kept | None = None, keeper: Keeper | None = None
+    ) -> None:
+        self.files, self.shape, self.how, self.kept, self.keeper = files, shape, how, kept, keeper
         self.scratch = Scratch(how.device, how.dtype)
         self.stage = Stage(self.scratch) if how.weights == "streamed" else None
 
@@ -116,6 +146,8 @@ class _Builder:
         layers = []
         for number in range(shape.layers):
             layers.append(self._layer(number))
+            if self.keeper is not None:
+                self.keeper.end_layer()
             if told is not None:
                 told(number + 1, shape.layers)
         head = None if shape.tied else self._vector("lm_head.weight", (shape.vocab, shape.hidden))
@@ -134,8 +166,8 @@ class _Builder:
             alone |= {part: self._norm(f"{prefix}self_attn.{part}_norm", shape.head_dim) for part in ("q", "k")}
         products, biases = {}, {}
         for product, parts in modules(shape).items():
-            width = {"o": shape.q_rows, "down": shape.intermediate}.get(product, shape.hidden)
-            matrix = self._matrix([prefix + part for part in parts], [s.stop - s.start for s in parts.values()], width)
+            sizes = {prefix + part: (s.stop - s.start, _width(shape, product)) for part, s in parts.items()}
+            matrix = self._matrix(sizes)
             bias = self._bias(prefix, parts) if product == "qkv" and shape.qkv_bias else None
             gate = shape.activation if product == "down" else None
             products[product] = Linear(matrix, bias, before.get(product), gate)
@@ -172,27 +204,38 @@ class _Builder:
     def _master(self) -> torch.dtype:
         return torch.float64 if self.how.dtype == torch.float64 else torch.float32
 
-    def _matrix(self, names: Sequence[str], rows: Sequence[int], width: int) -> Matrix:
-        """Matrices of the file, one under another, held as the placing says."""
+    def _matrix(self, sizes: Mapping[str, tuple[int, int]]) -> Matrix:
+        """Matrices of the file by name, [rows, columns] each, one under another, held as the placing says."""
         how = self.how
-        parts = (self.files.read(f"{name}.weight", (count, width)) for name, count in zip(names, rows, strict=True))
         if how.quantised is None and how.weights == "streamed":
             assert self.stage is not None
-            return Streamed([part.to(how.dtype) for part in parts], self.stage)
+            return Streamed([self._part(name, size).to(how.dtype) for name, size in sizes.items()], self.stage)
         if how.quantised is not None and how.weights != "resident":
-            packed = [self._pack(part) for part in parts]
+            packed = [self._packed(name, size) for name, size in sizes.items()]
             return Streamed(packed, self.stage) if self.stage is not None else Quantised(packed, self.scratch)
-        whole = torch.empty(sum(rows), width, device=how.device, dtype=self._master() if how.trained else how.dtype)
+        rows, width = sum(rows for rows, _ in sizes.values()), next(iter(sizes.values()))[1]
+        whole = torch.empty(rows, width, device=how.device, dtype=self._master() if how.trained else how.dtype)
         start = 0
-        for part in parts:
-            into = whole[start : start + len(part)]
+        for name, size in sizes.items():
+            into = whole[start : start + size[0]]
             if how.quantised is None:
-                into.copy_(part, non_blocking=True)
+                into.copy_(self._part(name, size), non_blocking=True)
             else:
-                dequantise(self._pack(part), into)  # resident values are those of the quantised base
-            start += len(part)
+                dequantise(self._packed(name, size), into)  # resident values are those of the quantised base
+            start += size[0]
         return Trained(nn.Parameter(whole), how.dtype) if how.trained else Resident(whole)
 
-    def _pack(self, part: torch.Tensor) -> Packed:
-        assert self.how.quantised is not None
-        return quantise(part.to(self.how.device, self.how.dtype), kind=self.how.quantised, double=self.how.double)
+    def _part(self, name: str, size: tuple[int, int]) -> torch.Tensor:
+        return self.files.read(f"{name}.weight", size)
+
+    def _packed(self, name: str, size: tuple[int, int]) -> Packed:
+        """A matrix in 4 bits on the device: as it was kept, else quantised there. One that is streamed may lie here."""
+        how = self.how
+        assert how.quantised is not None
+        if self.kept is not None:
+            read = self.kept.read(name, size)
+            return read if self.stage is not None else read.to(how.device)
+        packed = quantise(self._part(name, size).to(how.device, how.dtype), kind=how.quantised, double=how.double)
+        if self.keeper is not None:
+            self.keeper.add(name, packed)
+        return packed
