@@ -23,7 +23,8 @@ from luthier.plan.planner import Planned
 from luthier.plan.speed import speed
 from luthier.types import Base, Example, Plan
 
-LAYERS = {"cpu": (1, 3), "cuda": (2, 6)}  # the two heights; graphs leave the last layer out, so a GPU's have two
+# The two heights. With graphs the host still starts the last layer and the loss: lower heights would wait for it.
+LAYERS, GRAPHED = {"cpu": (1, 3), "cuda": (2, 6)}, (8, 16)
 # Bytes of weights that a probe loads: of the whole model where that is no more. Small models need it most: on a CPU the
 # difference of two heights is multiplied by many layers, its noise with it, and a GPU waits for the host at one height
 # and not at the other.
@@ -60,7 +61,7 @@ def probed(settings: Config, base: Base, planned: Planned, sink: events.Sink = e
     """``planned`` with the time of a step as this machine takes it. Seconds, not minutes: see `BUDGET`."""
     job, plan = planned.job, planned.plan
     kind, most = plan.device.split(":")[0], job.shape.spec.layers
-    low, high = (min(layers, most) for layers in LAYERS[kind])
+    low, high = (min(layers, most) for layers in (GRAPHED if plan.graphs else LAYERS[kind]))
     whole = _whole(planned) or high == most
     again = min(plan.recompute_layers, most)
 

@@ -10,7 +10,7 @@ from typing import Any
 from luthier.errors import ConfigError
 from luthier.plan.answering import Rate, step_seconds
 from luthier.plan.memory import GIB
-from luthier.plan.planner import Planned
+from luthier.plan.planner import Planned, new_lengths
 from luthier.plan.slots import ROWS
 from luthier.plan.speed import RANGE, Span, as_timed
 
@@ -25,7 +25,7 @@ class Times:
 
     step: Span
     epoch: Span
-    start: Span
+    start: Span  # loading, and what each padded length costs once
     evaluation: Span  # all of them
     total: Span
     tokens_per_second: Rate  # real tokens, of training
@@ -59,7 +59,8 @@ def times(planned: Planned, validation_tokens: int) -> Times:
     forward = validation_tokens * per_token / 3
     evaluation = span(job.evaluations * (forward + _answers(planned)))
     kind = plan.device.split(":")[0]
-    start = span(STARTUP[kind] + 2 * job.shape.spec.parameters / READ)
+    once = new_lengths(job, plan) * job.total_steps
+    start = span(STARTUP[kind] + 2 * job.shape.spec.parameters / READ + once)
     total = (step * job.total_steps).plus(evaluation).plus(start)
     return Times(
         step,
