@@ -1,14 +1,15 @@
 """Other trainers on the same work as train_speed.py and cpu_speed.py, each as the config says and at its best.
 
-    python benchmarks/peers.py plain trl unsloth --folder /tmp/llama7b --out peers.csv        on a GPU, NF4 base
-    python benchmarks/peers.py plain trl --cpu --folder PATH_OF_SMOLLM2                       on a CPU, bf16
+    python benchmarks/peers.py plain trl unsloth ludwig --folder /tmp/llama7b --out peers.csv    on a GPU, NF4 base
+    python benchmarks/peers.py plain trl ludwig --cpu --folder PATH_OF_SMOLLM2                   on a CPU, bf16
 
 `literal` is batch 1 with 16 accumulation steps, everything else as the trainer has it by default. The other settings
 are those found to be fastest: the whole batch in one padded pass, no checkpointing, with Liger's kernels and without.
 `literal` warms up for one step (16 passes) and is timed for `--steps`, the others warm up for 8 and are timed for six
 times as many. Tokens are the real ones, padding left out, counted from what the model was given. Each trainer runs in a
-process of its own; one that is not installed, or fails, is a row that says so. The folder needs a tokenizer for TRL and
-Unsloth (`--tokenizer`).
+process of its own; one that is not installed, or fails, is a row that says so. The folder needs a tokenizer for TRL,
+Unsloth and Ludwig (`--tokenizer`). Ludwig (0.17 was tried) is run as the config says only, in an environment of its own
+where what it needs differs from the others.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import gc
 import itertools
 import json
 import os
+import random
 import resource
 import subprocess
 import sys
@@ -41,6 +43,7 @@ PACKAGES = {
     "plain": ("transformers", "peft", "bitsandbytes"),
     "trl": ("trl", "transformers", "peft", "liger-kernel"),
     "unsloth": ("unsloth", "trl", "transformers"),
+    "ludwig": ("ludwig", "transformers", "peft", "bitsandbytes"),
 }
 
 
@@ -250,6 +253,68 @@ def unsloth(job: Job) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
     yield "padded", lambda: run("padded", False, per_device_train_batch_size=BATCH, gradient_accumulation_steps=1)
 
 
+def ludwig(job: Job) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
+    """Ludwig's own trainer on text, which it takes: common words, a token each, as many as the samples have tokens."""
+    import pandas
+    import torch
+    from ludwig.api import LudwigModel
+    from ludwig.callbacks import Callback
+    from seed_job import WORDS
+
+    def run(setting: str) -> dict[str, Any]:
+        clock, draw, rows = job.clock(setting), random.Random(1), job.rows
+
+        class Timed(Callback):  # type: ignore[misc]
+            def on_epoch_start(self, trainer: Any, *_: Any, **__: Any) -> None:  # adapted by then; there is one epoch
+                trainer.model.model.register_forward_pre_hook(self.given, with_kwargs=True)
+
+            def on_batch_end(self, *_: Any, sync_step: bool, **__: Any) -> None:
+                if sync_step:
+                    clock.stepped()
+
+            @staticmethod
+            def given(_: Any, __: Any, named: dict[str, Any]) -> None:
+                # by the mask: it pads with the token that ends each answer, which is a real one there
+                clock.given(torch.where(named["attention_mask"].bool(), REAL, 0))
+
+        def words(count: int) -> str:
+            return " ".join(draw.choice(WORDS) for _ in range(count))
+
+        chosen = [rows[i % len(rows)] for i in range(clock.last * BATCH)]  # one epoch: it steps once more at an end
+        prompts = [row["labels"].count(-100) for row in chosen]
+        table = {
+            "instruction": [words(count) for count in prompts],
+            "output": [words(len(row["labels"]) - count) for row, count in zip(chosen, prompts, strict=True)],
+        }
+        config = {
+            "model_type": "llm",
+            "base_model": str(with_tokenizer(job)),
+            "input_features": [{"name": "instruction", "type": "text", "preprocessing": {"max_sequence_length": 512}}],
+            "output_features": [{"name": "output", "type": "text", "preprocessing": {"max_sequence_length": 512}}],
+            "adapter": {"type": "lora", "r": R, "alpha": 2 * R, "dropout": 0.0, "target_modules": TARGETS},
+            "trainer": {
+                "type": "finetune",
+                "epochs": 1,
+                "batch_size": 1,
+                "gradient_accumulation_steps": BATCH,
+                "learning_rate": 1e-4,
+                "optimizer": {"type": "adam"},
+                "skip_all_evaluation": True,
+            },
+            **({} if job.cpu else {"quantization": {"bits": 4}}),
+        }
+        saved = ("model", "progress", "log", "processed_input", "training_description", "training_statistics")
+        LudwigModel(config, backend="local", callbacks=[Timed()]).train(
+            training_set=pandas.DataFrame(table),
+            output_directory=tempfile.mkdtemp(),
+            **{f"skip_save_{what}": True for what in saved},
+        )
+        return clock.row("ludwig", setting)
+
+    literal = "literal, fp32" if job.cpu else "literal"  # it loads a base that is not quantised in fp32
+    yield literal, lambda: run(literal)
+
+
 def padded(rows: list[dict[str, list[int]]]) -> dict[str, Any]:
     """The rows side by side, shorter ones padded on the right."""
     import torch
@@ -257,6 +322,18 @@ def padded(rows: list[dict[str, list[int]]]) -> dict[str, Any]:
     width = max(len(row["input_ids"]) for row in rows)
     fill = {"input_ids": 2, "labels": -100, "attention_mask": 0}
     return {key: torch.tensor([row[key] + [fill[key]] * (width - len(row[key])) for row in rows]) for key in fill}
+
+
+def with_tokenizer(job: Job) -> Path:
+    """A folder that has both, for who takes one: the base's, or one of links."""
+    if job.tokenizer == job.folder:
+        return job.folder
+    folder = Path(tempfile.mkdtemp())
+    for path in (*job.folder.iterdir(), *job.tokenizer.iterdir()):
+        link = folder / path.name
+        if not link.exists():  # the base's config is there first
+            link.symlink_to(path.resolve())
+    return folder
 
 
 def _arguments(clock: Clock) -> dict[str, Any]:
@@ -306,7 +383,7 @@ def one(who: str, job: Job, only: str | None) -> None:
     if job.cpu:  # TRL takes a GPU for granted where Triton is installed; from 1.15 on, wherever it trains
         sys.modules["triton"] = None  # type: ignore[assignment]
     try:
-        settings = list({"plain": plain, "trl": trl, "unsloth": unsloth}[who](job))
+        settings = list({"plain": plain, "trl": trl, "unsloth": unsloth, "ludwig": ludwig}[who](job))
     except ImportError as error:
         settings = []
         print("ROW " + json.dumps({"who": who, "error": f"not installed: {error}"}), flush=True)

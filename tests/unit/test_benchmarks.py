@@ -100,12 +100,26 @@ def test_a_peer_that_is_not_installed_says_so(
 ) -> None:
     peers = load("peers")
     monkeypatch.setattr(os, "environ", dict(os.environ))
-    for who in ("trl", "unsloth"):
+    for who in ("ludwig", "trl", "unsloth"):
         monkeypatch.setitem(sys.modules, who, None)
         peers.one(who, peers.Job(tmp_path, tmp_path, steps=1, cpu=False), None)
         (line,) = capsys.readouterr().out.splitlines()
         row = json.loads(line.removeprefix("ROW "))
         assert row["who"] == who and row["error"].startswith("not installed:") and who in row["error"]
+
+
+def test_a_tokenizer_lies_beside_a_base_that_has_none(load: Any, tmp_path: Path) -> None:
+    peers = load("peers")
+    base, other = tmp_path / "base", tmp_path / "tokenizer"
+    for folder, names in ((base, ("config.json", "model.safetensors")), (other, ("config.json", "tokenizer.json"))):
+        folder.mkdir()
+        for name in names:
+            (folder / name).write_text(folder.name)
+    job = peers.Job(base, base, steps=1, cpu=True)
+    assert peers.with_tokenizer(job) == base
+    both = peers.with_tokenizer(peers.Job(base, other, steps=1, cpu=True))
+    read = {path.name: path.read_text() for path in both.iterdir()}
+    assert read == {"config.json": "base", "model.safetensors": "base", "tokenizer.json": "tokenizer"}
 
 
 def test_earlier_tables_are_drawn_too(load: Any) -> None:
