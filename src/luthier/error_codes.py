@@ -195,7 +195,7 @@ CODES: dict[str, Code] = {
         "put it back, or name rows with answers: --dataset FILE",
     ),
     "run-not-writable": Code(
-        "A run folder that cannot be written to: read-only, not permitted, or its disk failed.",
+        "A run folder or an output file that cannot be written: read-only, not permitted, or its disk failed.",
         "a folder that you may write to",
         "choose an --output folder on a disk that you may write to",
     ),

@@ -13,8 +13,8 @@ import typer
 
 from luthier import __version__
 from luthier.cli import chat, check, convert, doctor, evaluate, init, plan, predict, runs, schema, train
-from luthier.cli.common import report_failure
-from luthier.errors import ConfigError, LuthierError
+from luthier.cli.common import emit, report_failure
+from luthier.errors import ConfigError, LuthierError, TrainingError
 from luthier.parallel import place
 from luthier.secrets import hidden
 
@@ -54,6 +54,9 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 
 REPORT = "this is a fault of Luthier: please report it, with what the same command prints with --debug"
 
+
+# Made now: when there is no memory, nothing is.
+NO_MEMORY = TrainingError("training-no-memory", "this machine has no memory left for that", received="no free memory")
 
 # The parser's own error, of the click that typer uses; some versions of typer bring one of their own.
 UsageError: Any = typer.BadParameter.__base__
@@ -107,13 +110,16 @@ def main() -> None:
     except SystemExit as end:
         raise _ended(end.code) from None
     except MemoryError:
-        typer.echo("error [training-no-memory] this machine has no memory left for that", err=True)
-        raise SystemExit(6) from None
+        report_failure(NO_MEMORY, as_json)
+        raise SystemExit(NO_MEMORY.exit_code) from None
     except BrokenPipeError:
         raise SystemExit(141) from None
     except Exception as error:  # a fault of ours, or of a library below us
         if debug:
             _show_traceback()
         said = hidden(f"{type(error).__name__}: {error}")
-        typer.echo(f"error [unexpected] {said}\n  fix:      {REPORT}", err=True)
+        if as_json and place().first:
+            emit({"error": [{"code": "unexpected", "message": said, "fix": REPORT}], "exit_code": 1})
+        else:
+            typer.echo(f"error [unexpected] {said}\n  fix:      {REPORT}", err=True)
         raise SystemExit(1) from None

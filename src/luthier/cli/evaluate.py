@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -39,15 +40,16 @@ def command(
     path = common.one_of(run, run_option, "RUN", "--model_path")
     from luthier import pipeline
     from luthier.run import atomic
+    from luthier.run.output import writing
 
-    file = _file_of(output) if output is not None else None
-    with common.session(as_json) as sink:
+    file = None if output is None else output if output.suffix == ".json" else output / "evaluation.json"
+    with nullcontext() if file is None else writing(file), common.session(as_json) as sink:
         tuned = pipeline.load(
             path, overrides=sets or [], trust_remote_code=trust_remote_code, dataset=dataset, sink=sink
         )
         comparison = pipeline.evaluate(tuned, dataset, rows=rows, shots=shots, encoding=encoding, sink=sink)
-    if file is not None:
-        atomic.write_json(file, comparison.to_json())
+        if file is not None:
+            atomic.write_json(file, comparison.to_json())
     if as_json:
         common.emit(comparison.to_json() | sink.told())
         return
@@ -56,15 +58,3 @@ def command(
     console.show_comparison(comparison.to_json(), samples)
     if tuned.folder is not None:
         typer.echo(f"\nfull report: {tuned.folder / 'report.html'}")
-
-
-def _file_of(output: Path) -> Path:
-    """The file of the comparison, in a folder that is there; before the work. Raises RunError run-not-writable."""
-    from luthier.run.folder import not_writable
-
-    file = output if output.suffix == ".json" else output / "evaluation.json"
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise not_writable(file.parent, error) from error
-    return file

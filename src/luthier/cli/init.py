@@ -36,8 +36,9 @@ def command(
             fix="choose another --output, or pass --force to replace it",
         )
     from luthier import starter
+    from luthier.run.output import writing
 
-    with common.session(as_json) as sink:
+    with writing(output), common.session(as_json) as sink:
         made = starter.write_config(
             data,
             output,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -49,12 +50,13 @@ def command(
     if dataset is None:
         raise typer.BadParameter("--dataset names the table to answer")
     from luthier import pipeline
+    from luthier.run.output import writing
     from luthier.tuned.bulk import predict_into
     from luthier.tuned.writing import answers_file
 
-    if output is not None:
-        answers_file(output)  # a name that cannot be written is refused before the work, not after it
-    with common.session(as_json) as sink:
+    # what cannot be written is refused before the work, not after it
+    kept = nullcontext() if output is None else writing(answers_file(output))
+    with kept, common.session(as_json) as sink:
         tuned = pipeline.load(
             path, overrides=sets or [], trust_remote_code=trust_remote_code, dataset=dataset, sink=sink
         )

@@ -20,11 +20,13 @@ def command(
     """Print the JSON Schema of config.yaml. Editors complete and check with it."""
     from luthier import config
     from luthier.run import atomic
+    from luthier.run.output import writing
 
     if output is None:
         common.emit(config.json_schema())
     else:
-        atomic.write_json(output, config.json_schema())
+        with writing(output):
+            atomic.write_json(output, config.json_schema())
         if as_json:
             common.emit({"schema": str(output)})
         else:

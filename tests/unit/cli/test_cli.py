@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import re
@@ -10,6 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import typer.main
@@ -256,6 +258,55 @@ def test_evaluate_writes_the_comparison_where_it_is_told(
     (tmp_path / "taken").touch()
     code, out, _ = luthier("evaluate", str(trained / "made"), "-od", "taken", "--json")
     assert code == 5 and json.loads(out)["error"][0]["code"] == "run-not-writable"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("schema", "-o", "{place}/schema.json"),
+        ("init", "rows.csv", "-o", "{place}/config.yaml"),
+        ("predict", "made", "--dataset", "rows.csv", "--output", "{place}/answers.csv"),
+        ("evaluate", "made", "--rows", "1", "--output", "{place}/compared.json"),
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_an_output_gets_its_folder_and_one_that_cannot_be_written_is_said_before_the_work(
+    arguments: tuple[str, ...], trained: Path, luthier: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(trained)
+    (tmp_path / "taken").touch()
+    code, out, err = luthier(*(one.format(place=tmp_path / "taken") for one in arguments), "--json")
+    (fault,) = json.loads(out)["error"]
+    assert (code, fault["code"], err) == (5, "run-not-writable", "")
+    assert fault["where"] == arguments[-1].format(place=tmp_path / "taken") and "--output" in fault["fix"]
+    code, out, err = luthier(*(one.format(place=tmp_path / "new" / "folder") for one in arguments), "--json")
+    assert code == 0, out
+    assert Path(arguments[-1].format(place=tmp_path / "new" / "folder")).stat().st_size
+
+
+def test_a_disk_that_fills_while_the_output_is_written_is_said(
+    luthier: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, value: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("luthier.run.atomic.write_json", full)
+    code, out, _ = luthier("schema", "-o", "schema.json", "--json")
+    assert code == 5 and json.loads(out)["error"][0]["code"] == "run-no-space"
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "slug"), [(MemoryError(), 6, "training-no-memory"), (ValueError("odd"), 1, "unexpected")]
+)
+def test_what_no_one_expected_is_said_as_json_too(
+    error: Exception, code: int, slug: str, luthier: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("luthier.config.json_schema", Mock(side_effect=error))
+    found, out, err = luthier("schema", "--json")
+    told = json.loads(out)
+    assert found == told["exit_code"] == code and [one["code"] for one in told["error"]] == [slug] and not err
+    found, out, err = luthier("schema")
+    assert found == code and not out and f"[{slug}]" in err
 
 
 def test_chat_asks_the_way_the_model_was_taught(trained: Path, luthier: Run) -> None:
