@@ -126,8 +126,20 @@ def spec_of(config: dict[str, Any], parameters: int, dtype: str) -> ModelSpec:
     )
 
 
+def modules(folder: Path) -> list[str]:
+    """The dotted names of the modules that have weights in a model folder. Raises AssetError asset-damaged."""
+    names = (name for path in weight_files(folder) for name, _ in _entries(path))
+    return list(dict.fromkeys(name.rpartition(".")[0] for name in names))
+
+
 def tensors(path: Path) -> Iterator[tuple[str, int]]:
     """Type and number of elements of each tensor of a safetensors file. Checks that the file is as long as it says."""
+    for _, (dtype, count, _) in _entries(path):
+        yield dtype, count
+
+
+def _entries(path: Path) -> list[tuple[str, tuple[str, int, int]]]:
+    """Name of each tensor, and what `_entry` says of it. Raises AssetError asset-damaged."""
     size = path.stat().st_size
     with path.open("rb") as stream:
         head = stream.read(8)
@@ -137,14 +149,13 @@ def tensors(path: Path) -> Iterator[tuple[str, int]]:
         try:
             header: dict[str, Any] = json_reader.parse(stream.read(length))
             header.pop("__metadata__", None)
-            found = [_entry(entry) for entry in header.values()]
+            found = [(str(name), _entry(entry)) for name, entry in header.items()]
         except (ValueError, AttributeError, KeyError, TypeError) as error:
             raise _damaged(path, "its header is not that of a safetensors file") from error
-    end = max((end for *_, end in found), default=0)
+    end = max((end for _, (*_, end) in found), default=0)
     if 8 + length + end != size:
         raise _damaged(path, f"it has {size:,} bytes and should have {8 + length + end:,}")
-    for dtype, count, _ in found:
-        yield dtype, count
+    return found
 
 
 def _entry(entry: dict[str, Any]) -> tuple[str, int, int]:

@@ -25,6 +25,7 @@ from luthier.errors import ConfigError, Fault
 from luthier.infer.sampling import resolve
 from luthier.parallel import place
 from luthier.pipeline.continuing import with_adapter_of
+from luthier.pipeline.named import check_layers, check_metrics
 from luthier.plan import machine as machines
 from luthier.plan import planner
 from luthier.plan.support import BUILT, refusal_of
@@ -87,6 +88,7 @@ def prepare(
     seen = examine(settings, dataset, base_of, encoding=encoding, sink=sink)
     machine = place().share_of(machines.probe(settings.execution.device))
     engine = replace(BUILT, refusal=refusal_of(read_json(seen.base.path / "config.json")))
+    check_layers(seen.config, seen.base, engine)
     plan = planner.make_plan(seen.config, seen.base.spec, seen.prepared.stats, machine, engine=engine)
     known = {field.name: getattr(seen, field.name) for field in fields(seen)}
     return Work(**known, machine=machine, plan=plan)
@@ -126,6 +128,7 @@ def examine(
         layout = replace(layout, classes=declared.preprocessing.vocab)
     _check_prompt(settings, layout)
     _check_target(settings, layout)
+    check_metrics(settings, layout)
     base = base_of(settings.base_model)
     tokenizer = Tokenizer.load(base.path)
     # What cannot be generated is told now, before training, which may take long.

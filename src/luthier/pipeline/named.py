@@ -1,0 +1,82 @@
+"""Names in a config that only data and base can judge: the metric that is watched, the layers that are adapted.
+
+A name that stands for nothing is refused before a weight is loaded, not after the epoch that would have needed it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from luthier.assets.spec import modules
+from luthier.config import Config
+from luthier.data.columns import Layout
+from luthier.errors import AssetError, ConfigError, Fault
+from luthier.metrics import DEFAULT_CLASS, DEFAULT_TEXT, available
+from luthier.plan.support import Engine, not_decoder
+from luthier.registry import nearest
+from luthier.types import Base
+
+MEASURED = ("loss", "perplexity", "supervised_tokens", "token_accuracy")  # what an evaluation gives for any target
+PROJECTION = re.compile(r".*\.layers\.\d+\.\w+\.\w+_proj")  # what the decoder puts an adapter beside
+
+
+def check_metrics(settings: Config, layout: Layout) -> None:
+    """Raise ConfigError for a metric that decides and that no evaluation of this target gives."""
+    trainer = settings.trainer
+    schedule = trainer.learning_rate_scheduler
+    generated = available(DEFAULT_CLASS if layout.classes else DEFAULT_TEXT)
+    validated = [*MEASURED, *(generated if layout.target is not None and trainer.eval_generation_rows else [])]
+    trained = list(MEASURED) if trainer.evaluate_training_set else ["loss"]
+    asked = {"validation_metric": (trainer.validation_metric, validated)}
+    if schedule.reduce_on_plateau:
+        there = trained if schedule.reduce_eval_split == "training" else validated
+        asked["learning_rate_scheduler.reduce_eval_metric"] = (schedule.reduce_eval_metric, there)
+    faults = [
+        Fault(
+            "config-bad-value",
+            f"evaluation does not give {metric!r}",
+            f"trainer.{key}",
+            metric,
+            there,
+            _meant(metric, there) or f"{key.rpartition('.')[2]}: loss",
+        )
+        for key, (metric, there) in asked.items()
+        if metric not in there
+    ]
+    if faults:
+        raise ConfigError(faults)
+
+
+def check_layers(settings: Config, base: Base, engine: Engine) -> None:
+    """Raise AssetError for target_modules that the base, of an architecture that is known, has not."""
+    adapter = settings.adapter
+    declared = None if adapter is None or adapter.pretrained_adapter_weights else adapter.target_modules
+    if declared in (None, "all-linear") or base.spec.architecture not in engine.architectures:
+        return
+    there = [*modules(base.path), "lm_head"]
+    if not_decoder(settings, base.spec, engine) is None and settings.execution.model != "generic":
+        there = [name for name in there if PROJECTION.fullmatch(name)]
+    if isinstance(declared, str):
+        unknown = [] if any(re.fullmatch(declared, name) for name in there) else [declared]
+    else:
+        unknown = [name for name in declared if not any(f".{one}".endswith(f".{name}") for one in there)]
+    short = sorted({name.rpartition(".")[2] for name in there})
+    faults = [
+        Fault(
+            "asset-unsupported",
+            f"no layer of {base.name} that can be adapted is named {name!r}",
+            "adapter.target_modules",
+            name,
+            short,
+            _meant(name, short) or "name its layers, or leave target_modules out for all linear ones",
+        )
+        for name in unknown
+    ]
+    if faults:
+        raise AssetError(faults)
+
+
+def _meant(name: str, known: Sequence[str]) -> str | None:
+    close = nearest(name, known)
+    return f"did you mean {close!r}?" if close else None

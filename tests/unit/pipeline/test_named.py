@@ -1,0 +1,109 @@
+"""Metrics and layers that a config names are looked for before a weight is loaded."""
+
+from __future__ import annotations
+
+from typing import Any
+from unittest.mock import Mock
+
+import pytest
+import torch
+
+from luthier import config, pipeline
+from luthier.errors import AssetError, ConfigError
+from luthier.pipeline import named
+from luthier.train.evaluation import Evaluator
+from luthier.types import Example, Plan
+
+TEXT = [{"name": "label", "type": "text"}]
+
+
+@pytest.mark.parametrize(
+    ("features", "trainer", "where", "there"),
+    [
+        (TEXT, {"validation_metric": "accuracy"}, "trainer.validation_metric", "exact_match"),
+        (None, {"validation_metric": "exact_match"}, "trainer.validation_metric", "macro_f1"),
+        (None, {"validation_metric": "accuracy", "eval_generation_rows": 0}, "trainer.validation_metric", "loss"),
+        (
+            None,
+            {"learning_rate_scheduler": {"reduce_on_plateau": 1, "reduce_eval_metric": "los"}},
+            "trainer.learning_rate_scheduler.reduce_eval_metric",
+            "loss",
+        ),
+        (
+            None,
+            {
+                "learning_rate_scheduler": {
+                    "reduce_on_plateau": 1,
+                    "reduce_eval_metric": "perplexity",
+                    "reduce_eval_split": "training",
+                }
+            },
+            "trainer.learning_rate_scheduler.reduce_eval_metric",
+            "loss",
+        ),
+    ],
+)
+def test_a_metric_that_no_evaluation_gives_is_refused_before_training(
+    settings, rows, features: Any, trainer: dict[str, Any], where: str, there: str
+) -> None:
+    settings["trainer"] |= {"eval_generation_rows": 4} | trainer
+    made = config.load(settings | ({"output_features": features} if features else {}))
+    with pytest.raises(ConfigError) as caught:
+        pipeline.check(made, rows)
+    (fault,) = caught.value.faults
+    assert fault.code == "config-bad-value" and fault.where == where and there in (fault.allowed or ())
+
+
+def test_a_metric_of_the_target_decides(settings, rows, train) -> None:
+    made = train("classes", trainer__validation_metric="accuracy", trainer__eval_generation_rows=4)
+    assert made.to_json()["best"]["metric"] == "accuracy"
+    settings["trainer"]["validation_metric"] = "token_accuracy"
+    pipeline.check(config.load(settings | {"output_features": TEXT}), rows)
+
+
+def test_what_is_called_measured_is_what_an_evaluation_gives() -> None:
+    """The names are written down apart from torch."""
+    plan = Plan("cpu", 64)
+    evaluator = Evaluator(
+        model=torch.nn.Linear(1, 1),
+        score=lambda batch: (torch.zeros(1), torch.ones(1)),
+        examples=[Example(row=0, ids=[1, 2], weights=[0.0, 1.0])],
+        plan=plan,
+    )
+    assert set(evaluator()) - {"tokens_per_s"} == set(named.MEASURED)
+
+
+@pytest.mark.parametrize(
+    ("adapter", "wrong"),
+    [
+        ({"target_modules": ["nope"]}, "nope"),
+        ({"target_modules": ["q_proj", "lm_head"]}, "lm_head"),  # the decoder would leave it out without a word
+        ({"target_modules": r".*\.(c_attn|qkv)"}, r".*\.(c_attn|qkv)"),
+        ({"type": "loha", "target_modules": ["q_proj", "w_proj"]}, "w_proj"),
+    ],
+)
+def test_layers_that_the_base_has_not_are_refused_before_it_is_loaded(
+    settings, rows, adapter: dict[str, Any], wrong: str, monkeypatch: pytest.MonkeyPatch, tmp_path
+) -> None:
+    monkeypatch.setattr("luthier.pipeline.fitting.open_for_tuning", Mock(side_effect=AssertionError("it was loaded")))
+    made = config.load(settings | {"adapter": {"type": "lora"} | adapter})
+    for ask in (pipeline.check, lambda one, data: pipeline.train(one, data, output=tmp_path / "run")):
+        with pytest.raises(AssetError) as caught:
+            ask(made, rows)
+        (fault,) = caught.value.faults
+        assert (fault.code, fault.where, fault.received) == ("asset-unsupported", "adapter.target_modules", wrong)
+        assert "q_proj" in (fault.allowed or ())
+
+
+@pytest.mark.parametrize(
+    "adapter",
+    [
+        {"target_modules": ["q_proj", "0.mlp.up_proj", "model.layers.1.self_attn.o_proj"]},
+        {"target_modules": r".*\.(q_proj|v_proj|query_key_value|c_attn|qkv_proj|Wqkv)"},
+        {"target_modules": "all-linear"},
+        {"type": "ln_tuning", "target_modules": ["input_layernorm"]},
+        {"use_dora": True, "target_modules": ["q_proj", "lm_head"]},  # through PEFT
+    ],
+)
+def test_layers_that_the_base_has_are_found(settings, rows, adapter: dict[str, Any]) -> None:
+    pipeline.check(config.load(settings | {"adapter": {"type": "lora"} | adapter}), rows)
