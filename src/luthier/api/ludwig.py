@@ -123,7 +123,9 @@ class LudwigModel:
         )
         data = _joined(training_set, validation_set, test_set) if training_set is not None else dataset
         if random_seed is not None:
-            self._model.config = config_module.load(self._model.config.to_dict(), [f"random_seed={random_seed}"])
+            before = self._model.config
+            seed = [f"random_seed={random_seed}"]
+            self._model.config = config_module.load(before.to_dict(), seed, file=before.file)
         name = f"{experiment_name}_{model_name}" if experiment_name else model_name
         output = Path(model_resume_path) if model_resume_path else numbered(output_directory, name)
         trained = self._model.train(data, output=output)

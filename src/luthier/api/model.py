@@ -27,7 +27,6 @@ class Model:
     ) -> None:
         """Read and check ``config``; nothing heavy happens yet. Raises ConfigError with every fault found."""
         self.config: Config = config_module.load(config)
-        self._config_path = _path_of(config)
         self.trust_remote_code = trust_remote_code
         self.quiet = quiet
         self.folder: Path | None = None
@@ -46,14 +45,13 @@ class Model:
         made = cls.__new__(cls)
         made.config, made.trust_remote_code, made.quiet = tuned.config, trust_remote_code, quiet
         made.folder, made._tuned = tuned.folder, tuned
-        made._config_path = tuned.folder / "config.yaml" if tuned.folder is not None else None
         return made
 
     def train(
         self, dataset: Dataset = None, *, output: str | Path | None = None, encoding: str | None = None
     ) -> pipeline.Trained:
         """Fine-tune on ``dataset`` (default: the config's own) into the run folder ``output``."""
-        known = recorded_inputs(self.config.dataset, self._config_path)
+        known = recorded_inputs(self.config.dataset, self.config.file)
         data = known.dataset if dataset is None else dataset
         if data is None:
             raise ConfigError(
@@ -131,10 +129,3 @@ class Model:
     def _release(self) -> None:
         """Let go of the weights in memory, so that training again does not hold two models."""
         self._tuned = None
-
-
-def _path_of(config: object) -> Path | None:
-    """The file that a config is read from; a text with a line break is YAML itself."""
-    if isinstance(config, Path):
-        return config
-    return Path(config) if isinstance(config, str) and "\n" not in config else None

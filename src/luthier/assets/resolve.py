@@ -84,16 +84,30 @@ def _say_terms(name: str, sink: events.Sink) -> None:
         sink(events.Note(text=f"{name}: {terms}"))
 
 
-def refuse_no_name(name: str) -> None:
-    """Raise AssetError for a name that stands for nothing here and cannot be a hub id; nothing is read or asked."""
+def refuse_no_name(name: str, *, beside: Path | None = None) -> None:
+    """Raise AssetError for a name that stands for nothing here and cannot be a hub id; nothing is read or asked.
+
+    ``beside``: a further folder that a relative path was looked for in.
+    """
     path = Path(name).expanduser()
-    if path.suffix.lower() == ".gguf":
-        if not path.is_file():
-            raise not_found(name, [f"the file {path}"])
-    elif name not in ALIASES and not path.is_dir() and not is_hub_id(name):
-        close = None if path.parent.name else nearest(name, ALIASES)
-        fix = f"did you mean {close!r}?" if close else None
-        raise not_found(name, [f"the aliases {', '.join(ALIASES)}", f"the folder {path}"], fix=fix)
+    gguf = path.suffix.lower() == ".gguf"
+    if path.is_file() if gguf else name in ALIASES or path.is_dir() or is_hub_id(name):
+        return
+    places = list(dict.fromkeys(one.absolute() for one in ([] if beside is None else [beside / path]) + [path]))
+    looked = [f"the {'file' if gguf else 'folder'} {place}" for place in places]
+    if not gguf:
+        looked.insert(0, f"the aliases {', '.join(ALIASES)}")
+    close = None if path.parent.name else nearest(name, ALIASES)
+    close = close or next(filter(None, map(_sibling, places)), None)
+    fix = f"did you mean {close!r}?" if close else "name a folder that is there, a hub id, or a built-in base: smollm2"
+    raise not_found(name, looked, fix)
+
+
+def _sibling(path: Path) -> str | None:
+    """What a path may be meant to be: a model beside it with a similar name."""
+    there = path.parent.iterdir() if path.parent.is_dir() else ()
+    close = nearest(path.name, [one.name for one in there if one.suffix == ".gguf" or (one / "config.json").is_file()])
+    return str(path.with_name(close)) if close else None
 
 
 def is_hub_id(name: str) -> bool:
@@ -340,7 +354,7 @@ def _first_line(error: BaseException) -> str:
     return lines[0][:160] if lines else type(error).__name__
 
 
-def not_found(name: str, looked: list[str], fix: str | None = None) -> AssetError:
+def not_found(name: str, looked: list[str], fix: str) -> AssetError:
     """The one wording for a base model that is nowhere."""
     return AssetError(
         "asset-not-found",
@@ -348,5 +362,5 @@ def not_found(name: str, looked: list[str], fix: str | None = None) -> AssetErro
         where="base_model",
         received=name,
         allowed="an alias (" + ", ".join(ALIASES) + "), a hub id such as owner/name, a folder, or a .gguf file",
-        fix=fix or "put it back where it was, or name the place where it is now",
+        fix=fix,
     )

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from luthier.assets.resolve import ALIASES, HUB_ALIASES, PATTERNS, TOKENIZERS, is_hub_id, not_found, resolve
+from luthier.assets.resolve import ALIASES, HUB_ALIASES, PATTERNS, TOKENIZERS, not_found, refuse_no_name, resolve
 from luthier.assets.spec import DTYPES, read_json, read_spec, spec_of, weight_files
 from luthier.types import ModelSpec
 
@@ -43,8 +43,7 @@ def sketch(name: str, *, trust_remote_code: bool = False) -> Sketch:
             base = resolve(name, trust_remote_code=trust_remote_code)  # says what is wrong with the folder
             return _read(name, base.path, base.spec, base.source)
         return _read(name, path, read_spec(path), "folder")
-    if name not in HUB_ALIASES and not is_hub_id(name):
-        raise not_found(name, [f"the aliases {', '.join(ALIASES)}", f"the folder {path}"])
+    refuse_no_name(name)
     return _hub(name, HUB_ALIASES.get(name, name))
 
 

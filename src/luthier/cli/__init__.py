@@ -56,7 +56,12 @@ REPORT = "this is a fault of Luthier: please report it, with what the same comma
 
 
 # Made now: when there is no memory, nothing is.
-NO_MEMORY = TrainingError("training-no-memory", "this machine has no memory left for that", received="no free memory")
+NO_MEMORY = TrainingError(
+    "training-no-memory",
+    "this machine has no memory left for that",
+    received="no free memory",
+    fix="end other programs, or choose a smaller base (`luthier plan` shows what fits)",
+)
 
 # The parser's own error, of the click that typer uses; some versions of typer bring one of their own.
 UsageError: Any = typer.BadParameter.__base__

@@ -19,12 +19,15 @@ from luthier.registry import nearest
 DRAWING = frozenset(f"generation.{name}" for name in ("temperature", "top_k", "top_p", "min_p", "typical_p"))
 
 
-def load(source: str | FilePath | Mapping[str, Any], overrides: Sequence[str] = ()) -> Config:
+def load(
+    source: str | FilePath | Mapping[str, Any], overrides: Sequence[str] = (), *, file: FilePath | None = None
+) -> Config:
     """Read, check and complete a config.
 
     Args:
         source: a file, a mapping, or a text that holds a line break (then it is YAML itself).
         overrides: ``key.path=value`` each, the value read as YAML; they win over the source.
+        file: where ``source``, if it is no file itself, was read from: see `Config.file`.
 
     Raises:
         ConfigError: with one fault for each thing that is wrong, each with its place in the file.
@@ -33,6 +36,7 @@ def load(source: str | FilePath | Mapping[str, Any], overrides: Sequence[str] = 
     if isinstance(source, Mapping):
         data, places = _copy(source), Places("config")
     else:
+        file = file or _file_of(source)
         data, places = _read(source, faults)
     if not isinstance(data, dict):
         raise ConfigError(
@@ -61,15 +65,22 @@ def load(source: str | FilePath | Mapping[str, Any], overrides: Sequence[str] = 
     config = _validate(data, places, faults)
     if faults or config is None:
         raise ConfigError(faults)
-    config._given = frozenset(_paths(data, ()))
+    config._given, config._file = frozenset(_paths(data, ())), file
     return config
 
 
+def _file_of(source: str | FilePath) -> FilePath | None:
+    """The file that a config is read from; a text with a line break is YAML itself."""
+    text = isinstance(source, str) and "\n" in source
+    return None if text or not isinstance(source, (str, FilePath)) else FilePath(source).expanduser()
+
+
 def _read(source: str | FilePath, faults: list[Fault]) -> tuple[Any, Places]:
-    if isinstance(source, str) and "\n" in source:
+    path = _file_of(source)
+    if path is None and isinstance(source, str):
         name, text = "config", source
     else:
-        if not isinstance(source, (str, FilePath)):
+        if path is None:
             raise ConfigError(
                 "config-unreadable",
                 "the config is neither a file nor a mapping",
@@ -78,7 +89,6 @@ def _read(source: str | FilePath, faults: list[Fault]) -> tuple[Any, Places]:
                 allowed="a path of a YAML file, a text of YAML, or a dict",
                 fix="give one of these, such as {'base_model': 'smollm2'}",
             )
-        path = FilePath(source).expanduser()
         name = str(path)
         text = yaml_reader.decode(_bytes(path), name)
     document = yaml_reader.read(text, name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path as FilePath
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, PrivateAttr, model_validator
@@ -26,8 +27,17 @@ class Config(Section):
 
     model_type: Literal["llm"] = key("llm", "The kind of model.")
     name: str | None = key(None, "Name of the run; empty: from the dataset.", min_length=1, max_length=100)
-    base_model: str = key(..., "Hub id, folder, .gguf file, or a built-in name such as smollm2.", min_length=1)
-    dataset: str | None = key(None, "Data file, folder or hub dataset, where the command line names none.")
+    base_model: str = key(
+        ...,
+        "Hub id, folder, .gguf file, or a built-in name such as smollm2. A relative path is looked for beside the "
+        "config first, then in the working directory; a run that goes on takes the place that it has recorded.",
+        min_length=1,
+    )
+    dataset: str | None = key(
+        None,
+        "Data file, folder or hub dataset, where the command line names none. A relative path is looked for beside the "
+        "config first, then in the working directory; a run that goes on takes the place that it has recorded.",
+    )
     input_features: Annotated[tuple[Feature, ...], Field(min_length=1)] | None = key(
         None, "Columns of the prompt; empty: from the template and the data."
     )
@@ -54,6 +64,7 @@ class Config(Section):
     random_seed: Int = key(42, "Seed of everything random.", ge=0, lt=2**32)
 
     _given: frozenset[Path] = PrivateAttr(default=frozenset())
+    _file: FilePath | None = PrivateAttr(default=None)
 
     @model_validator(mode="before")
     @classmethod
@@ -132,6 +143,11 @@ class Config(Section):
     def to_dict(self) -> dict[str, Any]:
         """Every key with its value, as JSON types. `load` of it gives an equal config."""
         return self.model_dump(mode="json")
+
+    @property
+    def file(self) -> FilePath | None:
+        """The file that the config was read from, beside which relative names are looked for."""
+        return self._file
 
     def filled(self) -> tuple[Filled, ...]:
         """What was filled in where the user was silent, and differs from Ludwig or is worth telling."""

@@ -16,6 +16,7 @@ from luthier.data.columns import Layout
 from luthier.data.render.template import fields_of
 from luthier.errors import AssetError, LuthierError
 from luthier.metrics.calibration import Calibration
+from luthier.pipeline.located import base_name
 from luthier.pipeline.opening import declared_precision, open_base, open_tuned
 from luthier.pipeline.preparing import divide, read_table, renderer_of
 from luthier.plan import machine as machines
@@ -89,7 +90,7 @@ def find(path: str | Path, *, overrides: Sequence[str] = (), sink: events.Sink =
     known = folder.read_json(RECORD)
     machine = machines.probe(settings.execution.device)
     precision = resolve_precision(declared_precision(settings), machine)
-    name = _base_name(settings.base_model, known.get("base"))
+    name = base_name(settings)
     return Found(folder, settings, lock, known, name, precision, planner.device_of(machine))
 
 
@@ -112,7 +113,7 @@ def untuned(settings: Config, *, trust_remote_code: bool = False, sink: events.S
     """The base model of a config, without training: what `trainer.type: none` predicts with."""
     from luthier.train.precision import resolve_precision
 
-    base = assets.resolve(settings.base_model, trust_remote_code=trust_remote_code, sink=sink)
+    base = assets.resolve(base_name(settings), trust_remote_code=trust_remote_code, sink=sink)
     machine = machines.probe(settings.execution.device)
     precision = resolve_precision(declared_precision(settings), machine)
     inputs = tuple(f.name for f in settings.input_features or ())
@@ -156,9 +157,3 @@ def _training_data(
     if table.content_hash != lock.data_hash:
         return TrainedOn(why=f"{name} has changed since the training")
     return TrainedOn(table, divide(settings, table, layout).rows)
-
-
-def _base_name(declared: str, recorded: str | None) -> str:
-    """The name to find the base by: a relative path of the config means the folder that the run was made in."""
-    here = Path(declared).expanduser()
-    return recorded if recorded is not None and not here.exists() and Path(recorded).exists() else declared

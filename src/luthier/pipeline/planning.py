@@ -15,6 +15,7 @@ from luthier.assets.sketch import Sketch, sketch
 from luthier.config import Config
 from luthier.data import columns, sources
 from luthier.errors import LuthierError
+from luthier.pipeline.located import base_name
 from luthier.pipeline.preparing import examine
 from luthier.plan import answering, estimate, planner
 from luthier.plan import machine as machines
@@ -90,9 +91,10 @@ def need_of(
     sink: events.Sink = events.silent,
 ) -> Need:
     """Read the headers of the base and the lengths of the data. Raises ConfigError, DataError, AssetError."""
-    base = sketch(settings.base_model, trust_remote_code=trust_remote_code)
+    located = base_name(settings)
+    base = sketch(located, trust_remote_code=trust_remote_code)
     engine = replace(BUILT, refusal=refusal_of(base.config))
-    asked = terms_of(settings.base_model)
+    asked = terms_of(located)
     terms = () if asked is None else (f"{settings.base_model}: {asked}",)
     if dataset is None:
         note = f"no dataset: {ASSUMED_ROWS:,} rows of {ASSUMED_TOKENS} tokens are assumed; name yours with --dataset"

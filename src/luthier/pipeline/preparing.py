@@ -25,6 +25,7 @@ from luthier.errors import ConfigError, Fault
 from luthier.infer.sampling import resolve
 from luthier.parallel import place
 from luthier.pipeline.continuing import with_adapter_of
+from luthier.pipeline.located import base_name
 from luthier.pipeline.named import check_layers, check_metrics
 from luthier.plan import machine as machines
 from luthier.plan import planner
@@ -82,9 +83,9 @@ def prepare(
     """Read, detect, split, render, tokenise, audit and plan. Raises ConfigError, DataError or AssetError."""
 
     def base_of(name: str) -> Base:
-        return assets.resolve(name, trust_remote_code=trust_remote_code, sink=sink)
+        return assets.resolve(located, trust_remote_code=trust_remote_code, sink=sink)
 
-    assets.refuse_no_name(settings.base_model)  # before the table, which may be large, is read
+    located = base_name(settings)  # before the table, which may be large, is read
     seen = examine(settings, dataset, base_of, encoding=encoding, sink=sink)
     machine = place().share_of(machines.probe(settings.execution.device))
     engine = replace(BUILT, refusal=refusal_of(read_json(seen.base.path / "config.json")))

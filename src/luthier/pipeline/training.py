@@ -23,6 +23,7 @@ from luthier.pipeline.finishing import merge, report, versions
 from luthier.pipeline.fitting import fit_and_save
 from luthier.pipeline.forking import Origin, origin_of
 from luthier.pipeline.loading import load
+from luthier.pipeline.located import base_name
 from luthier.pipeline.opening import declared_precision
 from luthier.pipeline.preparing import Work, prepare
 from luthier.plan.recorded import continued
@@ -313,7 +314,7 @@ def _inputs(work: Work, dataset: Any, encoding: str | None) -> dict[str, Any]:
     named = str(dataset) if isinstance(dataset, (str, Path)) else None
     if named is not None and Path(named).expanduser().exists():
         named = str(Path(named).expanduser().resolve())  # else the id of a dataset on the hub
-    base = Path(work.config.base_model).expanduser()
+    base = Path(base_name(work.config)).expanduser()
     return {
         "dataset": named,
         "base": str(base.resolve()) if base.exists() else None,

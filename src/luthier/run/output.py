@@ -38,7 +38,11 @@ def refused(file: Path, error: OSError) -> RunError:
     said = error.strerror or str(error)
     if atomic.is_full(error):
         return RunError(
-            "run-no-space", f"{file.name} cannot be written: {said}", where=str(file), received="a full disk"
+            "run-no-space",
+            f"{file.name} cannot be written: {said}",
+            where=str(file),
+            received="a full disk",
+            fix="free some space, or choose an --output on another disk",
         )
     return RunError(
         "run-not-writable",

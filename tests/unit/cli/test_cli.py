@@ -7,6 +7,7 @@ import io
 import json
 import re
 import shlex
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -186,6 +187,67 @@ def test_a_base_and_a_table_named_from_the_folder_of_training_are_found_from_ano
     code, out, err = luthier("evaluate", "../run", "--rows", "1", "--json")
     assert code == 0, err
     assert json.loads(out)["count"] == 1
+
+
+@pytest.fixture
+def apart(tiny_llama: Path, tmp_path: Path) -> Path:
+    """A folder `own` with a config whose base and table lie beside it; the working directory is another one."""
+    own = tmp_path / "own"
+    own.mkdir()
+    shutil.copytree(tiny_llama, own / "tiny")
+    (own / "rows.csv").write_text("question,answer\n" + "".join(f"say {i},yes\n" for i in range(12)))
+    short = "trainer: {train_steps: 1, eval_generation_rows: 0}\ngeneration: {max_new_tokens: 2}\n"
+    (own / "config.yaml").write_text(f"base_model: ./tiny\ndataset: rows.csv\n{short}")
+    return own
+
+
+def test_a_base_beside_the_config_is_found_as_the_table_is_and_a_run_goes_on_with_the_recorded_one(
+    apart: Path, luthier: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("check", "plan"):
+        code, out, _ = luthier(name, "own/config.yaml", *(["--no-probe"] if name == "plan" else []), "--json")
+        assert code == 0, out
+    code, out, _ = luthier("train", "own/config.yaml", "--output", "run", "--json")
+    assert code == 0, out
+    (apart / "elsewhere").mkdir()
+    monkeypatch.chdir(apart / "elsewhere")
+    code, out, _ = luthier("train", "--resume", "../../run", "--json")
+    assert code == 0 and json.loads(out)["standing"] == "finished", out
+    monkeypatch.chdir(apart)  # the same declared name, the same run
+    code, out, _ = luthier("train", "config.yaml", "--output", "../run", "--json")
+    assert code == 0 and json.loads(out)["standing"] == "finished", out
+    (apart / "tiny").rename(apart / "moved")
+    code, out, _ = luthier("train", "--resume", "../run", "--json")
+    (fault,) = json.loads(out)["error"]
+    assert (code, fault["code"]) == (4, "asset-not-found")
+    assert str(apart.parent) in fault["message"] and fault["fix"] == "put it back where it was"
+    code, out, _ = luthier("evaluate", "../run", "--rows", "1", "--set", "base_model=moved", "--json")
+    assert code == 0, out
+
+
+def test_from_python_a_base_beside_the_config_is_found_too(apart: Path, luthier: Run) -> None:
+    from luthier.api import LudwigModel
+
+    model = LudwigModel("own/config.yaml")
+    assert Path(model.train(dataset="own/rows.csv", random_seed=3)[2]).is_dir()
+
+
+@pytest.mark.parametrize(
+    ("name", "fix"),
+    [
+        ("./tinny", "did you mean '{own}/tiny'?"),
+        ("smolm2", "did you mean 'smollm2'?"),
+        ("./quite/else", "name a folder that is there, a hub id, or a built-in base: smollm2"),
+        ("./tiny.gguf", "did you mean '{own}/tiny'?"),
+    ],
+)
+def test_a_base_that_is_nowhere_says_where_it_was_looked_for_and_what_is_near(
+    name: str, fix: str, apart: Path, luthier: Run, tmp_path: Path
+) -> None:
+    code, out, _ = luthier("check", "own/config.yaml", "--set", f"base_model={name}", "--json")
+    (fault,) = json.loads(out)["error"]
+    assert (code, fault["code"], fault["fix"]) == (4, "asset-not-found", fix.format(own=apart))
+    assert str(apart / name) in fault["message"] and str(tmp_path / name) in fault["message"]
 
 
 def test_another_config_is_refused_with_the_difference(trained: Path, luthier: Run) -> None:
