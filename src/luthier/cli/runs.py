@@ -11,6 +11,7 @@ from luthier.cli import common
 from luthier.errors import RunError
 
 NAME = "runs"
+BESIDE = 3  # runs whose values stand side by side; more are too narrow to read
 EXAMPLES = ("luthier runs", "luthier runs my-run other-run", "luthier runs verify my-run")
 
 
@@ -21,7 +22,7 @@ def command(
     ] = None,
     as_json: common.Json = False,
 ) -> None:
-    """List runs with their results, compare them, verify one. Two or more RUNs: the keys that differ.
+    """List runs with their results, compare them, verify one. Two or more RUNs, named each: the keys that differ.
 
     `luthier runs verify RUN` reads every byte of its checkpoints and model and names what is not as it was written.
     """
@@ -32,8 +33,10 @@ def command(
         return
     here = Path("runs")
     found = summary.summarise(folders or ([here] if here.is_dir() else []))
+    compared = summary.summarise([folder for folder in folders or [] if summary.is_run(folder)])
+    differences = summary.differences(compared)
     if as_json:
-        common.emit({"runs": [run.to_json() for run in found], "differences": summary.differences(found)})
+        common.emit({"runs": [run.to_json() for run in found], "differences": differences})
         return
     if not found:
         places = ", ".join(str(folder) for folder in folders or [here])
@@ -45,9 +48,21 @@ def command(
 
     out = Console()
     out.print(console.table("Runs", summary.HEADINGS, [run.cells() for run in found]))
-    if folders and len(found) > 1:
-        rows = [[key, *values] for key, values in summary.differences(found).items()]
-        out.print(console.table("What differs", ["key", *[run.name for run in found]], rows))
+    if len(compared) > 1:
+        names = [run.name for run in compared]
+        if len(names) <= BESIDE:
+            rows = [[key, *values] for key, values in differences.items()]
+            out.print(console.table("What differs", ["key", *names], rows))
+        else:
+            typer.echo("\nWhat differs\n" + "\n".join(_block(key, names, of) for key, of in differences.items()))
+
+
+def _block(key: str, names: list[str], values: list[str]) -> str:
+    """A key, and under it each value with the runs that have it."""
+    by_value: dict[str, list[str]] = {}
+    for name, value in zip(names, values, strict=True):
+        by_value.setdefault(value, []).append(name)
+    return "\n".join([key, *(f"  {value}: {', '.join(having)}" for value, having in by_value.items())])
 
 
 def _verify(folders: list[Path], as_json: bool) -> None:

@@ -89,20 +89,28 @@ def read(path: Path) -> RunSummary:
     )
 
 
+def is_run(path: Path) -> bool:
+    """Whether a folder is a run itself."""
+    return (path / "run.json").exists()
+
+
 def summarise(paths: Sequence[Path]) -> list[RunSummary]:
     """The runs named by ``paths``; a folder that is no run itself stands for the runs directly in it."""
     found: list[RunSummary] = []
     for path in paths:
-        if (path / "run.json").exists() or not path.is_dir():
+        if is_run(path) or not path.is_dir():
             found.append(read(path))
         else:
-            found += [read(inner) for inner in sorted(path.iterdir()) if (inner / "run.json").exists()]
+            found += [read(inner) for inner in sorted(path.iterdir()) if is_run(inner)]
     return found
 
 
 def differences(runs: Sequence[RunSummary]) -> dict[str, list[str]]:
-    """Config keys on which the runs do not agree, each with one value a run (`-` where it is absent)."""
+    """Config keys on which the runs do not agree, each with one value a run (`-` where it is absent).
+
+    A key that is absent in one run and null in another makes no difference.
+    """
     flat = [_flat(run.config) for run in runs]
     keys = sorted({key for one in flat for key in one})
     rows = {key: [one.get(key, "-") for one in flat] for key in keys}
-    return {key: values for key, values in rows.items() if len(set(values)) > 1}
+    return {key: values for key, values in rows.items() if len(set(values)) > 1 and not set(values) <= {"-", "null"}}

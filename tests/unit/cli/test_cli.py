@@ -447,6 +447,26 @@ def test_runs_lists_and_compares(trained: Path, luthier: Run, tmp_path: Path) ->
     assert code == 5 and "run-not-a-run" in err and "luthier train" in err
 
 
+def test_many_runs_stay_readable(luthier: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    for number in range(9):
+        folder = tmp_path / "runs" / f"run-{number}"
+        folder.mkdir(parents=True)
+        noise = {f"key_{one}": number for one in range(40)} if number == 8 else {}
+        lock = {"config": {"adapter": {"r": 8 if number % 2 else 4}, "idle": [None, {}][number % 2], **noise}}
+        (folder / "run.json").write_text(json.dumps({"lock": lock | {"base_name": "tiny"}}))
+    code, out, _ = luthier("runs")
+    assert code == 0 and len(out.splitlines()) < 16 and "What differs" not in out
+    code, out, _ = luthier("runs", "runs", "--json")
+    assert code == 0 and len(json.loads(out)["runs"]) == 9 and json.loads(out)["differences"] == {}
+    named = [str(Path("runs") / f"run-{number}") for number in range(4)]
+    code, out, _ = luthier("runs", *named)
+    assert code == 0 and out.endswith("\nWhat differs\nadapter.r\n  4: run-0, run-2\n  8: run-1, run-3\n"), out
+    code, out, _ = luthier("runs", *named[:3])
+    row = re.search(r"adapter.r *│ 4 *│ 8 *│ 4", out)
+    assert code == 0 and row is not None, out
+
+
 def test_check_shows_rows_and_what_is_trained(trained: Path, luthier: Run) -> None:
     code, out, _ = luthier("check", str(trained / "config.yaml"), "--rows", "1")
     assert code == 0 and "sample 1: green is trained" in out and "say" in out

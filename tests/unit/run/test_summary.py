@@ -22,6 +22,13 @@ def test_features_are_compared_key_by_key(tmp_path: Path) -> None:
     assert summary.differences(runs) == {"input_features.[b].type": ['"text"', '"category"']}
 
 
+def test_what_is_null_in_one_run_and_absent_in_another_makes_no_difference(tmp_path: Path) -> None:
+    for name, config in (("one", {"prompt": {"task": None, "r": 1}}), ("two", {"prompt": {"r": None}})):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.json").write_text(json.dumps({"lock": {"config": config}}), encoding="utf-8")
+    assert summary.differences(summary.summarise([tmp_path])) == {"prompt.r": ["1", "null"]}
+
+
 def test_a_run_that_was_killed_while_it_wrote_is_summarised(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text("{}", encoding="utf-8")
     lines = [{"step": 1, "split": "train", "loss": 2.0}, {"step": 1, "split": "validation", "loss": 1.5}]
