@@ -13,7 +13,7 @@ import typer
 
 from luthier import __version__
 from luthier.cli import chat, check, convert, doctor, evaluate, init, plan, predict, runs, schema, train
-from luthier.cli.common import emit, report_failure
+from luthier.cli.common import emit, nothing_to_interrupt, report_failure
 from luthier.errors import ConfigError, LuthierError, TrainingError
 from luthier.parallel import place
 from luthier.secrets import hidden
@@ -98,7 +98,9 @@ def main() -> None:
     debug, as_json = "--debug" in sys.argv[1:], "--json" in sys.argv[1:]
     try:
         words = [word for word in sys.argv[1:] if word != "--debug"]
-        sys.exit(app(words, prog_name="luthier", standalone_mode=False))
+        code = app(words, prog_name="luthier", standalone_mode=False)
+        nothing_to_interrupt()
+        sys.exit(code)
     except UsageError as error:
         if as_json:
             report_failure(_misused(error), as_json)

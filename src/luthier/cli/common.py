@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -119,6 +120,12 @@ def emit(result: Mapping[str, Any], *, line: bool = False) -> None:
     sys.stdout.write(json.dumps(result, ensure_ascii=False, indent=indent, default=str) + "\n")
     if line:
         sys.stdout.flush()  # whoever waits for it reads it now
+
+
+def nothing_to_interrupt() -> None:
+    """From here on a signal changes nothing: the work is done, and what was loaded for it takes its time to go."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def report_failure(error: LuthierError, as_json: bool) -> None:

@@ -75,6 +75,7 @@ def command(
             mirror=mirror,
             sink=sink,
         )
+    common.nothing_to_interrupt()
     if as_json:
         common.emit(trained.to_json() | sink.told())
     elif place().first:

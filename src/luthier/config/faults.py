@@ -46,8 +46,11 @@ class Places:
 def from_validation(error: ValidationError, data: Any, places: Places, root: type[Section]) -> list[Fault]:
     """One fault for each key that is wrong; a union's several complaints about one value become one."""
     items: dict[Path, Any] = {}
-    for item in error.errors(include_url=False):
+    told: list[Any] = list(error.errors(include_url=False))
+    for item in told:
         path = _clean(item["loc"], data, missing=item["type"] in ("missing", "union_tag_not_found"))
+        if item["type"] == "missing" and isinstance(path[-1], int):  # the list is wrong, not an item that is not there
+            path, item = path[:-1], {"type": "too_few", "input": item["input"]}
         items.setdefault(path, item)
     faults = {path: _fault(items[path], path, data, places, root) for path in islice(items, MOST)}
     outer = {path[:length] for path in faults for length in range(len(path))}  # a fault inside says more than they do
@@ -104,12 +107,19 @@ def _fault(item: Any, path: Path, data: Any, places: Places, root: type[Section]
         return Fault("config-conflict", message, where, error.received, error.allowed, error.fix)
     return Fault(
         "config-bad-value",
-        f"`{dotted}` cannot have this value" if dotted else "the config is a mapping of keys",
+        _wrong(item, dotted) if dotted else "the config is a mapping of keys",
         where,
         item["input"] if item["input"] is not None else "null",
-        allowed or item["msg"],
+        allowed or item.get("msg"),
         _count_advice(item, dotted) or _suggest_value(item["input"], allowed),
     )
+
+
+def _wrong(item: Any, dotted: str) -> str:
+    if item["type"] in ("too_few", "too_short", "too_long"):
+        few = "many" if item["type"] == "too_long" else "few"
+        return f"`{dotted}` has {len(item['input'])} values, which are too {few}"
+    return f"`{dotted}` cannot have this value"
 
 
 def _count_advice(item: Any, dotted: str) -> str | None:
@@ -119,6 +129,8 @@ def _count_advice(item: Any, dotted: str) -> str | None:
         return f"keep {counts['max_length']} of the {counts['actual_length']}"
     if item["type"] == "too_short":
         return f"give {counts['min_length']} of them, or leave `{dotted}` out"
+    if item["type"] == "too_few":
+        return f"give all of them, or leave `{dotted}` out"
     return None
 
 

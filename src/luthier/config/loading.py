@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from luthier.config import yaml_reader
 from luthier.config.adapter import KINDS as ADAPTERS
+from luthier.config.describe import allowed_values
 from luthier.config.faults import Path, Places, from_validation
 from luthier.config.refused import refusals
 from luthier.config.schema import Config
@@ -17,6 +18,8 @@ from luthier.errors import ConfigError, Fault
 from luthier.registry import nearest
 
 DRAWING = frozenset(f"generation.{name}" for name in ("temperature", "top_k", "top_p", "min_p", "typical_p"))
+
+NAMED_WITH_VALUE = ("type", "model_type", "learning_rate")  # keys of which some values alone are refused
 
 
 def load(
@@ -56,9 +59,7 @@ def load(
     _rename(data, places, faults)
     for path, value, advice in refusals(data):
         dotted = ".".join(map(str, path))
-        named = (
-            f"`{dotted}: {value}`" if isinstance(value, str) and path[-1] in ("type", "model_type") else f"`{dotted}`"
-        )
+        named = f"`{dotted}: {value}`" if isinstance(value, str) and path[-1] in NAMED_WITH_VALUE else f"`{dotted}`"
         faults.append(
             Fault("config-not-implemented", f"{named} is not part of Luthier", places.of(path), value, fix=advice)
         )
@@ -191,7 +192,7 @@ def _override(data: dict[str, Any], override: str, places: Places, faults: list[
             break
         child = node[at] if isinstance(node, list) else node.get(at)
         if child is None:
-            child = node[at] = {}
+            child = node[at] = _begun(path, steps[index + 1], data)
         if not isinstance(child, (dict, list)):
             message = f"`{'.'.join(steps[: index + 1])}` holds a value, not keys"
             fix = f"write --set {'.'.join(steps[: index + 1])}=VALUE"
@@ -199,6 +200,13 @@ def _override(data: dict[str, Any], override: str, places: Places, faults: list[
             return
         node = child
     places.overridden[tuple(path)] = override
+
+
+def _begun(path: Sequence[str | int], step: str, data: dict[str, Any]) -> dict[str, Any] | list[Any]:
+    """What a key that is not there holds once ``step`` is set in it: a list with a first item, or a mapping."""
+    if not (step.isdigit() and (allowed_values(Config, tuple(path), data) or "").startswith("a list")):
+        return {}
+    return [{}] if step == "0" else []
 
 
 def _rename(data: dict[str, Any], places: Places, faults: list[Fault]) -> None:
@@ -221,6 +229,10 @@ def _rename(data: dict[str, Any], places: Places, faults: list[Fault]) -> None:
             optimizer[name] = value
             if inner in places.positions:
                 places.positions[(*base, name)] = places.positions[inner]
+    parameters = data.get("model_parameters")
+    scaling = parameters.get("rope_scaling") if isinstance(parameters, dict) else None
+    if isinstance(scaling, dict) and "type" in scaling:  # as transformers called it once
+        _respell(scaling, ("model_parameters", "rope_scaling"), "type", "rope_type", places, faults)
     defaults = data.get("defaults")
     if isinstance(defaults, dict):
         del data["defaults"]
@@ -235,6 +247,19 @@ def _rename(data: dict[str, Any], places: Places, faults: list[Fault]) -> None:
             )
         )
     _drop_null_sections(data)
+
+
+def _respell(node: dict[str, Any], path: Path, old: str, new: str, places: Places, faults: list[Fault]) -> None:
+    """A key in its older spelling becomes the one of today."""
+    value, where = node.pop(old), places.of((*path, old))
+    if node.get(new, value) != value:
+        faults.append(
+            Fault("config-conflict", f"`{old}` and `{new}` differ", where, value, "one of the two", f"keep {new}")
+        )
+        return
+    node[new] = value
+    if (*path, old) in places.positions:
+        places.positions[(*path, new)] = places.positions[(*path, old)]
 
 
 def _drop_null_sections(data: dict[str, Any]) -> None:

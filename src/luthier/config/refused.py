@@ -126,6 +126,7 @@ VALUES: dict[str, dict[str, str]] = {
     "trainer.type": dict.fromkeys(
         ("dpo", "kto", "orpo", "grpo", "simpo", "ppo", "reward", "distill"), _PREFERENCES
     ),
+    "trainer.learning_rate": {"auto": "leave it out for 2e-4 (2e-5 with `adapter: null`), or give a number"},
     "adapter.type": dict.fromkeys(
         ("fourierft", "c3a", "hra", "waveft", "vblora", "adaption_prompt", "prompt_tuning", "prefix_tuning"), _ADAPTER
     ),
@@ -154,7 +155,8 @@ def refusals(data: Any) -> list[Refusal]:
         for holder, path in _holders(data, pattern):
             name = str(path[-1])
             value = holder.pop(name)
-            if value is not None and not (name == "retrieval" and value == {"type": None}):
+            off = name == "retrieval" and isinstance(value, dict) and value.get("type") is None  # as Ludwig writes it
+            if value is not None and not off:
                 found.append((path, value, advice))
     for pattern, values in VALUES.items():
         for holder, path in _holders(data, pattern):

@@ -63,7 +63,7 @@ def fit(setup: Setup) -> Outcome:
     if setup.save_adapter is not None:
         with stage(setup.sink, "save"):
             saved = setup.save_adapter()
-        setup.sink(Saved(path=str(saved), step=run.best.step or run.now.step, what="adapter"))
+        setup.sink(Saved(path=str(saved), step=run.best.step or run.now.step, what=saved.name))  # adapter or weights
     return Outcome(
         steps=run.now.step,
         epochs=run.now.step / setup.source.steps_per_epoch,

@@ -33,7 +33,7 @@ def evaluate(
     The comparison is written to ``evaluation.json`` in the run folder.
     """
     table, held = _to_compare(tuned, dataset, rows, encoding, sink)
-    training = tuned.trained_on.required(tuned.folder, given=dataset is not None) if shots else None
+    training = tuned.trained_on.required(tuned.folder, "show") if shots else None
     contestants = {"base": tuned.answer(table, held, use_base=True, generation=ONE, sink=sink)}
     if training is not None:
         pairs = _solved(tuned, *training)
@@ -92,7 +92,7 @@ def _to_compare(
 ) -> tuple[Table, list[int]]:
     """The table and its rows with a known answer, at most ``most``. Raises DataError when there is none."""
     if dataset is None:
-        table, splits = tuned.training_table()
+        table, splits = tuned.trained_on.required(tuned.folder, "evaluate")
         rows = _held_out(splits)
         advice = ("data-split", "there are no held-out rows to evaluate on",
                   "give --dataset, or leave rows for validation or test in preprocessing.split")  # fmt: skip

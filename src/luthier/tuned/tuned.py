@@ -452,4 +452,4 @@ class Tuned:
 
     def training_table(self) -> tuple[Table, Sequence[int]]:
         """The table it was trained on, and 0, 1 or 2 for each row. Raises RunError run-no-table."""
-        return self.trained_on.required(self.folder, given=False)
+        return self.trained_on.required(self.folder, "predict")

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import random
-import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +20,8 @@ Check = Callable[..., dict[str, Any]]
 @pytest.fixture
 def check(
     tmp_path: Path, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Iterator[Check]:
+) -> Check:
     """What `luthier check --json` says of a file of these bytes under these config lines."""
-    before = signal.getsignal(signal.SIGTERM)
     monkeypatch.setenv("LUTHIER_CACHE", str(tmp_path / "cache"))
 
     def run(data: str | bytes | None, name: str = "data.csv", config: str = "", *more: str) -> dict[str, Any]:
@@ -38,8 +36,7 @@ def check(
         assert not caught.value.code, told
         return told
 
-    yield run
-    signal.signal(signal.SIGTERM, before)
+    return run
 
 
 def rows(head: str, line: str, count: int = 20) -> str:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import errno
 import io
 import json
+import os
 import re
 import shlex
 import shutil
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
@@ -119,6 +122,24 @@ def test_the_version(luthier: Run) -> None:
     from luthier import __version__
 
     assert luthier("--version")[:2] == (0, f"luthier {__version__}\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_comes_once_the_run_is_finished_interrupts_nothing(
+    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def show(folder: Path) -> None:
+        print("trained")
+        os.kill(os.getpid(), number)
+
+    (tmp_path / "config.yaml").write_text("base_model: smollm2\ndataset: rows.csv\n")
+    monkeypatch.setattr("luthier.pipeline.train", lambda *_, **__: SimpleNamespace(folder=tmp_path))
+    monkeypatch.setattr("luthier.cli.train._show", show)
+    monkeypatch.setattr(sys, "argv", ["luthier", "train", str(tmp_path / "config.yaml")])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    out, err = capsys.readouterr()
+    assert not caught.value.code and out == "trained\n" and "ended by" not in err
 
 
 # ------------------------------------------------------------------------------------------------ with a trained run

@@ -107,6 +107,8 @@ def test_names_of_variants_and_values_are_suggested():
         ({"generation": {"max_length": 9}}, "max_new_tokens"),
         ({"backend": {"type": "ray"}}, "local"),
         ({"defaults": {"text": {}}}, "features"),
+        ({"trainer": {"learning_rate": "auto"}}, "`trainer.learning_rate: auto`"),
+        ({"trainer": {"learning_rate": "auto"}}, "give a number"),
     ],
 )
 def test_ludwig_keys_that_are_not_implemented_are_refused_by_name(section, names):
@@ -117,6 +119,47 @@ def test_ludwig_keys_that_are_not_implemented_are_refused_by_name(section, names
 
 def test_a_refused_key_that_is_null_is_absent():
     assert load({"base_model": "x", "hyperopt": None, "prompt": {"retrieval": {"type": None}}}).prompt.retrieval is None
+
+
+def test_retrieval_is_off_where_its_type_is_null():
+    """As Ludwig writes it out, with all of its keys."""
+    off = {"type": None, "index_name": None, "model_name": None, "k": 5}
+    assert load({"base_model": "x", "prompt": {"retrieval": off}}).prompt.retrieval is None
+
+
+def test_rope_scaling_takes_its_older_spelling_too():
+    def scaled(**keys):
+        return {"base_model": "x", "model_parameters": {"rope_scaling": {**keys, "factor": 2.0}}}
+
+    assert load(scaled(type="dynamic")) == load(scaled(rope_type="dynamic"))
+    assert only(scaled(type="linear", rope_type="dynamic")).code == "config-conflict"
+    assert "did you mean `dynamic`" in (only(scaled(type="dynamc")).fix or "")
+    text = "base_model: x\nmodel_parameters:\n  rope_scaling:\n    factor: 2\n    type: dynamc\n"
+    assert (only(text).where or "").startswith("config:5:5 ")
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "said"),
+    [
+        ({"preprocessing": {"split": {"probabilities": [0.5, 0.5]}}}, "preprocessing.split.probabilities", "2 values"),
+        ({"preprocessing": {"split": {"probabilities": []}}}, "preprocessing.split.probabilities", "0 values"),
+        ({"trainer": {"optimizer": {"betas": [0.9]}}}, "trainer.optimizer.betas", "1 values"),
+        ({"trainer": {"optimizer": {"betas": [0.9, 0.9, 0.9]}}}, "trainer.optimizer.betas", "3 values"),
+    ],
+)
+def test_a_list_of_the_wrong_length_is_the_list_that_is_wrong(section, key, said):
+    fault = only({"base_model": "x", **section})
+    assert (fault.code, fault.where) == ("config-bad-value", f"config {key}")
+    assert said in fault.message and str(fault.allowed).startswith("a list of") and isinstance(fault.received, list)
+
+
+def test_an_override_begins_a_list():
+    config = load({"base_model": "x"}, ["input_features.0.name=a", "generation.stop.0=END"])
+    assert config.input_features is not None and config.input_features[0].name == "a"
+    assert config.generation.stop == ("END",)
+    with pytest.raises(ConfigError, match="a list of 0"):
+        load({"base_model": "x"}, ["input_features.1.name=a"])
+    assert load({"base_model": "x"}, ["generation.logit_bias.0=1"]).generation.logit_bias == {"0": 1.0}
 
 
 @pytest.mark.parametrize(

@@ -39,9 +39,12 @@ def test_a_table_of_ones_own_needs_the_training_table_for_examples_alone(train, 
         pipeline.evaluate(tuned, rows[36:], shots=1)
     fault = caught.value.faults[0]
     assert fault.code == "run-no-table" and "data in memory" in str(fault.received) and "--shots 0" in (fault.fix or "")
-    with pytest.raises(RunError, match="the held-out rows are in the table of the training") as caught:
+    with pytest.raises(RunError, match="the held-out rows come from the table of the training") as caught:
         pipeline.evaluate(tuned)
     assert "--dataset FILE" in (caught.value.faults[0].fix or "")
+    with pytest.raises(RunError, match="the rows that predict answers") as caught:
+        tuned.predict(None)
+    assert caught.value.faults[0].fix == "name the rows to answer: dataset=…"
 
 
 def test_a_table_that_is_gone_or_has_changed_is_named(train, rows, tmp_path) -> None:

@@ -6,13 +6,11 @@ from typing import Any
 from unittest.mock import Mock
 
 import pytest
-import torch
 
 from luthier import config, pipeline
 from luthier.errors import AssetError, ConfigError
+from luthier.events import Saved
 from luthier.pipeline import named
-from luthier.train.evaluation import Evaluator
-from luthier.types import Example, Plan
 
 TEXT = [{"name": "label", "type": "text"}]
 
@@ -61,16 +59,18 @@ def test_a_metric_of_the_target_decides(settings, rows, train) -> None:
     pipeline.check(config.load(settings | {"output_features": TEXT}), rows)
 
 
-def test_what_is_called_measured_is_what_an_evaluation_gives() -> None:
+@pytest.mark.parametrize(("adapter", "what"), [(None, "weights"), ({"type": "lora", "r": 2}, "adapter")])
+def test_what_was_saved_is_called_by_its_name_and_the_result_is_shown_short(train, adapter: Any, what: str) -> None:
+    saved: list[Saved] = []
+    made = train("saved", adapter=adapter, sink=lambda event: saved.append(event) if isinstance(event, Saved) else None)
+    assert [one.what for one in saved if one.what != "checkpoint"] == [what]
+    assert len(repr(made)) < 300 and str(made.folder) in repr(made)
+
+
+def test_what_is_called_measured_is_what_an_evaluation_gives(train) -> None:
     """The names are written down apart from torch."""
-    plan = Plan("cpu", 64)
-    evaluator = Evaluator(
-        model=torch.nn.Linear(1, 1),
-        score=lambda batch: (torch.zeros(1), torch.ones(1)),
-        examples=[Example(row=0, ids=[1, 2], weights=[0.0, 1.0])],
-        plan=plan,
-    )
-    assert set(evaluator()) - {"tokens_per_s"} == set(named.MEASURED)
+    told = set(train("measured").history["validation"])  # no answer is generated here
+    assert told - {"tokens_per_s", "learning_rate", "memory_gib"} == set(named.MEASURED)
 
 
 @pytest.mark.parametrize(
