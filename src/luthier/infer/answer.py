@@ -160,10 +160,14 @@ class Growing:
                 yield rest
 
 
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether a device or the host had no room."""
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether a device or the host had no room. Where a graph was being captured, the error before the last says so."""
     import torch
 
-    text = str(error).lower()
-    known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
-    return known or "out of memory" in text or "can't allocate memory" in text
+    while error is not None:
+        text = str(error).lower()
+        known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+        if known or "out of memory" in text or "can't allocate memory" in text:
+            return True
+        error = error.__context__
+    return False

@@ -16,6 +16,7 @@ from transformers import GenerationConfig
 
 from luthier.config.adapter import Lora
 from luthier.events import Stage, Warned
+from luthier.infer.answer import is_out_of_memory
 from luthier.infer.cache import Cache
 from luthier.infer.engine import DecoderEngine, sizes_of
 from luthier.infer.forward import Forward
@@ -254,6 +255,16 @@ def test_out_of_memory_halves_the_rows_at_once(decoder: Decoder, monkeypatch: py
     answers = ask(DecoderEngine(decoder, Letters()), Sampling(max_new_tokens=4, min_new_tokens=4))
     assert all("out of memory" in done.error for done in answers.values())
     assert len(answers) == len(PROMPTS)
+
+
+def test_no_room_is_seen_behind_the_error_that_follows_it() -> None:
+    """What ends the capture of a graph after it ran out of memory says nothing of memory itself."""
+    with pytest.raises(RuntimeError) as raised:
+        try:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        finally:
+            raise RuntimeError("operation failed due to a previous error during capture")
+    assert is_out_of_memory(raised.value) and not is_out_of_memory(RuntimeError("operation failed"))
 
 
 def check_many(folder: Path, count: int, sizes: tuple[int, ...], between: Sequence[int] = ()) -> None:
