@@ -6,6 +6,8 @@ import errno
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 from dataclasses import fields, replace
 from pathlib import Path
@@ -181,34 +183,45 @@ def test_damage_is_told_and_made_again(
     assert len(told) == 2
 
 
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import torch
+from luthier.model.decoder import kept
+from luthier.model.decoder.load import Placing, load_decoder
+from luthier.model.decoder.shape import read_shape
+
+folder, root, at, threads = Path(sys.argv[1]), Path(sys.argv[2]), *map(int, sys.argv[3:])
+torch.set_num_threads(threads)
+save, saved = kept.save_file, []
+
+def dying(parts, path):
+    if len(saved) == at:
+        path.write_bytes(b"half")
+        os.kill(os.getpid(), signal.SIGKILL)
+    saved.append(path)
+    save(parts, path)
+
+kept.save_file = dying
+how = Placing(torch.float32, quantised="nf4", weights="quantised")
+load_decoder(folder, read_shape(folder), how, keeping=kept.Keeping(root, "hash"))
+"""
+
+
 @pytest.mark.parametrize("at", [0, 1, 2])
 def test_a_kill_leaves_nothing_that_is_read(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:
-    save, saved = kept.save_file, []
-
-    def dying(parts: Any, path: Path) -> None:
-        if len(saved) == at:
-            path.write_bytes(b"half")
-            os.kill(os.getpid(), signal.SIGKILL)
-        saved.append(path)
-        save(parts, path)
-
-    pid = os.fork()
-    if not pid:
-        kept.save_file = dying  # type: ignore[assignment]
-        try:
-            opened(folder, Told().keeping(tmp_path))
-        finally:
-            os._exit(1)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+    told = [str(folder), str(tmp_path), str(at), str(torch.get_num_threads())]
+    killed = subprocess.run([sys.executable, "-c", KILLED, *told], capture_output=True, text=True, timeout=120)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert any(one.name.endswith(".partial") for one in kept_in(tmp_path))
-    told = Told()
-    opened(folder, told.keeping(tmp_path))
+    said = Told()
+    opened(folder, said.keeping(tmp_path))
     (made,) = kept_in(tmp_path)
-    assert len(told) == 1 and not made.name.endswith(".partial")
+    assert len(said) == 1 and not made.name.endswith(".partial")
     no_quantising(monkeypatch)
-    opened(folder, told.keeping(tmp_path))
+    opened(folder, said.keeping(tmp_path))
 
 
 @pytest.mark.parametrize("at", [0, 2])
