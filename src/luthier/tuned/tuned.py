@@ -273,9 +273,12 @@ class Tuned:
         return requests, failed
 
     def _check_columns(self, table: Table) -> None:
-        """Raise DataError for a column that the template names and the table lacks, before any row is rendered."""
+        """Raise DataError for a column that the prompt takes and the table lacks, before any row is rendered."""
         template = self.config.prompt.template
-        for name in fields_of(template) if template is not None else ():
+        named = fields_of(template) if template is not None else ()
+        whole = template is None or "__sample__" in named  # all inputs, one after another
+        inputs = self.layout.inputs if whole and self.layout.kind != "chat" else ()
+        for name in (*named, *inputs):
             if name not in table.columns and name not in RESERVED:
                 raise missing_column(name, table.columns, table.name)
 

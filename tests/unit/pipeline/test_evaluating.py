@@ -99,3 +99,11 @@ def test_what_cannot_be_compared_says_what_is_missing(train) -> None:
     with pytest.raises(DataError, match="has no column 'text'") as caught:
         tuned.predict([{"txt": "parcel 1 slow", "label": "late"}])
     assert caught.value.faults[0].fix == "did you mean 'txt'?"
+
+
+@pytest.mark.parametrize("template", [None, "{__sample__}\n"], ids=["none", "sample"])
+def test_a_column_that_the_prompt_takes_unnamed_is_missed_before_anything_is_asked(train, template) -> None:
+    tuned = pipeline.load(train(prompt__template=template).folder)
+    with pytest.raises(DataError, match="has no column 'text'") as caught:
+        tuned.predict([{"txt": "parcel 1 slow"}])
+    assert caught.value.faults[0].fix == "did you mean 'txt'?"
