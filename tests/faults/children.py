@@ -228,20 +228,20 @@ def signal_in(phase: str, number: int, step: int) -> Fault:
             "prepare": (training, "prepare", send),
             "load": (fitting, "open_for_tuning", send),
             "step": (steps, "_clip", send),
-            "evaluation": (evaluation, "schedule", slowly),
+            "evaluation": (evaluation.Evaluator, "_run", slowly),
             "generation": (fitting, "_generated_scores", slowly),
             "save": (checkpoint.manifest, "write", send),
             "adapter": (fitting, "growing", send),
         }
         around(*places[phase])
         if phase == "evaluation":
-            inner = evaluation.schedule
+            inner = evaluation.Evaluator._run
 
-            def often(lengths: Any, *given: Any, **named: Any) -> Any:
-                made = inner(lengths, *given, **named)
-                return made if not _STEP[0] >= step else [[[at] for at in range(len(lengths))] * 40]
+            def often(self: Any, passes: Any, plan: Any) -> Any:
+                alone = [[example] for examples in passes for example in examples]
+                return inner(self, alone * 40 if _STEP[0] >= step else passes, plan)
 
-            evaluation.schedule = often
+            evaluation.Evaluator._run = often
 
     return put
 

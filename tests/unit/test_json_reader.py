@@ -15,7 +15,7 @@ SOURCE = Path(json_reader.__file__).parent
 # Where `json.loads` reads what this process has just written, or what its own rank 0 or a library's object said.
 OWN = {
     "json_reader.py", "assets/chat.py", "assets/template_worker.py", "assets/tokenizer.py",
-    "assets/tokenizer_bounds.py", "config/describe.py", "data/table.py", "parallel/ranks.py",
+    "assets/tokenizer_bounds.py", "config/describe.py", "data/numbers.py", "parallel/ranks.py",
     "run/lock.py", "train/checkpoint.py",
 }  # fmt: skip
 
