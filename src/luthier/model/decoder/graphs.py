@@ -1,6 +1,6 @@
 """All layers but the last as CUDA graphs, one for each length of a pass: it then costs the host almost nothing.
 
-The kernels of a pass depend on its shapes alone, and passes come padded to few lengths (`plan.passes.graph_tokens`).
+The kernels of a pass depend on its shapes alone, and passes come padded to few lengths (`plan.passes.padded`).
 The last layer and the loss depend on which tokens are supervised; they stay outside. All graphs share one memory pool
 and the tensors that they read and write: a pass runs forwards and backwards before the next, so that a further length
 costs no memory. A graph also has room for a number of samples and for a longest one; that of a later graph is never
