@@ -19,6 +19,16 @@ STATE = {"adam": 8, "adamw": 8, "sgd": 0, "adafactor": 0.1, "lion": 4, "adamw_8b
          "paged_lion_8bit": 1.02}  # fmt: skip
 
 
+def state_of(optimizer: Any) -> float:
+    """Bytes that the declared optimizer (`trainer.optimizer`) remembers for each trained weight."""
+    return STATE[optimizer.type] + (4 if optimizer.type == "sgd" and optimizer.momentum else 0)
+
+
+def movable(optimizer: Any) -> bool:
+    """Whether what it remembers is plain tensors, which can wait on the host."""
+    return state_of(optimizer) > 0 and not optimizer.type.startswith("paged") and not optimizer.type.endswith("8bit")
+
+
 @dataclass(frozen=True, slots=True)
 class Job:
     """One training. ``steps``: the lengths of the rows of each simulated step; ``share``: trained tokens of all."""
@@ -41,7 +51,7 @@ class Job:
     evaluations: int
     state: float  # bytes of optimizer state for each trained weight
     paged: bool
-    movable: bool  # its state is plain tensors, which can wait on the host
+    movable: bool  # that can wait on the host
     fused: bool  # the optimizer updates in one kernel on a GPU, without buffers of its own
     noise: bool  # NEFTune
     answer: int  # tokens of a generated answer
@@ -57,7 +67,6 @@ class Job:
         per_epoch = max(1, -(-rows // batch))
         total = trainer.train_steps or trainer.epochs * per_epoch
         kind = trainer.optimizer.type
-        momentum = 4 if kind == "sgd" and trainer.optimizer.momentum else 0
         return cls(
             shape=shape,
             trained=trained(config.adapter, shape),
@@ -75,9 +84,9 @@ class Job:
             total_steps=total,
             steps_per_epoch=per_epoch,
             evaluations=max(1, total // (trainer.steps_per_evaluation or per_epoch)),
-            state=STATE[kind] + momentum,
+            state=state_of(trainer.optimizer),
             paged=kind.startswith("paged"),
-            movable=STATE[kind] + momentum > 0 and not kind.startswith("paged") and not kind.endswith("8bit"),
+            movable=movable(trainer.optimizer),
             fused=kind in ("adam", "adamw"),
             noise=bool(config.model_parameters.neftune_noise_alpha),
             answer=config.generation.max_new_tokens or 256,

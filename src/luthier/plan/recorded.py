@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
+from luthier.plan.job import movable
 from luthier.plan.planner import forecast
 from luthier.types import DataStats, Machine, ModelSpec, Plan
 
@@ -63,6 +64,13 @@ def leaner(plan: Plan, longest: int, layers: int = 0) -> Plan | None:
     if tokens > longest:
         return _changed(plan, "tokens_per_pass", max(longest, tokens // SHRINK), f"{tokens:,}")
     return _changed(plan, "recompute_layers", layers, str(again)) if again < layers else None
+
+
+def state_on_host(plan: Plan, optimizer: Any) -> Plan | None:
+    """The plan when the device has no room for what the declared optimizer remembers; None where that cannot move."""
+    if plan.model != "decoder" or not plan.device.startswith("cuda") or plan.optimizer == "host":
+        return None
+    return _changed(plan, "optimizer", "host", "its state on the device") if movable(optimizer) else None
 
 
 def _changed(plan: Plan, name: str, value: Any, before: str) -> Plan:

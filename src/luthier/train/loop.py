@@ -36,7 +36,7 @@ from luthier.train.schedule import factor
 from luthier.train.setup import Outcome, Setup
 from luthier.train.signals import GivenUp
 from luthier.train.spike import Spike
-from luthier.train.step import new_training, train_step
+from luthier.train.step import make_state_that_fits, new_training, train_step
 from luthier.types import Plan
 
 __all__ = ["fit", "optimizer_of", "trainable"]
@@ -54,6 +54,8 @@ def fit(setup: Setup) -> Outcome:
     setup.comm.spread(list(trainable(setup.model).values()))
     setup.model.train()
     try:
+        if resumed is None:
+            make_state_that_fits(setup, run.now)
         last = _steps(run)
     except Exception:
         _settle_failed(run)

@@ -42,6 +42,30 @@ def build_optimizer(
     )
 
 
+def make_state(optimizer: torch.optim.Optimizer) -> None:
+    """Make the state that the first update would make, so that every pass finds the memory as the later ones do.
+
+    A step without gradient, rate and decay moves no weight; what it has counted is set back.
+    """
+    groups, rates = optimizer.param_groups, ("lr", "weight_decay")
+    weights = [weight for group in groups for weight in group["params"]]
+    declared = [{name: group[name] for name in rates} for group in groups]
+    try:
+        for group in groups:
+            group.update(dict.fromkeys(rates, 0.0))
+        for weight in weights:
+            weight.grad = torch.zeros_like(weight)
+        optimizer.step()
+    finally:
+        for group, own in zip(groups, declared, strict=True):
+            group.update(own)
+        for weight in weights:
+            weight.grad = None
+    for state in optimizer.state.values():
+        if "step" in state:
+            state["step"] *= 0  # a number or a tensor
+
+
 def _torch_adam(kind: type[torch.optim.Adam] | type[torch.optim.AdamW]) -> Factory:
     def make(groups: Groups, rate: float, declared: Declared, device: str) -> torch.optim.Optimizer:
         fused = device.startswith("cuda")  # one kernel over all weights; the CPU has the foreach form by itself

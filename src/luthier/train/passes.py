@@ -68,7 +68,7 @@ def passes_that_fit(
         except (RuntimeError, MemoryError) as error:  # its text alone: the frames behind it hold what has to go
             if not is_out_of_memory(error):
                 raise
-            full = str(error).split("\n")[0] or type(error).__name__
+            full = first_line(error)
         if not comm.any(not done):
             return result
         now.optimizer.zero_grad(set_to_none=True)
@@ -85,6 +85,11 @@ def passes_that_fit(
         put_in_force(setup, now, leaner)
         others = "; dropout draws other masks from here on" if _drawn_by_pass(setup, leaner) else ""
         setup.sink(Planned(plan=asdict(leaner), why=f"out of memory in {moment}{others}"))
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in a line that is never empty."""
+    return str(error).split("\n")[0] or type(error).__name__
 
 
 def put_in_force(setup: Setup, now: Training, plan: Plan) -> None:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 
 from luthier.data.collate import collate
 from luthier.errors import TrainingError
-from luthier.events import Warned
+from luthier.events import Planned, Warned
 from luthier.infer.answer import is_out_of_memory
+from luthier.plan.recorded import state_on_host
+from luthier.train.hosted import keep_on_host
 from luthier.train.memory import peak_gib
-from luthier.train.passes import Passes, passes_that_fit
+from luthier.train.optimizer import make_state
+from luthier.train.passes import Passes, first_line, passes_that_fit, put_in_force
 from luthier.train.precision import scaler
 from luthier.train.setup import Setup
 from luthier.types import Plan
@@ -46,6 +49,30 @@ class StepResult:
 def new_training(setup: Setup, optimizer: torch.optim.Optimizer) -> Training:
     """The state before the first step."""
     return Training(optimizer, setup.plan, scaler(setup.precision, setup.plan.device))
+
+
+def make_state_that_fits(setup: Setup, now: Training) -> None:
+    """Make what the optimizer remembers before the first pass; on the host, where the device has no room for it.
+
+    Raises TrainingError training-no-memory.
+    """
+    while True:
+        full = ""
+        try:
+            make_state(now.optimizer)
+        except (RuntimeError, MemoryError) as error:  # its text alone: the frames behind it hold what has to go
+            if not is_out_of_memory(error):
+                raise
+            full = first_line(error)
+        if not setup.comm.any(bool(full)):
+            return
+        leaner = state_on_host(now.plan, setup.trainer.optimizer)
+        if leaner is None:
+            raise _no_memory(setup, now, "for what the optimizer remembers, before the first step", full)
+        now.optimizer.state.clear()
+        keep_on_host(now.optimizer)
+        put_in_force(setup, now, leaner)
+        setup.sink(Planned(plan=asdict(leaner), why="out of memory for what the optimizer remembers"))
 
 
 def train_step(setup: Setup, now: Training, rate_factor: float) -> StepResult:
@@ -97,21 +124,26 @@ def train_step(setup: Setup, now: Training, rate_factor: float) -> StepResult:
 
 
 def _update(setup: Setup, now: Training) -> None:
-    """Let the optimizer step. Raises TrainingError training-no-memory: the first time, it makes its state."""
+    """Let the optimizer step. Raises TrainingError training-no-memory."""
     now.torn = True
     try:
         now.scaler.step(now.optimizer)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        away = now.plan.model == "decoder" and now.plan.device.startswith("cuda") and now.plan.optimizer == "device"
-        raise TrainingError(
-            "training-no-memory",
-            f"out of memory in the update of step {now.step + 1}, where no smaller pass helps; checkpoints are whole",
-            received=str(error).split("\n")[0] or type(error).__name__,
-            fix=f"{'set execution.optimizer: host' if away else 'end other programs'}; to go on: {setup.resume_hint}",
-        ) from error
+        where = f"in the update of step {now.step + 1}, where no smaller pass helps; checkpoints are whole"
+        raise _no_memory(setup, now, where, first_line(error)) from error
     now.torn = False
+
+
+def _no_memory(setup: Setup, now: Training, where: str, received: str) -> TrainingError:
+    away = state_on_host(now.plan, setup.trainer.optimizer) is not None
+    return TrainingError(
+        "training-no-memory",
+        f"out of memory {where}",
+        received=received or "another process of the run has no memory left",
+        fix=f"{'set execution.optimizer: host' if away else 'end other programs'}; to go on: {setup.resume_hint}",
+    )
 
 
 def _run_passes(setup: Setup, now: Training, passes: Passes, constants: Mapping[str, float]) -> dict[str, torch.Tensor]:

@@ -9,7 +9,7 @@ from planning import GIB, SEVEN, declared, gpu, rows
 
 from luthier.plan import make_plan
 from luthier.plan.planner import forecast
-from luthier.plan.recorded import continued, leaner
+from luthier.plan.recorded import continued, leaner, state_on_host
 from luthier.plan.support import BUILT
 from luthier.types import Plan
 
@@ -75,3 +75,15 @@ def test_a_leaner_plan_says_what_memory_ran_out_with() -> None:
     assert plan is not None and plan.reasons == made | {"graphs": "memory ran out with them"}
     plan = leaner(replace(plan, recompute_layers=1), 512, layers=4)
     assert plan is not None and plan.reasons["recompute_layers"] == "memory ran out with 1"
+
+
+def test_the_optimizers_state_goes_to_the_host_only_where_it_can_wait_there() -> None:
+    there = Plan("cuda:0", 512, model="decoder")
+    found = state_on_host(there, declared().trainer.optimizer)
+    assert found == replace(
+        there, optimizer="host", reasons={"optimizer": "memory ran out with its state on the device"}
+    )
+    for plan in (found, Plan("cpu", 512, model="decoder"), Plan("cuda:0", 512, model="generic")):
+        assert state_on_host(plan, declared().trainer.optimizer) is None
+    for kind in ({"type": "adamw_8bit"}, {"type": "paged_adamw"}, {"type": "sgd"}):
+        assert state_on_host(there, declared(trainer={"optimizer": kind}).trainer.optimizer) is None

@@ -9,11 +9,13 @@ import torch
 
 from luthier.config.optimizer import Optimizer as Declared
 from luthier.train import hosted
-from luthier.train.optimizer import build_optimizer
+from luthier.train.optimizer import build_optimizer, make_state
 
 KINDS: dict[str, dict[str, Any]] = {
     "adamw": {"weight_decay": 0.1}, "adam": {"amsgrad": True}, "sgd": {"momentum": 0.9}, "lion": {}, "adafactor": {},
 }  # fmt: skip
+
+EIGHT_BIT = ("adamw_8bit", "lion_8bit", "paged_adamw", "paged_adamw_8bit")
 
 
 def weights(device: str = "cpu") -> dict[str, torch.nn.Parameter]:
@@ -81,3 +83,23 @@ def test_state_is_away_between_steps_and_few_of_it_here_in_one(monkeypatch: pyte
         total += change
         assert total in (0, 1), "one weight's state at a time"
     assert here.count(1) == 8
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "sgd without", *(pytest.param(k, marks=pytest.mark.gpu) for k in EIGHT_BIT)])
+def test_state_that_is_made_ahead_changes_no_update(kind: str) -> None:
+    """Not by a bit; that of a weight which has no gradient yet counts from its first update."""
+    device = "cuda" if kind in EIGHT_BIT else "cpu"
+    plain, ahead = weights(device), weights(device)
+    options = {"type": kind.split()[0], "weight_decay": 0.1} | KINDS.get(kind, {})
+    one, other = (build_optimizer(it.items(), Declared(**options), 0.01, device) for it in (plain, ahead))
+    before = {name: weight.detach().clone() for name, weight in ahead.items()}
+    make_state(other)
+    assert all(torch.equal(before[name], ahead[name]) and ahead[name].grad is None for name in ahead)
+    assert kind == "sgd without" or set(other.state) == set(ahead.values())
+    run(plain, one, range(3))
+    run(ahead, other, range(3))
+    for named in (plain, ahead):
+        named["unused"].grad = torch.ones_like(named["unused"])
+    one.step()
+    other.step()
+    assert all(torch.equal(plain[name], ahead[name]) for name in plain)

@@ -15,9 +15,10 @@ from luthier.errors import ConfigError, Interrupted, RunError, TrainingError
 from luthier.events import Planned, Saved, Stepped, Warned
 from luthier.plan import recorded
 from luthier.run import MetricsWriter, atomic, read_metrics
-from luthier.train import checkpoint, evaluation
+from luthier.train import checkpoint, evaluation, step
 from luthier.train.comm import OneRank
 from luthier.train.loop import fit, optimizer_of, trainable
+from luthier.train.optimizer import make_state
 from luthier.train.passes import passes_that_fit, planned
 from luthier.train.step import new_training
 from luthier.types import Plan
@@ -228,8 +229,8 @@ def test_a_damaged_checkpoint_is_passed_over_and_the_last_one_refused(make_setup
     events = []
     assert fit(make_setup(trainer=options, sink=events.append)).resumed_from == 4
     assert any(isinstance(event, Warned) for event in events)
-    for step in checkpoint.steps_in(setup.checkpoints):
-        atomic.write_text(setup.checkpoints / f"step-{step:06d}" / "state.json", "{}")
+    for number in checkpoint.steps_in(setup.checkpoints):
+        atomic.write_text(setup.checkpoints / f"step-{number:06d}" / "state.json", "{}")
     with pytest.raises(RunError) as caught:
         fit(make_setup(trainer=options))
     assert caught.value.code == "run-damaged"
@@ -329,17 +330,48 @@ def test_all_ranks_adopt_what_the_evaluation_of_the_first_had_to_change(make_set
     assert adopted == [other]
 
 
+def test_state_that_the_device_has_no_room_for_waits_on_the_host_from_the_start(make_setup, monkeypatch) -> None:
+    """Nothing was updated yet: the weights come out as if the plan had said so."""
+    events, adopted, made = [], [], []
+    setup = make_setup(trainer={"train_steps": 3}, evaluate=None, sink=events.append, adopt=adopted.append)
+
+    def full(optimizer: torch.optim.Optimizer) -> None:
+        assert not optimizer.state  # what there was room for is let go before the rest is tried again
+        make_state(optimizer)
+        made.append(optimizer)
+        if len(made) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(step, "make_state", full)
+    monkeypatch.setattr(step, "state_on_host", lambda plan, declared: replace(plan, optimizer="host"))
+    fit(setup)
+    assert made[0] is made[1] and len(made) == 2
+    assert [plan.optimizer for plan in adopted] == ["host"]
+    (told,) = [event for event in events if isinstance(event, Planned)]
+    assert told.plan["optimizer"] == "host" and "optimizer remembers" in told.why
+
+    monkeypatch.undo()
+    other = make_setup(trainer={"train_steps": 3}, evaluate=None, checkpoints=setup.checkpoints / "b")
+    fit(other)
+    assert all(map(torch.equal, setup.model.parameters(), other.model.parameters()))
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda *_: (_ for _ in ()).throw(MemoryError()))
+    with pytest.raises(TrainingError, match="before the first step") as caught:
+        fit(make_setup(checkpoints=setup.checkpoints / "c"))
+    assert caught.value.code == "training-no-memory"
+
+
 def test_an_update_without_memory_ends_with_what_to_do_and_saves_no_half_of_it(make_setup, monkeypatch) -> None:
     setup = make_setup(trainer={"steps_per_checkpoint": 2, "keep_last": 9}, evaluate=None, resume_hint="luthier …")
-    step, count = torch.optim.AdamW.step, []
+    real, count = torch.optim.AdamW.step, []
 
     def torn(self, *arguments, **named):
         count.append(0)
-        if len(count) == 4:
+        if len(count) == 5:  # the first makes the state
             with torch.no_grad():
                 self.param_groups[0]["params"][0].add_(1.0)
             raise torch.OutOfMemoryError("CUDA out of memory\nmore")
-        return step(self, *arguments, **named)
+        return real(self, *arguments, **named)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", torn)
     with pytest.raises(TrainingError, match="in the update of step 4") as caught:
