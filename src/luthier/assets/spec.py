@@ -7,6 +7,7 @@ import operator
 import struct
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -128,18 +129,28 @@ def spec_of(config: dict[str, Any], parameters: int, dtype: str) -> ModelSpec:
 
 def modules(folder: Path) -> list[str]:
     """The dotted names of the modules that have weights in a model folder. Raises AssetError asset-damaged."""
-    names = (name for path in weight_files(folder) for name, _ in _entries(path))
+    names = (name for path in weight_files(folder) for name in places(path))
     return list(dict.fromkeys(name.rpartition(".")[0] for name in names))
 
 
 def tensors(path: Path) -> Iterator[tuple[str, int]]:
     """Type and number of elements of each tensor of a safetensors file. Checks that the file is as long as it says."""
-    for _, (dtype, count, _) in _entries(path):
-        yield dtype, count
+    for place in places(path).values():
+        yield place.dtype, place.elements
 
 
-def _entries(path: Path) -> list[tuple[str, tuple[str, int, int]]]:
-    """Name of each tensor, and what `_entry` says of it. Raises AssetError asset-damaged."""
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a tensor lies in its safetensors file: bytes ``begin`` to ``end``, counted from the start of the file."""
+
+    dtype: str
+    elements: int
+    begin: int
+    end: int
+
+
+def places(path: Path) -> dict[str, Place]:
+    """Where each tensor of a safetensors file lies. Raises AssetError asset-damaged, also where its length is wrong."""
     size = path.stat().st_size
     with path.open("rb") as stream:
         head = stream.read(8)
@@ -149,22 +160,23 @@ def _entries(path: Path) -> list[tuple[str, tuple[str, int, int]]]:
         try:
             header: dict[str, Any] = json_reader.parse(stream.read(length))
             header.pop("__metadata__", None)
-            found = [(str(name), _entry(entry)) for name, entry in header.items()]
+            found = {str(name): _place(entry, 8 + length) for name, entry in header.items()}
         except (ValueError, AttributeError, KeyError, TypeError) as error:
             raise _damaged(path, "its header is not that of a safetensors file") from error
-    end = max((end for _, (*_, end) in found), default=0)
-    if 8 + length + end != size:
-        raise _damaged(path, f"it has {size:,} bytes and should have {8 + length + end:,}")
+    end = max((place.end for place in found.values()), default=8 + length)
+    if end != size:
+        raise _damaged(path, f"it has {size:,} bytes and should have {end:,}")
     return found
 
 
-def _entry(entry: dict[str, Any]) -> tuple[str, int, int]:
-    """Type, number of elements and last byte of a tensor, as the header says. Raises what a wrong type raises."""
+def _place(entry: dict[str, Any], start: int) -> Place:
+    """What the header says of a tensor; its own bytes count from ``start``. Raises what a wrong type raises."""
     begin, end = entry["data_offsets"]
     shape = [operator.index(size) for size in entry["shape"]]
     if not 0 <= operator.index(begin) <= operator.index(end) or min(shape, default=0) < 0:
         raise ValueError("a place that cannot be")
-    return DTYPES.get(entry["dtype"], entry["dtype"].lower()), math.prod(shape), end
+    dtype = DTYPES.get(entry["dtype"], entry["dtype"].lower())
+    return Place(dtype, math.prod(shape), start + begin, start + end)
 
 
 def _damaged(path: Path, why: str) -> AssetError:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from collections import deque
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from importlib import metadata
@@ -31,6 +32,7 @@ from luthier.run.atomic import write_json
 from luthier.run.folder import require_space
 
 RECORD = "files.json"  # name of a layer's file -> its sha256
+WRITERS = 3  # layers that are written at one time: hashing is slower than reading the base
 SHARED = ("table", "scale_table")  # the same for all matrices of a file
 OWN = ("codes", "scales", "scale_scales")
 
@@ -123,7 +125,7 @@ class Kept:
 
 
 class Keeper:
-    """Writes matrices to a folder in a thread of its own, a layer behind the one that hands them over.
+    """Writes matrices to a folder in threads of its own, a few layers behind the one that hands them over.
 
     Whatever goes wrong there is told at the end, and leaves neither a folder nor an error.
     """
@@ -141,7 +143,7 @@ class Keeper:
         self._layer[name] = packed
 
     def end_layer(self) -> None:
-        """The layer is complete. Waits while the thread is two layers behind."""
+        """The layer is complete. Waits while `WRITERS` others are being written and one waits."""
         self._queue.put(self._layer)
         self._layer = {}
 
@@ -169,11 +171,14 @@ class Keeper:
                 pass
 
     def _write(self, staging: Path) -> None:
-        hashes = {}
-        for number, layer in enumerate(self._layers):
-            path = staging / _name(number)
-            save_file(_tensors(layer), path)
-            hashes[path.name] = file_hash(path)
+        hashes: dict[str, str] = {}
+        with ThreadPoolExecutor(WRITERS, "keep a layer") as pool:
+            writing: deque[Future[tuple[str, str]]] = deque()
+            for number, layer in enumerate(self._layers):
+                writing.append(pool.submit(_write_layer, staging / _name(number), layer))
+                if len(writing) == WRITERS:  # no more layers wait on the device
+                    hashes |= [writing.popleft().result()]
+            hashes |= [one.result() for one in writing]
         if not self._whole:
             raise ValueError("the base was not loaded to its end")
         size = sum(path.stat().st_size for path in staging.iterdir())
@@ -183,6 +188,12 @@ class Keeper:
 
 def _name(layer: int) -> str:
     return f"layer-{layer}.safetensors"
+
+
+def _write_layer(path: Path, layer: Mapping[str, Packed]) -> tuple[str, str]:
+    """Write the file of a layer; its name and hash."""
+    save_file(_tensors(layer), path)
+    return path.name, file_hash(path)
 
 
 def _tensors(layer: Mapping[str, Packed]) -> dict[str, torch.Tensor]:

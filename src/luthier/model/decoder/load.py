@@ -1,7 +1,7 @@
 """Weights from safetensors files into the placement that the plan names, one matrix at a time.
 
 Host memory holds no more than the matrices on their way; the device holds one matrix more than the result, and where
-the quantised base is being kept, those of three layers in 4 bits.
+the quantised base is being kept, those of five layers in 4 bits.
 """
 
 from __future__ import annotations
@@ -10,16 +10,15 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import nn
 
-from luthier.assets.spec import weight_files
-from luthier.errors import AssetError
 from luthier.kernels.linear import Linear, Matrix, Norm
 from luthier.kernels.nf4 import Packed, dequantise, quantise
 from luthier.model.decoder.decoder import Decoder, modules
+from luthier.model.decoder.files import Files
 from luthier.model.decoder.kept import Keeper, Keeping, Kept
 from luthier.model.decoder.layer import Layer
 from luthier.model.decoder.shape import Shape
@@ -71,7 +70,7 @@ def load_decoder(
     Raises AssetError asset-damaged for a weight that is missing or of another shape.
     """
     with ExitStack() as stack:
-        files, kept, keeper = Files(folder, stack), None, None
+        files, kept, keeper = Files(folder, stack, how.device), None, None
         if keeping is not None and how.quantised is not None:
             where = keeping.folder(kind=how.quantised, double=how.double, dtype=how.dtype, device=how.device)
             kept = keeping.read(where, shape.layers, stack)
@@ -93,41 +92,6 @@ def _packed_bytes(shape: Shape, double: bool) -> int:
 def _width(shape: Shape, product: str) -> int:
     """The columns of a product's matrix."""
     return {"o": shape.q_rows, "down": shape.intermediate}.get(product, shape.hidden)
-
-
-class Files:
-    """The tensors of a model folder by name, read when they are asked for."""
-
-    def __init__(self, folder: Path, stack: ExitStack) -> None:
-        from safetensors import safe_open
-
-        self.folder = folder
-        self._of: dict[str, Any] = {}
-        for path in weight_files(folder):
-            handle = stack.enter_context(safe_open(path, framework="pt", device="cpu"))
-            self._of |= dict.fromkeys(handle.keys(), handle)
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._of
-
-    def read(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
-        """The tensor on the host, mapped from the file."""
-        if name not in self._of:
-            raise self._damaged(f"it has no weight {name}")
-        value: torch.Tensor = self._of[name].get_tensor(name)
-        if tuple(value.shape) != shape:
-            raise self._damaged(f"{name} has the shape {tuple(value.shape)}, not {shape}")
-        return value
-
-    def _damaged(self, why: str) -> AssetError:
-        return AssetError(
-            "asset-damaged",
-            f"the base model's files are incomplete: {why}",
-            where=str(self.folder),
-            received=why,
-            allowed="all weights of the architecture in config.json",
-            fix="get the model again",
-        )
 
 
 class _Builder:
@@ -192,7 +156,7 @@ class _Builder:
         return self._held(torch.cat(read))
 
     def _vector(self, name: str, shape: tuple[int, ...], on_host: bool = False) -> torch.Tensor:
-        return self._held(self.files.read(name, shape), on_host)
+        return self._held(self.files.read(name, shape) if on_host else self.files.to_device(name, shape), on_host)
 
     def _held(self, value: torch.Tensor, on_host: bool = False) -> torch.Tensor:
         """A tensor that is no matrix of a layer, where it is used; a parameter in fp32 when all weights are trained."""
@@ -209,7 +173,8 @@ class _Builder:
         how = self.how
         if how.quantised is None and how.weights == "streamed":
             assert self.stage is not None
-            return Streamed([self._part(name, size).to(how.dtype) for name, size in sizes.items()], self.stage)
+            read = (self.files.read(f"{name}.weight", size) for name, size in sizes.items())
+            return Streamed([weight.to(how.dtype) for weight in read], self.stage)
         if how.quantised is not None and how.weights != "resident":
             packed = [self._packed(name, size) for name, size in sizes.items()]
             return Streamed(packed, self.stage) if self.stage is not None else Quantised(packed, self.scratch)
@@ -219,14 +184,11 @@ class _Builder:
         for name, size in sizes.items():
             into = whole[start : start + size[0]]
             if how.quantised is None:
-                into.copy_(self._part(name, size), non_blocking=True)
+                into.copy_(self.files.to_device(f"{name}.weight", size), non_blocking=True)
             else:
                 dequantise(self._packed(name, size), into)  # resident values are those of the quantised base
             start += size[0]
         return Trained(nn.Parameter(whole), how.dtype) if how.trained else Resident(whole)
-
-    def _part(self, name: str, size: tuple[int, int]) -> torch.Tensor:
-        return self.files.read(f"{name}.weight", size)
 
     def _packed(self, name: str, size: tuple[int, int]) -> Packed:
         """A matrix in 4 bits on the device: as it was kept, else quantised there. One that is streamed may lie here."""
@@ -235,7 +197,8 @@ class _Builder:
         if self.kept is not None:
             read = self.kept.read(name, size)
             return read if self.stage is not None else read.to(how.device)
-        packed = quantise(self._part(name, size).to(how.device, how.dtype), kind=how.quantised, double=how.double)
+        weight = self.files.to_device(f"{name}.weight", size)
+        packed = quantise(weight.to(how.device, how.dtype), kind=how.quantised, double=how.double)
         if self.keeper is not None:
             self.keeper.add(name, packed)
         return packed

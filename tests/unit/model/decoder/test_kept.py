@@ -23,8 +23,9 @@ from luthier.errors import AssetError
 from luthier.kernels.nf4 import Packed
 from luthier.model.decoder import kept, load
 from luthier.model.decoder.decoder import Decoder
+from luthier.model.decoder.files import Files
 from luthier.model.decoder.kept import Keeping
-from luthier.model.decoder.load import Files, Placing, load_decoder
+from luthier.model.decoder.load import Placing, load_decoder
 from luthier.model.decoder.shape import read_shape
 
 NF4 = Placing(torch.float32, quantised="nf4", weights="quantised")
