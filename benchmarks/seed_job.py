@@ -3,8 +3,9 @@
     python benchmarks/seed_job.py FOLDER [--config examples/seed/seed_config.yaml] [--out seed_job.json]
 
 FOLDER is a base with a tokenizer (`workload.make_model` makes one without; `--tokenizer` copies one into it). The table
-has 500 made rows, 450 of them for training, 5 epochs. `empty`: no kernels compiled, nothing remembered of the base,
-files in the page cache; `unread`: the same after the base's files were dropped from the page cache. Adapter as in the
+has 500 made rows, 450 of them for training, 5 epochs. `fresh`: one step of a Python whose libraries have no bytecode
+yet, no kernels compiled, nothing remembered of the base; `empty`: the same with the bytecode that this made and all files
+in the page cache; `unread`: after the base's files were dropped from the page cache. Adapter as in the
 figures called seed (r 8 on q, v); an evaluation each epoch by its loss, no generated answers. The lines that the
 process wrote, with their seconds, are printed: where the time went.
 """
@@ -58,19 +59,19 @@ def forget(folder: Path) -> None:
         os.close(descriptor)
 
 
-def run(config: Path, folder: Path, table: Path, more: list[str]) -> dict[str, Any]:
-    """One process with caches of its own."""
+def run(config: Path, folder: Path, table: Path, bytecode: Path, more: list[str]) -> dict[str, Any]:
+    """One process with caches of its own, but for Python's ``bytecode``."""
     work = Path(tempfile.mkdtemp())
     output = work / "run"
-    caches = {"LUTHIER_CACHE": str(work / "cache"), "TRITON_CACHE_DIR": str(work / "triton")}
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    environment |= {"LUTHIER_CACHE": str(work / "cache"), "TRITON_CACHE_DIR": str(work / "triton")}
+    environment["PYTHONPYCACHEPREFIX"] = str(bytecode)
     code = "from luthier.cli import main; main()"
     command = [sys.executable, "-c", code, "train", str(config), "--dataset", str(table), "--output", str(output)]
     for one in (f"base_model={folder}", *SET, *more):
         command += ["--set", one]
     begun = time.time()
-    done = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | caches
-    )
+    done = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
     lines: list[tuple[float, str]] = []
     assert done.stdout is not None
     reader = threading.Thread(target=_read, args=(done.stdout, begun, lines))
@@ -96,7 +97,7 @@ def _read(stream: Any, begun: float, lines: list[tuple[float, str]]) -> None:
 
 
 def main() -> None:
-    """Both states of the files."""
+    """All three states."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--config", type=Path, default=Path(__file__).parent.parent / "examples/seed/seed_config.yaml")
@@ -109,11 +110,12 @@ def main() -> None:
     table = Path(tempfile.mkdtemp()) / "seed.csv"
     make_table(table)
     found = provenance("torch", "triton", "transformers", "safetensors", "tokenizers")  # before anything may change
-    found |= {"empty": run(given.config, given.folder, table, given.more)}
-    print("RESULT empty", json.dumps(found["empty"]), flush=True)
-    forget(given.folder)
-    found["unread"] = run(given.config, given.folder, table, [*given.more, "trainer.train_steps=2"])
-    print("RESULT unread", json.dumps(found["unread"]), flush=True)
+    with tempfile.TemporaryDirectory() as bytecode:
+        for state, more in (("fresh", ["trainer.train_steps=1"]), ("empty", []), ("unread", ["trainer.train_steps=2"])):
+            if state == "unread":
+                forget(given.folder)
+            found[state] = run(given.config, given.folder, table, Path(bytecode), [*given.more, *more])
+            print("RESULT", state, json.dumps(found[state]), flush=True)
     if given.out:
         given.out.write_text(json.dumps(found, indent=1) + "\n")
 
