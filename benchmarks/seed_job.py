@@ -4,8 +4,8 @@
 
 FOLDER is a base with a tokenizer (`workload.make_model` makes one without; `--tokenizer` copies one into it). The table
 has 500 made rows, 450 of them for training, 5 epochs. `fresh`: one step of a Python whose libraries have no bytecode
-yet, no kernels compiled, nothing remembered of the base; `empty`: the same with the bytecode that this made and all files
-in the page cache; `unread`: after the base's files were dropped from the page cache. Adapter as in the
+yet, no kernels compiled, nothing remembered of the base; `empty`: the same with the bytecode that this made and all
+files in the page cache; `unread`: after the base's files were dropped from the page cache. Adapter as in the
 figures called seed (r 8 on q, v); an evaluation each epoch by its loss, no generated answers. The lines that the
 process wrote, with their seconds, are printed: where the time went.
 """

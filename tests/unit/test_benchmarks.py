@@ -145,5 +145,5 @@ def test_the_whole_job_tells_its_commit_and_versions(
     monkeypatch.setattr(sys, "argv", ["seed_job.py", str(tmp_path), "--out", str(tmp_path / "out.json")])
     module.main()
     found = json.loads((tmp_path / "out.json").read_text())
-    assert set(found) == {"commit", "versions", "empty", "unread"}
+    assert set(found) == {"commit", "versions", "fresh", "empty", "unread"}
     assert f"torch {importlib.metadata.version('torch')}" in found["versions"]

@@ -322,9 +322,12 @@ class LudwigModel:
         self, dataset: Dataset, split: str, batch_size: int | None, generation: Mapping[str, Any] | None
     ) -> Answered:
         with console.sink(quiet=self._model.quiet) as sink:
-            return self._model._ready().predict(
+            answered = self._model._ready().predict(
                 dataset, generation=generation, split=split, batch_size=batch_size, probabilities=True, sink=sink
             )
+        if answered.unasked:  # also where the console is quiet: the frame alone would hide it in empty answers
+            warnings.warn(answered.unasked, stacklevel=3)
+        return answered
 
 
 def _refuse(name: str, value: Any, fix: str) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -115,8 +116,9 @@ def _evaluators(work: Work, tuned: Tuned, sink: events.Sink) -> tuple[Evaluator 
     from luthier.train.evaluation import Evaluator
 
     trainer, examples, model = work.config.trainer, work.prepared.examples, tuned.model
-    shown = work.prepared.rows["validation"][: trainer.eval_generation_rows]
-    generated = partial(_generated_scores, tuned, shown) if shown and work.layout.target is not None else None
+    answered = (row for row in work.prepared.rows["validation"] if reference_of(work.table.row(row), work.layout))
+    shown = list(islice(answered, trainer.eval_generation_rows))
+    generated = partial(_generated_scores, tuned, shown, sink, set()) if shown else None
     over = partial(Evaluator, model=model.module, score=model.score, max_rows=trainer.max_eval_rows, sink=sink)
     return (
         over(examples=examples["validation"], generated=generated) if examples["validation"] else None,
@@ -182,7 +184,11 @@ def _source(work: Work) -> TableSource:
     )
 
 
-def _generated_scores(tuned: Tuned, rows: Sequence[int]) -> Mapping[str, float]:
-    """Metrics of answers generated for a few validation rows."""
+def _generated_scores(tuned: Tuned, rows: Sequence[int], sink: events.Sink, told: set[str]) -> Mapping[str, float]:
+    """Metrics of answers generated for a few validation rows. What was ``told`` of rows without one is not again."""
     assert tuned.table is not None
-    return tuned.answer(tuned.table, rows).scores()
+    answered = tuned.answer(tuned.table, rows)
+    if answered.unasked and answered.unasked not in told:
+        told.add(answered.unasked)
+        sink(events.Warned(text=f"validation: {answered.unasked}; they count as wrong"))
+    return answered.scores()

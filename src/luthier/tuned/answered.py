@@ -56,11 +56,24 @@ class Answered:
 
     @property
     def predictions(self) -> list[str]:
-        """The answers as they count: of a category output the class that each names, else the texts."""
+        """The answers as they count: of a category output the class that each names, else the texts.
+
+        "" for a row that could not be asked: what nobody answered is no class, not the fallback's either.
+        """
         if self.reader is None:
             return self.texts
         known = self.log_probabilities or [None] * len(self)
-        return [self.reader.read(text, chances or None) for text, chances in zip(self.texts, known, strict=True)]
+        pairs = zip(self.completions, known, strict=True)
+        return ["" if done.error else self.reader.read(done.text, chances or None) for done, chances in pairs]
+
+    @property
+    def unasked(self) -> str:
+        """How many rows could not be asked, and why the first could not; "" where all were."""
+        failed = [(row, done.error) for row, done in zip(self.rows, self.completions, strict=True) if done.error]
+        if not failed:
+            return ""
+        row, why = failed[0]
+        return f"{len(failed)} of {len(self)} rows could not be asked and have no answer; row {row}: {why}"
 
     @property
     def probability(self) -> list[float | None]:
@@ -142,7 +155,8 @@ class Answered:
         """Ludwig's columns: ``<output>_predictions``, ``_response`` (a list, of n strings) and ``_probability``.
 
         ``_probabilities`` holds a list a row: of each class for a category output, which also has one column
-        ``_probabilities_<class>`` each; of each token of the answer for text.
+        ``_probabilities_<class>`` each; of each token of the answer for text. Where a row could not be asked,
+        ``_error`` says why; None for the others.
         """
         import pandas as pd
 
@@ -157,6 +171,8 @@ class Answered:
             columns[f"{name}_probabilities"] = [list(each) for each in known]
             for at, one in enumerate(self.classes or ()):
                 columns[f"{name}_probabilities_{one}"] = [each[at] if each else None for each in known]
+        if self.unasked:
+            columns[f"{name}_error"] = [done.error or None for done in self.completions]
         return pd.DataFrame(columns)
 
     def write(self, path: Path) -> str:

@@ -96,6 +96,10 @@ def _to_compare(
         rows = _held_out(splits)
         advice = ("data-split", "there are no held-out rows to evaluate on",
                   "give --dataset, or leave rows for validation or test in preprocessing.split")  # fmt: skip
+        if rows:
+            advice = ("data-no-target", "no held-out row holds an answer to compare with",
+                      "give --dataset with answers; of running text, `luthier runs` tells the loss")  # fmt: skip
+        received = f"{len(rows):,} held-out rows without an answer" if rows else "no row beside the training rows"
     else:
         table = tuned.read(dataset, encoding, sink)
         rows = list(range(len(table)))
@@ -104,12 +108,10 @@ def _to_compare(
             raise missing_column(tuned.layout.target, table.columns, table.name, otherwise=without)
         advice = ("data-no-target", f"no row of {table.name} holds an answer to compare with",
                   f"fill the column {tuned.output!r}, or ask for answers alone: luthier predict")  # fmt: skip
+        received = f"{len(table):,} rows without an answer"
     rows = [i for i in rows if reference_of(table.row(i), tuned.layout) is not None][:most]
     if not rows:
         code, message, fix = advice
-        received = (
-            f"{len(table):,} rows without an answer" if dataset is not None else "no row beside the training rows"
-        )
         allowed = f"at least one row with an answer in the column {tuned.output!r}"
         raise DataError(code, message, where=table.name, received=received, allowed=allowed, fix=fix)
     return table, rows

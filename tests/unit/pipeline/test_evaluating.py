@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 
+import pandas
 import pytest
 
 from luthier import pipeline
+from luthier.api import LudwigModel
 from luthier.data.sources import hub, memory
 from luthier.errors import DataError, RunError
+from luthier.events import Warned
 from luthier.run import recorded_inputs
 
 
@@ -107,3 +110,51 @@ def test_a_column_that_the_prompt_takes_unnamed_is_missed_before_anything_is_ask
     with pytest.raises(DataError, match="has no column 'text'") as caught:
         tuned.predict([{"txt": "parcel 1 slow"}])
     assert caught.value.faults[0].fix == "did you mean 'txt'?"
+
+
+def test_running_text_trains_and_evaluates_by_its_loss_alone(train, settings) -> None:
+    """It has no answers to generate and compare; the first evaluation ended the run."""
+    for key in ("input_features", "output_features", "prompt"):
+        del settings[key]
+    texts = [{"text": f"parcel {i} goes its way", "split": 0 if i < 32 else 1 if i < 36 else 2} for i in range(40)]
+    made = train(data=texts, trainer__eval_generation_rows=4)
+    (found,) = json.loads((made.folder / "outcome.json").read_text())["evaluations"]
+    assert found["loss"] > 0 and "exact_match" not in found
+    with pytest.raises(DataError, match="no held-out row holds an answer") as caught:
+        pipeline.evaluate(made.tuned)
+    assert caught.value.code == "data-no-target"
+
+
+def test_validation_rows_without_an_answer_are_not_generated_for(train, rows, settings) -> None:
+    del settings["output_features"][0]["type"]
+    del settings["input_features"], settings["output_features"], settings["prompt"]
+    chats = [
+        {
+            "messages": [
+                {"role": "user", "content": row["text"]},
+                {"role": "assistant", "content": row["label"]},
+                *([{"role": "user", "content": "thanks"}] if number != 33 else []),
+            ],
+            "split": row["split"],
+        }
+        for number, row in enumerate(rows)
+    ]
+    made = train(data=chats, trainer__eval_generation_rows=2)
+    (found,) = json.loads((made.folder / "outcome.json").read_text())["evaluations"]
+    assert 0 <= found["exact_match"] <= 1
+
+
+def test_a_row_that_could_not_be_asked_is_no_class_and_is_told(train, rows, settings, tmp_path) -> None:
+    settings["output_features"][0]["decoder"] = {"type": "category_extractor", "fallback_label": "late"}
+    long = [row | {"text": row["text"] + " far" * 3000} if row["split"] == 1 else row for row in rows]
+    heard = []
+    made = train(data=long, trainer__eval_generation_rows=4, trainer__epochs=2, sink=heard.append)
+    told = [event.text for event in heard if isinstance(event, Warned) and "could not be asked" in event.text]
+    assert len(told) == 1 and told[0].startswith("validation: 4 of 4 rows")
+    answered = made.tuned.predict([long[32] | {"label": "late"}, long[0]])
+    assert answered.predictions[0] == "" and answered.unasked.startswith("1 of 2 rows could not be asked")
+    frame = answered.ludwig_frame()
+    assert "context" in frame["label_error"][0] and pandas.isna(frame["label_error"][1])
+    model = LudwigModel.load(str(made.folder))
+    with pytest.warns(UserWarning, match="1 of 2 rows could not be asked"):
+        model.predict(pandas.DataFrame([long[32], long[0]]))
