@@ -7,6 +7,7 @@ import functools
 import hashlib
 import json
 import random
+import re
 from array import array
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -392,6 +393,8 @@ def _leaked(sides: Sequence[int], keys: array[int]) -> int:
 def _time(value: Any, where: str) -> float:
     """Seconds since the epoch of a date, a number, or ISO 8601 text; a time without zone counts as UTC."""
     given = value
+    if isinstance(value, str) and re.fullmatch(r"\s*[0-9]{9,}(\.[0-9]*)?\s*", value):
+        value = float(value)  # seconds or milliseconds; as ISO 8601, 1701011512345 is 1701-01-15, "1" and 23:45
     if isinstance(value, str):
         try:
             value = datetime.datetime.fromisoformat(value.strip().replace("/", "-"))

@@ -112,6 +112,19 @@ def test_datetime_puts_the_latest_rows_last():
     assert result.rows[0] == 2 and result.counts["train"] == 24
 
 
+@pytest.mark.parametrize(
+    "times",
+    [
+        [str(1701011512345 + 9_000_000 * i) for i in range(30)],  # some of them read as ISO 8601 too, in the year 1701
+        [f"{1701011512345 + 9_000_000 * i}.5" for i in range(30)],
+        [f"202405{i + 1:02d}" for i in range(30)],
+    ],
+)
+def test_datetime_takes_long_digits_as_numbers_and_eight_as_a_date(times):
+    result = assign(numbered(30, day=times), config("datetime", column="day"), seed=1)
+    assert result.rows == [0] * 24 + [1] * 3 + [2] * 3
+
+
 def test_hash_keeps_rows_when_the_table_grows():
     small, large = numbered(50), numbered(80)
     assert assign(large, config("hash"), seed=1).rows[:50] == assign(small, config("hash"), seed=1).rows
