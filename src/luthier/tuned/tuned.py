@@ -83,6 +83,11 @@ class Tuned:
         table = redact(read(dataset, encoding=encoding, sheet=given.sheet, limits=limits, sink=sink), given.redact)
         if given.redact:
             sink(events.Note(text=table.notes[-1]))
+        tools = self.layout.tools if self.layout.kind == "chat" else None
+        for column, role in ((self.renderer.system_column, "system prompts"), (tools, "tools")):
+            if column is not None and column not in table.columns:
+                lacks = f"{table.name} has no column {column!r}"
+                sink(events.Warned(text=f"{lacks}: its rows are asked without the {role} of the training"))
         return table
 
     @property
@@ -277,7 +282,9 @@ class Tuned:
         template = self.config.prompt.template
         named = fields_of(template) if template is not None else ()
         whole = template is None or "__sample__" in named  # all inputs, one after another
-        inputs = self.layout.inputs if whole and self.layout.kind != "chat" else ()
+        inputs = self.layout.inputs if whole else ()
+        if self.layout.kind == "chat" and not inputs and self.layout.target is not None:
+            inputs = (self.layout.target,)  # the questions stand in the same turns as the answers
         for name in (*named, *inputs):
             if name not in table.columns and name not in RESERVED:
                 raise missing_column(name, table.columns, table.name)

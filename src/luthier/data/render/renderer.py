@@ -205,7 +205,16 @@ class Renderer:
         if self.layout.kind != "chat":
             return Asked(self._turns(row, self._asked(row, where)), where)
         asked = self._conversation(row, where)
-        if asked.messages and asked.messages[-1].role == "assistant":
+        if not asked.messages:
+            raise DataError(
+                "data-chat",
+                "the conversation is empty: there is nothing to answer",
+                where=where,
+                received="no turns",
+                allowed="at least one turn",
+                fix="fill it in, or take the row out of the table",
+            )
+        if asked.messages[-1].role == "assistant":
             return replace(asked, messages=asked.messages[:-1])
         return asked
 

@@ -1,0 +1,60 @@
+"""Runs on conversations are asked with conversations: a table that lacks them, or what stood beside them, is told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from luthier import config, events, pipeline
+from luthier.errors import DataError
+from luthier.tuned import Tuned
+
+TOOLS = [{"name": "ring", "parameters": {}}]
+
+
+def turns(*texts: str) -> list[dict[str, str]]:
+    return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
+
+
+@pytest.fixture(scope="module")
+def tuned(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Tuned:
+    """A run on a column `conversations`, with a system prompt and tools in columns of their own."""
+    settings = {
+        "base_model": str(tiny_llama),
+        "adapter": {"type": "lora", "r": 2},
+        "generation": {"max_new_tokens": 4},
+        "trainer": {"train_steps": 1, "batch_size": 4, "precision": "fp32", "eval_generation_rows": 0},
+    }
+    rows = [
+        {"conversations": turns(f"say {i}", str(i)), "system": f"Be brief, {i}.", "tools": TOOLS, "split": i % 3}
+        for i in range(12)
+    ]
+    return pipeline.train(config.load(settings), rows, output=tmp_path_factory.mktemp("runs") / "run").tuned
+
+
+def test_a_table_without_the_conversation_is_refused_with_the_nearest_column(tuned: Tuned) -> None:
+    with pytest.raises(DataError) as caught:
+        tuned.predict([{"conversation": turns("say 1"), "system": "s", "tools": TOOLS}])
+    fault = caught.value.faults[0]
+    assert (fault.code, fault.received) == ("data-missing-column", "conversations")
+    assert "'conversation'" in str(fault.fix)
+
+
+def test_an_empty_conversation_is_told_in_its_row(tuned: Tuned) -> None:
+    cells: list[Any] = [turns("say 1"), [], None, turns("say 2", "2")]
+    answered = tuned.predict([{"conversations": one, "system": None, "tools": TOOLS} for one in cells])
+    assert ["empty" in (done.error or "") for done in answered.completions] == [False, True, True, False]
+
+
+def test_what_training_had_beside_the_conversation_is_missed_aloud(tuned: Tuned) -> None:
+    def told(**beside: Any) -> list[str]:
+        heard: list[events.Event] = []
+        tuned.predict([{"conversations": turns("say 1"), **beside}], sink=heard.append)
+        return [event.text for event in heard if isinstance(event, events.Warned)]
+
+    assert told(system="Be brief.", tools=TOOLS) == []
+    (system,), (tools,) = told(tools=TOOLS), told(system="Be brief.")
+    assert "'system'" in system and "the system prompts" in system
+    assert "'tools'" in tools and "without the tools" in tools
