@@ -42,7 +42,7 @@ def command(
         tuned = pipeline.load(path, overrides=sets or [], trust_remote_code=trust_remote_code, sink=sink)
     conversation = tuned.chat(system=system)
     interactive = sys.stdin.isatty()
-    if conversation.column is not None:
+    if conversation.column is not None and (conversation.others or not conversation.is_chat):
         _say_template(conversation)
     if interactive:
         typer.echo("Type a message. /help lists what else there is, Ctrl-C ends an answer, /quit ends.", err=as_json)
@@ -51,7 +51,10 @@ def command(
 
 def _say_template(conversation: Conversation) -> None:
     """Say on stderr what a message means to a model that learned from a template: piped answers stay alone."""
-    typer.echo(f"This model learned from a template: a message fills {{{conversation.column}}}, by itself.", err=True)
+    filled = f"the first message fills {{{conversation.column}}}"
+    if not conversation.is_chat:
+        filled = f"a message fills {{{conversation.column}}}, by itself"
+    typer.echo(f"This model learned from a template: {filled}.", err=True)
     for name, value in conversation.others.items():
         said = f"is {value!r}" if value else f"is empty; /set {name} TEXT fills it"
         typer.echo(f"  {{{name}}} {said}", err=True)

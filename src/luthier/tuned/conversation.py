@@ -19,19 +19,20 @@ LOOKED_AT = 1000  # rows of training in which a column may hold the same text
 class Conversation:
     """Turns with one model, each written as training wrote its rows.
 
-    A model that learned conversations is given the turns so far. One that learned from a plain template is asked the
-    way it was taught: the message fills one column of the template (``column``), and no earlier turn is shown. That is
-    the first column whose text differs between the rows of training; the others (``others``) hold what all those rows
-    hold, or nothing.
+    A model that learned conversations is given the turns so far. One that learned from columns is asked the way it was
+    taught: the message fills one of them (``column``), the first one whose text differs between the rows of training;
+    the others (``others``) hold what all those rows hold, or nothing. Where the rows became turns of a chat template
+    (``is_chat``), the first turn is written so and later ones as they are said; in plain text no earlier turn is shown.
     """
 
     def __init__(self, tuned: Tuned, system: str | None) -> None:
         self._tuned, self._system = tuned, system
-        names = [] if tuned.renderer.is_chat else _columns(tuned)
+        self.is_chat = tuned.renderer.is_chat
+        names = [] if tuned.layout.kind == "chat" else _columns(tuned)
         constant = _constants(tuned, names)
         self.column = next((name for name in names if name not in constant), names[0] if names else None)
         self.others: dict[str, Any] = {name: constant.get(name) for name in names if name != self.column}
-        if self.column is not None and system is not None:
+        if self.column is not None and not self.is_chat and system is not None:
             raise ConfigError(
                 "config-conflict",
                 "a system prompt was given, and this model was trained with a plain template, which has none",
@@ -68,9 +69,12 @@ class Conversation:
         Raises ValueError where the turns so far no longer fit into the model's context.
         """
         tuned = self._tuned
-        asked = [*self.messages, Message("user", text)]
         row = dict.fromkeys(tuned.layout.inputs, text) if self.column is None else {**self.others, self.column: text}
-        ids = (tuned.renderer.chat_prompt(asked) if self.column is None else tuned.renderer.prompt(row)).ids
+        if self.is_chat and self.column is not None and not any(turn.role == "user" for turn in self.messages):
+            text = tuned.renderer.question(row)
+        asked = [*self.messages, Message("user", text)]
+        plain = self.column is not None and not self.is_chat
+        ids = (tuned.renderer.prompt(row) if plain else tuned.renderer.chat_prompt(asked)).ids
         pieces = []
         if use_base not in self._engines:
             self._engines[use_base] = tuned.engine(use_base)
@@ -85,17 +89,18 @@ class Conversation:
 
 
 def _columns(tuned: Tuned) -> list[str]:
-    """The columns that a plain prompt is made of, in the order in which it names them."""
-    template = tuned.config.prompt.template
+    """The columns that a prompt is made of, in the order in which it names them."""
+    template, inputs = tuned.config.prompt.template, tuned.layout.inputs
     if template is None:
-        return list(tuned.layout.inputs)
-    return [name for name in fields_of(template) if name not in RESERVED and name != tuned.layout.target]
+        return list(inputs)
+    named = [one for field in fields_of(template) for one in (inputs if field == "__sample__" else (field,))]
+    return [name for name in dict.fromkeys(named) if name not in RESERVED and name != tuned.layout.target]
 
 
 def _constants(tuned: Tuned, names: Sequence[str]) -> dict[str, Any]:
     """The columns that hold the same text in all rows of training, such as one instruction for all; and that text."""
-    table = tuned.table
-    if table is None or len(names) < 2 or len(table) < 2:
+    table = tuned.table if len(names) > 1 else None  # reading it takes a while
+    if table is None or len(table) < 2:
         return {}
     seen: dict[str, set[str]] = {name: set() for name in names}
     value: dict[str, Any] = {}

@@ -14,7 +14,7 @@ class Asked:
     """Stands in for `Tuned`: answers with how many turns it was shown."""
 
     config = SimpleNamespace(generation=None, random_seed=1)
-    layout = SimpleNamespace(inputs=(), target=None)
+    layout = SimpleNamespace(kind="chat", inputs=(), target=None)
     table = None
     renderer = SimpleNamespace(is_chat=True, chat_prompt=lambda turns: SimpleNamespace(ids=[m.content for m in turns]))
 

@@ -145,6 +145,10 @@ class Renderer:
         draft = self._chat.prompts([Asked(messages, "the conversation", tools)])[0]
         return PromptIds(tuple(self._encode_prompts([draft])[0]), draft.prompt.text)
 
+    def question(self, row: Mapping[str, Any]) -> str:
+        """What the user's turn says of a row that is not a conversation, before any chat template."""
+        return self._asked(row, "the message").text
+
     def text_prompt(self, text: str) -> PromptIds:
         """The ids of a bare text that the model goes on from; what it spells is text."""
         draft = Draft(Rendered(text, ((0, len(text)),) if text else ()), Rendered(""))
