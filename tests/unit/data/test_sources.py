@@ -84,6 +84,58 @@ def test_a_heading_may_hold_an_upright_bar(tmp_path):
     assert list(read(put(tmp_path / "x.csv", "yes|no\nmaybe\n"))) == [{"yes|no": "maybe"}]
 
 
+@pytest.mark.parametrize(
+    "header, rows, columns",
+    [
+        ("instruction;price, EUR;output", "q1;1,5;o1\nq2;12,5;o2\n", ["instruction", "price, EUR", "output"]),
+        ("instruction;price, EUR;output", "q1;15;o, 1\nq2;1,5;o2\n", ["instruction", "price, EUR", "output"]),
+        ("q\tprice, EUR\ta;b", "q1\t1,5\tx\n", ["q", "price, EUR", "a;b"]),
+        ('q;"price,EUR"', 'a;"1,5"\n"b, c";2\n', ["q", "price,EUR"]),
+        ("q;in,de,fr", "".join(f"q{n};1,5\n" for n in range(9)), ["q", "in,de,fr"]),
+        ("question,answer", 'a,"b; c; d"\n"e; f",g\n', ["question", "answer"]),
+        ("question (a;b;c),answer", "x;y;z,1\nx;y,2\n", ["question (a;b;c)", "answer"]),
+        ("question,answer;note", '"one\n; two",b;c\nd,"e;f"\n', ["question", "answer;note"]),
+    ],
+)
+def test_the_separator_is_what_stands_evenly_in_header_and_rows(tmp_path, header, rows, columns):
+    table = read(put(tmp_path / "x.csv", f"{header}\n{rows}"))
+    assert table.columns == columns
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "price, EUR;output\n1,5;o1\n",
+        "q,choices (a;b;c)\nq1,x;y;z\n",
+        "a,b;c\n1\n2\n",
+        "a,b,c;d\n1,2,3;4\n1,2;4\n5,6,7;8\n",
+    ],
+)
+def test_a_separator_in_doubt_is_refused_and_may_be_named(tmp_path, text):
+    fault = fails("data-unreadable", put(tmp_path / "x.csv", text)).faults[0]
+    assert "cannot be told" in fault.message and fault.allowed == ["sep=,", "sep=;"] and fault.fix.endswith("sep=,")
+    first = text.splitlines()[0]
+    if text.count("\n") == 2:  # the others have ragged rows
+        assert read(put(tmp_path / "x.csv", f"sep=;\n{text}")).columns == first.split(";")
+        assert read(put(tmp_path / "x.csv", f"sep=,\n{text}")).columns == [c.strip() for c in first.split(",")]
+
+
+@pytest.mark.parametrize("first", ["sep=;\n", '"sep=;"\r\n', "SEP=;\r\n"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_the_line_that_names_excels_separator_is_no_row(tmp_path, first, encoding):
+    table = read(put(tmp_path / "x.csv", f"{first}a;b\n1,5;2\n", encoding))
+    assert list(table) == [{"a": "1,5", "b": "2"}]
+    assert "separated by ';', as line 1 says for Excel, which is no row" in table.notes
+    error = fails("data-ragged", put(tmp_path / "x.csv", f"{first}a;b\n1;2\n3\n", encoding))
+    assert error.faults[0].where.endswith("line 4")
+
+
+def test_lines_of_blanks_at_the_end_are_no_rows(tmp_path):
+    assert list(read(put(tmp_path / "x.csv", "a,b\n1,2\n  \n\n\t\n "))) == [{"a": "1", "b": "2"}]
+    error = fails("data-ragged", put(tmp_path / "x.csv", "a,b\n1,2\n  \n3,4\n"))
+    assert error.faults[0].where.endswith("line 3")
+
+
 @pytest.mark.parametrize("encoding", ["iso2022_jp", "iso2022_jp_ext"])
 def test_japanese_in_seven_bits_is_read_and_said(tmp_path, monkeypatch, encoding):
     word = "ｱｶ" if encoding.endswith("ext") else "赤"

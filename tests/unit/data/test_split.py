@@ -115,8 +115,8 @@ def test_datetime_puts_the_latest_rows_last():
 @pytest.mark.parametrize(
     "times",
     [
-        [str(1701011512345 + 9_000_000 * i) for i in range(30)],  # some of them read as ISO 8601 too, in the year 1701
-        [f"{1701011512345 + 9_000_000 * i}.5" for i in range(30)],
+        [str(1701011512345 - 9_000_000 * i) for i in reversed(range(30))],  # the last is ISO 8601 too, of the year 1701
+        [f"{1701011512345 - 9_000_000 * i}.5" for i in reversed(range(30))],
         [f"202405{i + 1:02d}" for i in range(30)],
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -28,11 +29,16 @@ if TYPE_CHECKING:
 
 BATCH = 4096  # records turned into columns together
 SHOWN = 10  # ragged rows that are listed before the rest are counted
+SAMPLE = 256 << 10  # characters that are looked at to tell the separator
+MARKS = ",;\t|"
+QUOTED = re.compile(r'(?<![^,;\t|\r\n])"[^"]*(?:""[^"]*)*(?:"|\Z)')  # a field in quotes, whichever mark separates
+IN_TEXT = re.compile(r",(?=\s)|(?<=[0-9]),(?=[0-9])")  # commas as text and numbers have them
+NAMED = re.compile(r'"?sep=([^\w\s"]|\t)"?\s*', re.IGNORECASE)  # the line by which Excel is told the separator
 
 
 @FORMATS.register(".csv")
 def read_csv(path: Path, name: str, options: Options) -> Table:
-    """Comma-separated, or separated by semicolons, tabs or upright bars where the header has those and no comma."""
+    """Comma-separated, or by the semicolons, tabs or upright bars that stand more evenly in header and rows."""
     return _read(path, name, options, None)
 
 
@@ -49,11 +55,16 @@ def _read(path: Path, name: str, options: Options, delimiter: str | None) -> Tab
     check_size(path, name, options)
     codec = codec_of(path, name, options.encoding)
     notes = [] if codec.startswith("utf-8") else [f"read as {codec}"]
-    if delimiter is None:
+    with open_text(path, codec) as text:
+        named = NAMED.fullmatch(text.readline(16))
+    if named:
+        delimiter = named[1]
+        notes.append(f"separated by {delimiter!r}, as line 1 says for Excel, which is no row")
+    elif delimiter is None:
         delimiter = _delimiter(path, name, codec)
         if delimiter != ",":
             notes.append(f"separated by {delimiter!r}, not by commas")
-    records = _records(path, name, codec, delimiter, options.limits.field_chars)
+    records = _filled(_records(path, name, codec, delimiter, options.limits.field_chars, skipped=1 if named else 0))
     line, first = next(records, (0, None))
     if first is None:
         raise empty(name, "a file of blanks")
@@ -105,27 +116,66 @@ def _ragged(record: list[str], header: list[str], where: str) -> Fault:
 
 
 def _delimiter(path: Path, name: str, codec: str) -> str:
+    """The mark that stands in every row as often as in the header. Raises DataError where two marks do."""
     with open_text(path, codec) as text:
-        filled = (line for line in text if line.strip())
-        line, after = next(filled, None), next(filled, "")
-    if line is None:
-        raise empty(name, "a file of blanks")
-    line = "".join(line.split('"')[::2])  # what stands outside quotes
-    marks = ",;\t|" if "|" in after else ",;\t"  # a heading may hold a bar; a table of them has one in every row
-    return "," if "," in line else max(marks, key=line.count)
+        header = next((line for line in text if line.strip()), None)
+        if header is None:
+            raise empty(name, "a file of blanks")
+        sample = header + text.read(SAMPLE)
+        whole = not text.read(1)
+    lines = [line for line in re.split(r"[\r\n]+", QUOTED.sub("", sample)) if line.strip()]
+    header, *rows = lines if whole or len(lines) < 3 else lines[:-1]
+    if not any("|" in row for row in rows[:1]):  # a heading may hold a bar; a table of them has one in every row
+        header = header.replace("|", "")
+    counts = {mark: header.count(mark) for mark in MARKS if mark in header}
+    if len(counts) < 2 or not rows:
+        return "," if "," in counts else max(counts, key=counts.__getitem__, default=",")
+    fits = {mark: sum(row.count(mark) == count for row in rows) / len(rows) for mark, count in counts.items()}
+    even = [mark for mark, fit in fits.items() if fit == 1]
+    best = max(even, key=counts.__getitem__) if even else max(fits, key=fits.__getitem__)
+    if even:
+        doubted = [mark for mark in even if counts[mark] == counts[best]]
+        if best != "," and fits.get(",", 0) >= 0.5 and any("," in IN_TEXT.sub("", line) for line in lines):
+            doubted = [",", *(mark for mark in doubted if mark != ",")]
+    else:
+        doubted = [mark for mark, fit in fits.items() if fit >= min(0.5, fits[best])]
+    if len(doubted) < 2:
+        return best
+    raise unreadable(
+        name,
+        "what separates its fields cannot be told",
+        received="; ".join(f"{mark!r}: {counts[mark] + 1} columns" for mark in doubted),
+        allowed=[f"sep={mark}" for mark in doubted],
+        fix=f"write the one it is above the header, as a line of its own: sep={doubted[0]}",
+    )
 
 
-def _records(path: Path, name: str, codec: str, delimiter: str, field_chars: int) -> Iterator[tuple[int, list[str]]]:
-    """The records that are not blank lines, each with the line on which it begins."""
-    line = 1
+def _filled(records: Iterator[tuple[int, list[str]]]) -> Iterator[tuple[int, list[str]]]:
+    """The records without the lines of blanks at the end; elsewhere such a line may be a row that lost its fields."""
+    held: list[tuple[int, list[str]]] = []
+    for line, record in records:
+        if len(record) == 1 and not record[0].strip() and len(held) < BATCH:
+            held.append((line, record))
+            continue
+        yield from held
+        held.clear()
+        yield line, record
+
+
+def _records(
+    path: Path, name: str, codec: str, delimiter: str, field_chars: int, skipped: int
+) -> Iterator[tuple[int, list[str]]]:
+    """The records that are not blank lines, after ``skipped`` lines, each with the line on which it begins."""
+    line = 1 + skipped
     before = csv.field_size_limit(min(field_chars, 2**31 - 1))  # the csv module has one limit for the process
     try:
         with open_text(path, codec) as text:
-            reader = csv.reader(_without_nul(text, name), delimiter=delimiter, strict=True)
+            lines = islice(_without_nul(text, name), skipped, None)
+            reader = csv.reader(lines, delimiter=delimiter, strict=True)
             for record in reader:
                 if record:
                     yield line, record
-                line = reader.line_num + 1
+                line = reader.line_num + 1 + skipped
     except csv.Error as error:
         if "field larger" in str(error):
             raise DataError(
