@@ -31,6 +31,8 @@ class Message:
     tool_call_id: str | None = None
     name: str | None = None
     trained: bool | None = None  # what the data itself says (OpenAI's `weight`); None leaves it to `train_on`
+    reasoning: Mapping[str, str] = field(default_factory=dict)  # what preceded the answer, under the data's own key
+    unread: tuple[str, ...] = ()  # keys of the data's turn that nothing reads
 
     def to_dict(self) -> dict[str, Any]:
         """The mapping a chat template receives; absent fields are left out."""
@@ -41,7 +43,7 @@ class Message:
             out["tool_call_id"] = self.tool_call_id
         if self.name is not None:
             out["name"] = self.name
-        return out
+        return out | self.reasoning
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,6 +51,7 @@ class Audit:
     lengths: Mapping[str, int]  # of the training examples: min, p50, p90, p99, max tokens
     notes: Sequence[str] = ()
     samples: Sequence[Pieces] = field(default_factory=tuple)
+    unread: Mapping[str, Sequence[int]] = field(default_factory=dict)  # key of a turn that nothing reads -> rows
 
     def stored(self) -> dict[str, Any]:
         """Everything as JSON types, for `restored`."""
@@ -79,6 +80,7 @@ class Audit:
             "supervised_share": round(self.supervised_share, 6),
             "dropped": {reason: _listed(rows) for reason, rows in self.dropped.items()},
             "missing": {column: _listed(rows) for column, rows in self.missing.items()},
+            "unread": {key: _listed(rows) for key, rows in self.unread.items()},
             "control_token_rows": _listed(self.control),
             "cut": {policy: _listed(rows) for policy, rows in self.cut.items()},
             "lost_turns": self.lost_turns,
@@ -103,6 +105,7 @@ class Audit:
         out.append(f"the end of the answer is trained in {self.ended:,} of {self.answers:,} answers")
         out += [f"dropped, {reason}: {_some(rows)}" for reason, rows in self.dropped.items()]
         out += [f"column {column!r} has no value, rendered as empty: {_some(r)}" for column, r in self.missing.items()]
+        out += [f"key {key!r} of a turn, which nothing reads: {_some(rows)}" for key, rows in self.unread.items()]
         out += [f"longer than the maximum, {policy}: {_some(rows)}" for policy, rows in self.cut.items()]
         if self.lost_turns:
             out.append(f"answers left out as too long from conversations that were kept: {self.lost_turns:,}")
@@ -120,7 +123,7 @@ class AuditBuilder:
 
     def __init__(self) -> None:
         self._counts: dict[Split, list[int]] = {split: [0, 0, 0, 0] for split in SPLITS}
-        self._causes: dict[str, dict[str, array[int]]] = {"dropped": {}, "missing": {}, "cut": {}}
+        self._causes: dict[str, dict[str, array[int]]] = {"dropped": {}, "missing": {}, "unread": {}, "cut": {}}
         self._control = array("q")
         self._seen = {split: (array("q"), array("Q")) for split in SPLITS}  # rows, and a hash of what they became
         self._rows = self._lost = self._answers = self._ended = 0
@@ -134,6 +137,7 @@ class AuditBuilder:
         for kind, causes in (
             ("dropped", (outcome.dropped.reason,) if outcome.dropped else ()),
             ("missing", outcome.missing),
+            ("unread", outcome.unread),
             ("cut", outcome.cut),
         ):
             for cause in causes:
@@ -187,6 +191,7 @@ class AuditBuilder:
             lengths=percentiles(self._lengths),
             notes=tuple(notes),
             samples=tuple(pieces(example, tokenizer) for example in self._samples),
+            unread=_by_size(self._causes["unread"]),
         )
 
     def _has(self, split: Split) -> bool:

@@ -21,6 +21,9 @@ ROLES: dict[str, str] = {
 }
 ROLE_KEYS = ("role", "from", "speaker")
 CONTENT_KEYS = ("content", "value", "text")
+REASONING_KEYS = ("reasoning_content", "thinking")  # as chat templates name what an answer was thought out with
+WEIGHT_KEYS = ("weight", "train")
+READ = {*ROLE_KEYS, *CONTENT_KEYS, *WEIGHT_KEYS, "tool_calls", "function_call", "tool_call_id", "name"}
 
 
 def conversation(row: Mapping[str, Any], layout: Layout, where: str = "the row") -> list[Message]:
@@ -32,8 +35,9 @@ def conversation(row: Mapping[str, Any], layout: Layout, where: str = "the row")
         for number, turn in enumerate(turn_list(row.get(column), place)):
             turns.append(_message(turn, f"{place} turn {number + 1}"))
     system = row.get(layout.system) if layout.system else None
-    if isinstance(system, str) and system.strip() and not (turns and turns[0].role == "system"):
-        turns.insert(0, Message("system", system))
+    said = _text(system, f"{where} column {layout.system}")
+    if said.strip() and not (turns and turns[0].role == "system"):
+        turns.insert(0, Message("system", said))
     return turns
 
 
@@ -93,8 +97,11 @@ def _message(turn: Any, where: str) -> Message:
     if role is None:
         raise _fault(where, "a turn has an unknown role" if named is not None else "a turn names no role", named, ROLES)
     content = _text(_first(turn, CONTENT_KEYS), where)
+    thought = {key: turn[key] for key in REASONING_KEYS if isinstance(turn.get(key), str) and turn[key].strip()}
+    unread = tuple(key for key, value in turn.items() if value and key not in READ and key not in thought)
     if role == "function_call":
-        return Message("assistant", "", tool_calls=_calls(_json(content, where), where), trained=_trained(turn, where))
+        made, trained = _calls(_json(content, where), where), _trained(turn, where)
+        return Message("assistant", "", tool_calls=made, trained=trained, reasoning=thought, unread=unread)
     calls = turn.get("tool_calls") or turn.get("function_call")
     if calls and role != "assistant":
         raise _fault(where, f"a {role} turn calls a tool", calls)
@@ -107,6 +114,8 @@ def _message(turn: Any, where: str) -> Message:
         tool_call_id=_optional(turn, "tool_call_id", where),
         name=_optional(turn, "name", where),
         trained=_trained(turn, where),
+        reasoning=thought,
+        unread=unread,
     )
 
 
@@ -140,7 +149,7 @@ def _text(content: Any, where: str) -> str:
 
 def _trained(turn: Mapping[str, Any], where: str) -> bool | None:
     """What the data says about learning this turn: OpenAI's ``weight`` (0 or 1), or ``train``."""
-    value = _first(turn, ("weight", "train"))
+    value = _first(turn, WEIGHT_KEYS)
     if value is None:
         return None
     if value not in (0, 1):

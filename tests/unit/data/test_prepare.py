@@ -5,10 +5,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from rendering_fixtures import byte_level, prompt_section
+from rendering_fixtures import CHATML, byte_level, prompt_section
 
 from luthier.data.audit import percentiles
 from luthier.data.columns import Layout
+from luthier.data.conversation import conversation
 from luthier.data.prepare import Prepared, prepare
 from luthier.data.render import Renderer
 from luthier.data.table import Table
@@ -77,3 +78,39 @@ def test_percentiles() -> None:
     assert percentiles([]) == {}
     assert percentiles([5]) == {"min": 5, "p50": 5, "p90": 5, "p99": 5, "max": 5}
     assert percentiles(list(range(101)))["p90"] == 90
+
+
+def test_reasoning_reaches_a_template_that_reads_it_and_other_keys_are_told() -> None:
+    answer = {
+        "role": "assistant",
+        "content": "4",
+        "reasoning_content": "two <|im_end|> twos",
+        "rating": 5,
+        "note": None,
+    }
+    turns = [{"role": "user", "content": "2+2?"}, answer, {"role": "user", "content": "so?", "thinking": {"a": 1}}]
+    table = Table.from_columns({"messages": [turns, [turns[0], {"role": "assistant", "content": "4"}]]}, "demo")
+    layout = Layout("chat", (), "messages")
+    reading = CHATML.replace("m['content']", "(m.reasoning_content | default('')) + '=' + m['content']")
+
+    def audit(template: str) -> Any:
+        made = Renderer(layout, prompt_section(chat_template=template), byte_level(template))
+        return prepare(table, [0, 0], made).audit
+
+    with_it, without = audit(reading), audit(CHATML)
+    assert with_it.unread == {"rating": [0], "thinking": [0]}
+    assert with_it.control == [0]  # the reasoning is data: what it spells is text
+    assert any(text.startswith("two <|im_end|> twos=4") and trained for text, trained in with_it.samples[0])
+    assert without.unread == {"rating": [0], "thinking": [0], "reasoning_content": [0]}
+    assert "key 'reasoning_content' of a turn, which nothing reads: 1 row (0)" in without.lines()
+    assert without.to_json()["unread"]["rating"] == {"count": 1, "rows": [0]}
+
+
+def test_a_system_prompt_that_is_no_text_is_refused() -> None:
+    row = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+    layout = Layout("chat", (), "messages", system="system")
+    assert conversation({**row, "system": [{"type": "text", "text": "Be brief."}]}, layout)[0].content == "Be brief."
+    assert conversation({**row, "system": None}, layout)[0].role == "user"
+    with pytest.raises(DataError) as caught:
+        conversation({**row, "system": 5}, layout)
+    assert caught.value.code == "data-chat" and "column system" in str(caught.value.faults[0].where)

@@ -48,6 +48,7 @@ class Outcome:
     examples: tuple[Example, ...] = ()
     dropped: Dropped | None = None
     missing: tuple[str, ...] = ()  # prompt columns without a value
+    unread: tuple[str, ...] = ()  # keys of its turns that nothing reads
     control: bool = False
     cut: tuple[str, ...] = ()  # truncate_prompt and/or truncate_target, when one was applied to an example
     lost_turns: int = 0  # answers of a conversation that were too long, where others were kept

@@ -22,7 +22,15 @@ from luthier.data.render.template import Rendered, is_missing, plain_text
 from luthier.errors import DataError
 from luthier.types import Example, Message
 
-Drafted = tuple[int, list[Draft], tuple[str, ...]]  # a row's number, what it is to learn, its columns without a value
+Drafted = tuple[int, list[Draft], "Silent"]  # a row's number, what it is to learn, and what of it says nothing
+
+
+@dataclass(frozen=True, slots=True)
+class Silent:
+    """Columns of a row that have no value, and keys of its turns that nothing reads."""
+
+    missing: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
 
 
 class Renderer:
@@ -103,11 +111,12 @@ class Renderer:
         """The first half of `outcomes`: texts, not yet tokens. May run beside `encode` of other rows."""
         rows = list(rows)
         if not self._in_chat:
-            return [(index, *self._plain_drafts(row, self._where(index))) for index, row in rows]
+            plain = [(index, *self._plain_drafts(row, self._where(index))) for index, row in rows]
+            return [(index, drafts, Silent(missing)) for index, drafts, missing in plain]
         asked = [self._asked_of(row, self._where(index)) for index, row in rows]
         made = iter(self._chat.drafts([one for one, _ in asked if one is not None]))
         return [
-            (index, next(made) if one is not None else [], missing)
+            (index, next(made) if one is not None else [], Silent(missing, self._unread(one)))
             for (index, _), (one, missing) in zip(rows, asked, strict=True)
         ]
 
@@ -116,9 +125,10 @@ class Renderer:
         flat = [draft for _, drafts, _ in drafted for draft in drafts]
         prompts, targets = self._encode_prompts(flat), self._encode_targets(flat)
         out, at = [], 0
-        for index, drafts, missing in drafted:
+        for index, drafts, silent in drafted:
             pairs = list(zip(prompts[at : at + len(drafts)], targets[at : at + len(drafts)], strict=True))
-            out.append(self._outcome(index, drafts, pairs, missing))
+            made = self._outcome(index, drafts, pairs, silent.missing)
+            out.append(replace(made, unread=silent.unread) if silent.unread else made)
             at += len(drafts)
         return out
 
@@ -182,6 +192,13 @@ class Renderer:
     def _conversation(self, row: Mapping[str, Any], where: str) -> Asked:
         """The conversation of a row, and the tools it may call."""
         return Asked(conversation(row, self.layout, where), where, tools_of(row, self.layout, where))
+
+    def _unread(self, asked: Asked | None) -> tuple[str, ...]:
+        """The keys of a row's turns that neither Luthier nor the chat template reads."""
+        turns = asked.messages if asked is not None else ()
+        keys = [key for turn in turns for key in turn.unread]
+        keys += [key for turn in turns for key in turn.reasoning if key not in self._chat.template]
+        return tuple(dict.fromkeys(keys))
 
     def _plain_drafts(self, row: Mapping[str, Any], where: str) -> tuple[list[Draft], tuple[str, ...]]:
         """The draft of a row (none when it has nothing to learn), and its prompt columns without a value."""
