@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import nn
 
 from luthier.types import Batch
 
+ROTARY_BY_LENGTH = ("dynamic", "longrope")  # rotary positions whose frequencies depend on the length of a pass
 CHUNK = 4096  # rows of logits that are turned into fp32 log-probabilities at a time
 
 
@@ -36,6 +38,7 @@ class GenericModel:
         self._positions = "position_ids" in names
         self.noise = Neftune(core.get_input_embeddings(), neftune_alpha, seed) if neftune_alpha else None
         self._core = core
+        self._by_length = _stretched_by_length(getattr(core, "config", None))
         if checkpointing:
             self.recompute()
 
@@ -63,6 +66,8 @@ class GenericModel:
         """[n, v] logits from the token before each position, and [n] the ids that stand there."""
         if positions is None:
             positions = batch.target_weight.nonzero().squeeze(-1)
+        if self._by_length and len(batch.lengths) > 1:
+            return self._row_by_row(batch, positions)
         device = next(self.model.parameters()).device
         ids, place = batch.ids.to(device), batch.positions.to(device)
         segment, positions = batch.segment.to(device), positions.to(device)
@@ -84,6 +89,32 @@ class GenericModel:
             self.noise.expect(batch)
         logits = self.model(**inputs).logits
         return logits[rows, columns], ids[positions]
+
+    def _row_by_row(self, batch: Batch, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """`_predicted` where rotary positions are stretched by the longest row of a pass: so each row is one."""
+        rows = batch.segment[positions]
+        parts = [
+            self._predicted(_row(batch, number), batch.positions[positions[rows == number]])
+            for number in rows.unique().tolist()
+        ]
+        logits, targets = (torch.cat(part) for part in zip(*parts, strict=True))
+        asked = rows.argsort(stable=True).argsort().to(logits.device)  # back from the order of rows
+        return logits[asked], targets[asked]
+
+
+def _row(batch: Batch, number: int) -> Batch:
+    """One segment of a batch, alone."""
+    here = batch.segment == number
+    ids, places, weight = batch.ids[here], batch.positions[here], batch.target_weight[here]
+    key = None if batch.key is None else batch.key[here]
+    return Batch(ids, places, torch.zeros_like(places), weight, (batch.lengths[number],), key=key)
+
+
+def _stretched_by_length(config: Any) -> bool:
+    """Whether a model's rotary positions depend on the longest row beside a row."""
+    found = getattr(config, "rope_parameters", None) or {}
+    kinds = [found, *(value for value in found.values() if isinstance(value, Mapping))]
+    return any(kind.get("rope_type") in ROTARY_BY_LENGTH for kind in kinds)
 
 
 class Neftune:

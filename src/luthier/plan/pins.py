@@ -55,7 +55,7 @@ def check(
             refuse("recompute", f"the model has {layers} layers", "all")
         elif model == "generic" and pinned.recompute not in (0, layers):
             refuse("recompute", "the generic path recomputes all layers or none", "all")
-    if config.trainer.enable_gradient_checkpointing is True and pinned.recompute in ("none", 0):
+    if config.trainer.enable_gradient_checkpointing is True and pinned.recompute not in ("auto", "all", layers):
         refuse("recompute", "trainer.enable_gradient_checkpointing is true, which recomputes all layers", "all")
     if model == "generic":
         for key in DECODER_ONLY:
@@ -87,6 +87,8 @@ def _check_decoder(config: Any, job: Job, device: str, no_flash: str | None, eng
             refuse("graphs", why, "false")
         elif pinned.recompute not in ("auto", "none", 0) or config.trainer.enable_gradient_checkpointing is True:
             refuse("graphs", "graphs recompute nothing, and recomputing is asked for", "false")
+        elif pinned.offload_checkpoints is True:
+            refuse("graphs", "graphs recompute nothing, so there are no checkpoints to offload", "false")
         elif pinned.mlp_tile not in ("auto", 0):
             refuse("graphs", "graphs recompute nothing, and mlp_tile recomputes the feed-forward layers", "false")
     if pinned.share_prefix is True:

@@ -107,6 +107,9 @@ def trained(adapter: Any, shape: Shape) -> Trained:
     if adapter is None:
         return Trained(shape.spec.parameters, full=True)
     chosen = _targets(getattr(adapter, "target_modules", None), shape)
+    if excluded := getattr(adapter, "exclude_modules", None):
+        out = _targets(excluded, shape)
+        chosen = [name for name in chosen if name not in out or out == list(shape.matrices)]
     count = COUNTS.get(adapter.type, _lora)
     layers = shape.spec.layers
     numbers = getattr(adapter, "layers_to_transform", None)

@@ -108,5 +108,11 @@ def _drawn_by_pass(setup: Setup, plan: Plan) -> bool:
 def _drops(module: torch.nn.Module) -> bool:
     if isinstance(module, torch.nn.modules.dropout._DropoutNd):
         return module.p > 0
+    for name in ("rank_dropout", "module_dropout"):  # PEFT's LoHa and LoKr hold a share for each adapter
+        shares = getattr(module, name, None)
+        if isinstance(shares, dict) and any(float(one) > 0 for one in shares.values()):
+            return True
+    if type(module).__name__ == "MultiplicativeDropoutLayer":  # of PEFT's BOFT
+        return float(getattr(module, "p", 0.0)) > 0
     share = getattr(module, "attention_dropout", 0.0)  # transformers' attention hands it to its kernel
     return isinstance(share, float) and share > 0

@@ -264,6 +264,24 @@ def test_rope_scaling_is_applied(base: Base) -> None:
     assert not torch.equal(GenericModel(stretched).logprobs(batch()), GenericModel(load_base(base)).logprobs(batch()))
 
 
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+def test_a_row_is_not_stretched_by_the_longest_beside_it(base: Base, kind: str) -> None:
+    """transformers takes one set of frequencies for a whole pass; a plan that cuts otherwise would give others."""
+    half = AutoConfig.from_pretrained(base.path).head_dim // 2
+    config = AutoConfig.from_pretrained(base.path, max_position_embeddings=5)
+    own = {"original_max_position_embeddings": 5, "short_factor": [1.0] * half, "long_factor": [4.0] * half}
+    rope = {"rope_type": kind, "rope_theta": 10000.0, "factor": 2.0}
+    config.rope_parameters = rope | (own if kind == "longrope" else {})
+    torch.manual_seed(3)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    got, want = GenericModel(model).logprobs(batch()), reference(model)
+    torch.testing.assert_close(got, want, atol=1e-6, rtol=1e-6)
+    order = torch.tensor([8, 3, 14, 6])  # any positions, in any order
+    asked = GenericModel(model).logprobs(batch(), order)
+    alone = torch.cat([GenericModel(model).logprobs(batch(), at[None]) for at in order])
+    torch.testing.assert_close(asked, alone, atol=1e-6, rtol=1e-6)
+
+
 def test_full_weights_come_back(base: Base, tmp_path: Path) -> None:
     model = load_base(base)
     with torch.no_grad():

@@ -249,6 +249,7 @@ def test_offloading_and_limits_act() -> None:
         ({"share_prefix": True, "graphs": True}, gpu(80), "a graph's keys are its tokens"),
         ({"graphs": True, "recompute": "all"}, gpu(80), "recompute nothing"),
         ({"graphs": True, "mlp_tile": 512}, gpu(80), "recomputes the feed-forward"),
+        ({"graphs": True, "offload_checkpoints": True}, gpu(80), "no checkpoints to offload"),
         ({"graphs": True}, gpu(15, (7, 5), "Tesla T4"), "flash attention"),
         ({"device": "cuda"}, CPU, "no cuda device"),
     ],
@@ -335,6 +336,22 @@ def test_graphs_are_no_larger_than_any_pass_that_comes() -> None:
     assert most <= found.plan.tokens_per_pass < most + 64
     eager = best(declared(execution=pinned | {"graphs": False}), SMALL, rows(2000), gpu(140), engine=BUILT)
     assert eager.plan.tokens_per_pass == 30_000
+
+
+def test_declared_recomputing_of_all_layers_and_a_pin_of_some_contradict() -> None:
+    declared_all = {"trainer": {"batch_size": 1, "enable_gradient_checkpointing": True}}
+    with pytest.raises(ConfigError, match="which recomputes all layers"):
+        planned(gpu(80), execution={"recompute": 3}, **declared_all)
+    assert planned(gpu(80), execution={"recompute": "all"}, **declared_all).plan.recompute_layers == 32
+
+
+def test_excluded_modules_are_not_counted() -> None:
+    shape, mlp = Shape.of(SMALL), ["gate_proj", "up_proj", "down_proj"]
+    every, some, named = (
+        trained(declared(adapter={"type": "lora", "r": 8} | more).adapter, shape)
+        for more in ({}, {"exclude_modules": mlp}, {"target_modules": ["q_proj", "k_proj", "v_proj", "o_proj"]})
+    )
+    assert some == named != every
 
 
 def test_a_start_that_is_taken_out_of_the_base_has_a_frozen_half() -> None:

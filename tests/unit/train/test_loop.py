@@ -10,12 +10,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from peft.tuners.boft.layer import MultiplicativeDropoutLayer
 
 from luthier.errors import ConfigError, Interrupted, RunError, TrainingError
 from luthier.events import Planned, Saved, Stepped, Warned
 from luthier.plan import recorded
 from luthier.run import MetricsWriter, atomic, read_metrics
-from luthier.train import checkpoint, evaluation, step
+from luthier.train import checkpoint, evaluation, passes, step
 from luthier.train.comm import OneRank
 from luthier.train.loop import fit, optimizer_of, trainable
 from luthier.train.optimizer import make_state
@@ -401,6 +402,19 @@ def test_a_leaner_plan_says_where_dropout_depends_on_the_cut(make_setup, dropout
     fit(replace(setup, logprobs=small))
     whys = {event.why for event in events if isinstance(event, Planned)}
     assert whys == {f"out of memory in step 1{said}"}
+
+
+def test_the_dropouts_of_pefts_own_layers_depend_on_the_cut_too() -> None:
+    def layer(**held: object) -> torch.nn.Module:
+        made = torch.nn.Linear(2, 2)
+        for name, value in held.items():
+            setattr(made, name, value)
+        return made
+
+    assert passes._drops(layer(rank_dropout={"default": 0.3})) and passes._drops(layer(module_dropout={"default": 0.1}))
+    assert passes._drops(MultiplicativeDropoutLayer(p=0.2))
+    none = layer(rank_dropout={"default": 0.0}, module_dropout={"default": 0.0})
+    assert not passes._drops(none) and not passes._drops(MultiplicativeDropoutLayer(p=0.0))
 
 
 def test_an_unknown_validation_metric_lists_what_there_is(make_setup) -> None:

@@ -76,7 +76,7 @@ ROTARY_BY_LENGTH = ("dynamic", "longrope")  # their frequencies depend on the lo
 
 def read_shape(folder: Path, rope_scaling: Any = None) -> Shape:
     """The shape of the model in ``folder``. Raises Unsupported with the reason."""
-    plain = _complete(read_json(folder / "config.json"))
+    plain = _complete(read_json(folder / "config.json")) if rope_scaling is None else None
     if plain is not None:
         return shape_of(plain, rope_scaling)
     from transformers import AutoConfig

@@ -12,6 +12,7 @@ import transformers
 from architectures import CASES, make
 
 from luthier.config.adapter import Lora
+from luthier.config.model_parameters import RopeScaling
 from luthier.data.collate import collate
 from luthier.model.decoder import shape
 from luthier.model.decoder.decoder import Decoder
@@ -126,5 +127,9 @@ def test_a_complete_config_is_read_as_the_library_reads_it(tmp_path: Path, case:
     old = {key: value for key, value in values.items() if key not in ("rope_parameters", "layer_types")}
     old |= {"rope_theta": 5000.0}
     (tmp_path / "config.json").write_text(json.dumps(old))
-    assert read_shape(tmp_path) == shape_of(transformers.AutoConfig.from_pretrained(tmp_path))
+    library = transformers.AutoConfig.from_pretrained(tmp_path)
+    assert read_shape(tmp_path) == shape_of(library)
+    stretch = RopeScaling(rope_type="linear", factor=4.0)
+    if not isinstance(next(iter((library.rope_parameters or {}).values()), None), dict):
+        assert read_shape(tmp_path, stretch) == shape_of(library, stretch) != read_shape(tmp_path)
     assert shape._complete({key: value for key, value in values.items() if key != "rms_norm_eps"}) is None
