@@ -43,7 +43,7 @@ class Message:
             out["tool_call_id"] = self.tool_call_id
         if self.name is not None:
             out["name"] = self.name
-        return out | self.reasoning
+        return out | dict(self.reasoning)
 
 
 @dataclass(frozen=True, slots=True)
