@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 from luthier import events
 from luthier.data.columns import reference_of
-from luthier.data.source import TableSource
 from luthier.parallel import in_turn
 from luthier.pipeline.beginning import first_rows, kept_start
 from luthier.pipeline.forking import Origin, weights_of
@@ -64,11 +63,11 @@ def _fit_and_save(
 
     settings, plan, trainer = work.config, work.plan, work.config.trainer
     first = comm.rank == 0
-    source = _source(work)
+    source = work.source()
     steps = trainer.train_steps or trainer.epochs * source.steps_per_epoch
     kept = kept_start(settings, folder, origin, first=first)
     with in_turn(comm) if kept is not None else nullcontext():  # one rank makes the start of all
-        rows = first_rows(settings, _source(work))
+        rows = first_rows(settings, work.source())
         model = open_for_tuning(settings, work.base, precision, plan, sink, steps=steps, rows=rows, kept=kept)
     trained = sum(weight.numel() for weight in trainable(model.module).values())
     require_space(folder.path, trained * BYTES_PER_TRAINED_WEIGHT * (trainer.keep_last + 2))
@@ -166,22 +165,6 @@ class _Keeper:
             self.folder.append_plan(event.plan, event.why)
         if isinstance(event, events.Rewound):
             self.folder.append_rewind(event.step, event.failed, event.why)
-
-
-def _source(work: Work) -> TableSource:
-    """The training examples by steps, their classes drawn equally often where that is asked for."""
-    settings, examples = work.config, work.prepared.examples["train"]
-    classes = None
-    if settings.preprocessing.balance_classes:
-        classes = [reference_of(work.table.row(example.row), work.layout) or "" for example in examples]
-    return TableSource(
-        examples,
-        settings.effective_batch,
-        settings.random_seed,
-        work.prepared.stats.data_hash,
-        shuffle=settings.trainer.should_shuffle,
-        classes=classes,
-    )
 
 
 def _generated_scores(tuned: Tuned, rows: Sequence[int], sink: events.Sink, told: set[str]) -> Mapping[str, float]:

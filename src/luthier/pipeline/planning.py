@@ -105,7 +105,7 @@ def need_of(
     here = Base(base.name, base.folder, base.source, "", base.spec)
     seen = examine(settings, dataset, lambda name: here, encoding=encoding, sink=sink)
     validation = sum(example.length for example in seen.prepared.examples["validation"])
-    return Need(seen.config, base, seen.prepared.stats, validation, terms, engine)
+    return Need(seen.config, base, seen.stats, validation, terms, engine)
 
 
 def estimate_of(need: Need, machine: Machine, *, measured: tuple[float, float] | None = None) -> Estimate:

@@ -20,6 +20,7 @@ from luthier.data.prepare import prepare as tokenise
 from luthier.data.redact import redact
 from luthier.data.render import Renderer
 from luthier.data.render.template import fields_of, plain_text
+from luthier.data.source import TableSource
 from luthier.data.table import Table
 from luthier.errors import ConfigError, Fault
 from luthier.infer.sampling import resolve
@@ -30,7 +31,7 @@ from luthier.pipeline.named import check_layers, check_metrics
 from luthier.plan import machine as machines
 from luthier.plan import planner
 from luthier.plan.support import BUILT, refusal_of
-from luthier.types import Base, Machine, Plan
+from luthier.types import Base, DataStats, Machine, Plan
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,32 @@ class Examined:
     splits: Sequence[int]
     renderer: Renderer
     prepared: Prepared
+
+    def source(self) -> TableSource:
+        """The training examples by steps, their classes drawn equally often where that is asked for."""
+        settings, examples = self.config, self.prepared.examples["train"]
+        classes = None
+        if settings.preprocessing.balance_classes:
+            rows = (self.table.row(example.row) for example in examples)
+            classes = [columns.reference_of(row, self.layout) or "" for row in rows]
+        return TableSource(
+            examples,
+            settings.effective_batch,
+            settings.random_seed,
+            self.prepared.stats.data_hash,
+            shuffle=settings.trainer.should_shuffle,
+            classes=classes,
+        )
+
+    @property
+    def stats(self) -> DataStats:
+        """What a plan needs to know of an epoch; of one with balanced classes, the rows that come round again too."""
+        found = self.prepared.stats
+        if not self.config.preprocessing.balance_classes:
+            return found
+        drawn = [found.lengths[index] for index in self.source().order(0)]
+        trained = round(found.supervised_tokens / max(found.tokens, 1) * sum(drawn))
+        return replace(found, lengths=drawn, supervised_tokens=trained)
 
 
 @dataclass(frozen=True)
@@ -90,7 +117,7 @@ def prepare(
     machine = place().share_of(machines.probe(settings.execution.device))
     engine = replace(BUILT, refusal=refusal_of(read_json(seen.base.path / "config.json")))
     check_layers(seen.config, seen.base, engine)
-    plan = planner.make_plan(seen.config, seen.base.spec, seen.prepared.stats, machine, engine=engine)
+    plan = planner.make_plan(seen.config, seen.base.spec, seen.stats, machine, engine=engine)
     known = {field.name: getattr(seen, field.name) for field in fields(seen)}
     return Work(**known, machine=machine, plan=plan)
 

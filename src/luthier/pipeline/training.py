@@ -290,7 +290,7 @@ def _with_recorded_plan(work: Work, folder: RunFolder) -> tuple[Work, str]:
         work.plan,
         config=work.config,
         spec=work.base.spec,
-        stats=work.prepared.stats,
+        stats=work.stats,
         machine=work.machine,
         made_on=folder.planned_for("machine", lock.machine),
         pins=folder.planned_for("execution", lock.config.get("execution") or {}),

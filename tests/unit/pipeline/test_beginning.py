@@ -114,15 +114,14 @@ def test_a_fork_begins_with_the_factors_of_its_origin(settings, rows, tmp_path: 
 def test_the_rows_are_the_first_of_the_runs_order(settings, rows) -> None:
     made = config.load(settings, ["adapter.init_lora_weights=eva", "adapter.init_rows=11", "execution.model=generic"])
     work = pipeline.prepare(made, rows)
-    from luthier.pipeline.fitting import _source
 
-    source = _source(work)
-    looked = beginning.first_rows(work.config, _source(work))
+    source = work.source()
+    looked = beginning.first_rows(work.config, work.source())
     assert [one.row for one in looked] == [one.row for one in [*source.next_step(), *source.next_step()][:11]]
     trained = {at for at, split in enumerate(work.splits) if split == 0}
     assert {one.row for one in looked} <= trained
     drawn = config.load(settings)
-    assert beginning.first_rows(drawn, _source(work)) == []
+    assert beginning.first_rows(drawn, work.source()) == []
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,10 @@ import torch
 from luthier import config, pipeline
 from luthier.errors import ConfigError, LuthierError
 from luthier.events import Stepped, Warned
+from luthier.pipeline import planning
 
 
-def test_balance_classes_draws_each_class_equally_often(train) -> None:
+def test_balance_classes_draws_each_class_equally_often(train, settings, rows) -> None:
     seen: list[Stepped] = []
     plain = train("plain", sink=lambda e: seen.append(e) if isinstance(e, Stepped) else None)
     balanced = train("balanced", preprocessing__balance_classes=True)
@@ -21,6 +22,8 @@ def test_balance_classes_draws_each_class_equally_often(train) -> None:
     assert sum(1 for e in seen if e.split == "train") == 4
     assert len(plain.history["train"]["loss"]) == 4
     assert sum(balanced.history["train"]["rows"]) == 50
+    need = planning.need_of(config.load(settings, ["preprocessing.balance_classes=true"]), rows)
+    assert len(need.stats.lengths) == 50
 
 
 def test_balance_classes_needs_classes(settings, rows) -> None:
