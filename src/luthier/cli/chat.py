@@ -51,6 +51,9 @@ def command(
 
 def _say_template(conversation: Conversation) -> None:
     """Say on stderr what a message means to a model that learned from a template: piped answers stay alone."""
+    if conversation.goes_on:
+        typer.echo("This model learned running text: it goes on from a message, each by itself.", err=True)
+        return
     filled = f"the first message fills {{{conversation.column}}}"
     if not conversation.is_chat:
         filled = f"a message fills {{{conversation.column}}}, by itself"
@@ -122,6 +125,8 @@ class Chat:
     def _set(self, text: str) -> None:
         column, _, value = text.partition(" ")
         self.conversation.fill(column, value.strip())
+        if self.conversation.has_begun:  # stdout holds answers alone
+            typer.echo(f"{{{column}}} shapes the first message, which has been said: it holds after /reset", err=True)
 
     def _temperature(self, text: str) -> None:
         from luthier.infer.sampling import resolve

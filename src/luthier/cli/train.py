@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from luthier.cli import common
 from luthier.errors import RunError
 from luthier.parallel import place
+
+if TYPE_CHECKING:
+    from luthier.pipeline import Trained
 
 NAME = "train"
 EXAMPLES = (
@@ -79,14 +81,17 @@ def command(
     if as_json:
         common.emit(trained.to_json() | sink.told())
     elif place().first:
-        _show(trained.folder)
+        _show(trained)
 
 
-def _show(folder: Path) -> None:
+def _show(trained: Trained) -> None:
+    """Where the run is and what to do with it; running text holds no answers to compare with."""
+    folder, has_answers = trained.folder, trained.tuned.layout.kind != "text"
     typer.echo(f"\ntrained: {folder}")
     typer.echo(f"  report    {folder / 'report.html'}")
-    typer.echo(f"  next      luthier evaluate {folder}   # did it help?")
-    typer.echo(f"            luthier chat {folder}")
+    steps = ([f"luthier evaluate {folder}   # did it help?"] if has_answers else []) + [f"luthier chat {folder}"]
+    for at, step in enumerate(steps):
+        typer.echo(f"  {'' if at else 'next':<8}  {step}")
 
 
 def _begun(run: str) -> tuple[str, str]:

@@ -101,7 +101,7 @@ class Preprocessing(Section):
         if isinstance(data, dict):
             own, ludwig = data.get("max_sequence_length"), data.get("global_max_sequence_length")
             value = own if own is not None else ludwig
-            if own is not None and ludwig is not None and str(own) != str(ludwig):
+            if own is not None and ludwig is not None and not _same_number(own, ludwig):
                 raise Conflict(
                     "max_sequence_length and global_max_sequence_length are one key and differ",
                     received=f"max_sequence_length: {own}, global_max_sequence_length: {ludwig}",
@@ -111,6 +111,14 @@ class Preprocessing(Section):
             if value is not None:
                 return {**data, "max_sequence_length": value, "global_max_sequence_length": value}
         return data
+
+
+def _same_number(one: Any, other: Any) -> bool:
+    """Whether two values are one number, however it is written; text that is none is compared as it stands."""
+    try:
+        return float(one) == float(other)
+    except (TypeError, ValueError):
+        return str(one) == str(other)
 
 
 def _shares_are(message: str, shares: tuple[float, float, float]) -> Conflict:

@@ -106,7 +106,9 @@ class Audit:
         out += [f"dropped, {reason}: {_some(rows)}" for reason, rows in self.dropped.items()]
         out += [f"column {column!r} has no value, rendered as empty: {_some(r)}" for column, r in self.missing.items()]
         out += [f"key {key!r} of a turn, which nothing reads: {_some(rows)}" for key, rows in self.unread.items()]
-        out += [f"longer than the maximum, {policy}: {_some(rows)}" for policy, rows in self.cut.items()]
+        whole = {"truncate_prompt": "; predictions are asked whole"}
+        out += [f"longer than the maximum, {policy}: {_some(rows)}{whole.get(policy, '')}"
+                for policy, rows in self.cut.items()]  # fmt: skip
         if self.lost_turns:
             out.append(f"answers left out as too long from conversations that were kept: {self.lost_turns:,}")
         if self.control:

@@ -27,6 +27,7 @@ from luthier.infer.listening import Cancelled, Record, StopText, TokenQueue
 from luthier.infer.rules import lists, sequence_bias
 from luthier.infer.several import completed, expanded
 from luthier.infer.words import banned_ids
+from luthier.model.generic import stretched_by_length
 from luthier.model.tunable import Tokens
 from luthier.plan.slots import POSITIONS
 from luthier.types import Completion, Request, Sampling
@@ -76,6 +77,7 @@ class HfEngine:
         self.context = context
         self.stage = stage
         self._inner: Any = self.model.get_base_model() if hasattr(model, "get_base_model") else model
+        self._stretched = stretched_by_length(self._inner.config)  # a longer row beside it would change an answer
         self.answers = Answers(
             tokenizer,
             _end_ids(tokenizer, self._inner),
@@ -109,7 +111,7 @@ class HfEngine:
     def _batches(self, requests: Sequence[Request]) -> Iterator[list[Request]]:
         """Longest first, so that memory is asked for at its largest at once and the time left is not flattering."""
         ordered = sorted(requests, key=lambda r: (-len(r.prompt_ids), r.key, r.number))
-        alone = ordered[0].sampling.do_sample and ordered[0].sampling.num_beams > 1
+        alone = (ordered[0].sampling.do_sample and ordered[0].sampling.num_beams > 1) or self._stretched
         start = 0
         while start < len(ordered):
             first = ordered[start]

@@ -1,6 +1,7 @@
 """From the `generation:` section and a caller's overrides to one frozen `Sampling`. No torch, no transformers.
 
-Every key is honoured or refused: a key that does nothing here is an error, never ignored.
+Every key is honoured or refused: one that Luthier does not have is an error, and `idle` names those that have no effect
+beside the others.
 """
 
 from __future__ import annotations
@@ -42,6 +43,17 @@ FIXED: Mapping[str, tuple[tuple[Any, ...], str]] = {
     "force_words_ids": ((None,), "constrained beam search left transformers; leave the key out"),
     "prompt_lookup_num_tokens": ((None,), "speculative decoding changes no answer; leave the key out"),
 }
+# Keys that only a draw, or only beam search, reads: with the values under which each would do nothing there either.
+DRAWN: Mapping[str, tuple[Any, ...]] = {
+    "temperature": (0, 1),
+    "top_k": (0,),
+    "top_p": (1,),
+    "min_p": (0,),
+    "typical_p": (1,),
+    "epsilon_cutoff": (0,),
+    "eta_cutoff": (0,),
+}
+BEAMED: Mapping[str, tuple[Any, ...]] = {"early_stopping": (False,), "length_penalty": (1,)}
 CONSTRAINTS = {  # what each may be
     "schema": "a JSON Schema, with the words that docs/howto/generation.md names",
     "regex": "a regular expression without looks around and references back",
@@ -86,6 +98,29 @@ def resolve(
     if faults:
         raise ConfigError(faults)
     return _settled(own, extra, seed)
+
+
+def idle(section: Any, overrides: Mapping[str, Any] | None = None) -> list[str]:
+    """What to tell of keys that have no effect beside the others: filters of a greedy answer, penalties without beams.
+
+    Of the section's keys, or of the overrides alone where there are any: a section's key that an override puts out of
+    effect is what the caller wished. Arguments are those of `resolve`.
+    """
+    given, asked = _checked(_mapping(section), "generation")[0], _checked(overrides or {}, "generation_config")[0]
+    settled = given | asked
+    _sampling_implied(settled, asked)
+    said = settled if overrides is None else asked
+    out = []
+    if not settled.get("do_sample") or settled.get("temperature") == 0:
+        out += [(name, "answers are greedy (do_sample is false)") for name in _set(said, DRAWN)]
+    if (settled.get("num_beams") or 1) == 1:
+        out += [(name, "there is one beam (num_beams is 1)") for name in _set(said, BEAMED)]
+    return [f"generation.{name}: {said[name]} has no effect: {why}" for name, why in out]
+
+
+def _set(said: Mapping[str, Any], keys: Mapping[str, tuple[Any, ...]]) -> list[str]:
+    """Those of ``keys`` that are said, other than in a word that switches them off."""
+    return [name for name, off in keys.items() if said.get(name) is not None and said[name] not in off]
 
 
 def _tokenised(extra: dict[str, Any], tokenizer: Encodes) -> list[Fault]:

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from luthier.plan.support import ROTARY_BY_LENGTH
 from luthier.types import Batch
 
-ROTARY_BY_LENGTH = ("dynamic", "longrope")  # rotary positions whose frequencies depend on the length of a pass
 CHUNK = 4096  # rows of logits that are turned into fp32 log-probabilities at a time
 
 
@@ -38,7 +38,7 @@ class GenericModel:
         self._positions = "position_ids" in names
         self.noise = Neftune(core.get_input_embeddings(), neftune_alpha, seed) if neftune_alpha else None
         self._core = core
-        self._by_length = _stretched_by_length(getattr(core, "config", None))
+        self._by_length = stretched_by_length(getattr(core, "config", None))
         if checkpointing:
             self.recompute()
 
@@ -110,7 +110,7 @@ def _row(batch: Batch, number: int) -> Batch:
     return Batch(ids, places, torch.zeros_like(places), weight, (batch.lengths[number],), key=key)
 
 
-def _stretched_by_length(config: Any) -> bool:
+def stretched_by_length(config: Any) -> bool:
     """Whether a model's rotary positions depend on the longest row beside a row."""
     found = getattr(config, "rope_parameters", None) or {}
     kinds = [found, *(value for value in found.values() if isinstance(value, Mapping))]

@@ -15,6 +15,7 @@ from luthier.data import sources
 from luthier.data.columns import Layout
 from luthier.data.render.template import fields_of
 from luthier.errors import AssetError, LuthierError
+from luthier.infer.sampling import idle
 from luthier.metrics.calibration import Calibration
 from luthier.pipeline.located import base_name
 from luthier.pipeline.opening import declared_precision, open_base, open_tuned
@@ -50,6 +51,9 @@ def load(
     sources.look(dataset)
     base = assets.resolve(found.base_name, trust_remote_code=trust_remote_code, sink=sink)
     found.require(base)
+    if overrides:
+        for line in idle(found.settings.generation):
+            sink(events.Warned(text=line))
     model = open_tuned(found.settings, base, found.precision, found.device, found.folder, sink)
     return tuned_of(found, base, model, sink)
 

@@ -23,7 +23,7 @@ from luthier.data.render.template import fields_of, plain_text
 from luthier.data.source import TableSource
 from luthier.data.table import Table
 from luthier.errors import ConfigError, Fault
-from luthier.infer.sampling import resolve
+from luthier.infer.sampling import idle, resolve
 from luthier.parallel import place
 from luthier.pipeline.continuing import with_adapter_of
 from luthier.pipeline.located import base_name
@@ -161,6 +161,8 @@ def examine(
     tokenizer = Tokenizer.load(base.path)
     # What cannot be generated is told now, before training, which may take long.
     resolve(settings.generation, tokenizer=tokenizer, vocabulary=base.spec.vocab)
+    for line in idle(settings.generation):
+        sink(events.Warned(text=line))
     divided = divide(settings, table, layout)
     splits = divided.rows
     for line in (*layout.explanation, *divided.notes):

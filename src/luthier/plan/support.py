@@ -43,7 +43,7 @@ class Engine:
 
 
 BUILT = Engine()  # what the pipeline opens
-ROTARY_BY_LENGTH = ("dynamic", "longrope", "su")  # their frequencies depend on the longest sample of a batch
+ROTARY_BY_LENGTH = ("dynamic", "longrope", "su")  # rotary positions whose frequencies depend on the longest of a batch
 SWITCHES = ("mlp_bias", "attention_bias", "use_bidirectional_attention")
 
 

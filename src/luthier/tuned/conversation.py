@@ -23,11 +23,12 @@ class Conversation:
     taught: the message fills one of them (``column``), the first one whose text differs between the rows of training;
     the others (``others``) hold what all those rows hold, or nothing. Where the rows became turns of a chat template
     (``is_chat``), the first turn is written so and later ones as they are said; in plain text no earlier turn is shown.
+    One that learned running text goes on from the message.
     """
 
     def __init__(self, tuned: Tuned, system: str | None) -> None:
         self._tuned, self._system = tuned, system
-        self.is_chat = tuned.renderer.is_chat
+        self.is_chat, self.goes_on = tuned.renderer.is_chat, tuned.renderer.goes_on
         names = [] if tuned.layout.kind == "chat" else _columns(tuned)
         constant = _constants(tuned, names)
         self.column = next((name for name in names if name not in constant), names[0] if names else None)
@@ -47,6 +48,11 @@ class Conversation:
         """Forget the turns; the system prompt stays."""
         self.messages = [Message("system", self._system)] if self._system else []
         self._engines: dict[bool, Engine] = {}  # one each for the tuned model and the base: turns are read once
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether the turn that the columns shape has been said, so that what they hold matters no more."""
+        return self.is_chat and any(turn.role == "user" for turn in self.messages)
 
     def fill(self, column: str, text: str) -> None:
         """Let another column of the template hold ``text`` from now on. Raises ValueError when it has no such."""
@@ -70,7 +76,7 @@ class Conversation:
         """
         tuned = self._tuned
         row = dict.fromkeys(tuned.layout.inputs, text) if self.column is None else {**self.others, self.column: text}
-        if self.is_chat and self.column is not None and not any(turn.role == "user" for turn in self.messages):
+        if self.is_chat and self.column is not None and not self.has_begun:
             text = tuned.renderer.question(row)
         asked = [*self.messages, Message("user", text)]
         plain = self.column is not None and not self.is_chat
@@ -91,6 +97,8 @@ class Conversation:
 def _columns(tuned: Tuned) -> list[str]:
     """The columns that a prompt is made of, in the order in which it names them."""
     template, inputs = tuned.config.prompt.template, tuned.layout.inputs
+    if tuned.renderer.goes_on and tuned.layout.target is not None:
+        return [tuned.layout.target]
     if template is None:
         return list(inputs)
     named = [one for field in fields_of(template) for one in (inputs if field == "__sample__" else (field,))]

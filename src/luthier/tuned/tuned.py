@@ -23,7 +23,7 @@ from luthier.data.table import Table, missing_column
 from luthier.errors import DataError, RunError
 from luthier.evaluate import Comparison
 from luthier.infer.grammar import KINDS
-from luthier.infer.sampling import resolve
+from luthier.infer.sampling import idle, resolve
 from luthier.metrics.calibration import Calibration, fit
 from luthier.run import atomic
 from luthier.run.staging import staged
@@ -171,6 +171,8 @@ class Tuned:
         Where nothing but the likeliest class is asked for, the classes are scored and nothing is generated.
         """
         sampling = self.sampling(generation)
+        for line in idle(self.config.generation, generation or {}):
+            sink(events.Warned(text=line))
         requests, failed = self.requests_of(table, rows, sampling, prompts)
         yield from ((done, ()) for done in failed)
         if requests:
@@ -283,8 +285,9 @@ class Tuned:
         named = fields_of(template) if template is not None else ()
         whole = template is None or "__sample__" in named  # all inputs, one after another
         inputs = self.layout.inputs if whole else ()
-        if self.layout.kind == "chat" and not inputs and self.layout.target is not None:
-            inputs = (self.layout.target,)  # the questions stand in the same turns as the answers
+        asked_in_target = self.layout.kind == "chat" or self.renderer.goes_on  # turns, or a text to go on from
+        if asked_in_target and not inputs and self.layout.target is not None:
+            inputs = (self.layout.target,)
         for name in (*named, *inputs):
             if name not in table.columns and name not in RESERVED:
                 raise missing_column(name, table.columns, table.name)

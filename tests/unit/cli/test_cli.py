@@ -128,7 +128,7 @@ def test_the_version(luthier: Run) -> None:
 def test_a_signal_that_comes_once_the_run_is_finished_interrupts_nothing(
     number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def show(folder: Path) -> None:
+    def show(trained: SimpleNamespace) -> None:
         print("trained")
         os.kill(os.getpid(), number)
 
@@ -426,6 +426,35 @@ def test_chat_with_a_template_of_more_columns_keeps_what_all_rows_hold(
     plain, loud, wrong = _objects(out)
     assert code == 0 and [plain["answer"], loud["answer"]] == tuned.predict(asked).texts
     assert "instruction, how" in wrong["error"]
+
+
+def test_running_text_is_not_to_be_compared_and_chat_goes_on_from_it(
+    tiny_llama: Path, luthier: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "rows.csv").write_text("text\n" + "".join(f"the sea {i} is calm\n" for i in range(16)))
+    settings = "trainer: {train_steps: 1}\ngeneration: {max_new_tokens: 2}\n"
+    (tmp_path / "config.yaml").write_text(f"base_model: {tiny_llama}\ndataset: rows.csv\n{settings}")
+    code, out, err = luthier("train", "config.yaml", "--output", "run")
+    assert code == 0 and "luthier chat" in out and "luthier evaluate" not in out, err
+    code, out, err = luthier("chat", "run", stdin="the sea\n/quit\n")
+    assert code == 0 and out.strip() and "goes on from a message" in err
+
+
+def test_a_column_that_is_set_after_the_first_message_is_told_to_wait(
+    tiny_llama: Path, luthier: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "rows.csv").write_text("q,how,a\n" + "".join(f"word {i},x{i % 2},yes\n" for i in range(16)))
+    (tmp_path / "config.yaml").write_text(
+        f"base_model: {tiny_llama}\ndataset: rows.csv\ntrainer: {{train_steps: 1}}\ngeneration: {{max_new_tokens: 2}}\n"
+        'prompt: {template: "{q} {how}", chat_template: true}\n'
+        "input_features: [{name: q}, {name: how}]\noutput_features: [{name: a, type: text}]\n"
+    )
+    code, _, err = luthier("train", "config.yaml", "--output", "run")
+    assert code == 0, err
+    code, _, err = luthier("chat", "run", stdin="/set how loud\nword 3\n/quit\n")
+    assert code == 0 and "after /reset" not in err
+    code, _, err = luthier("chat", "run", stdin="word 3\n/set how loud\nword 4\n/quit\n")
+    assert code == 0 and "holds after /reset" in err
 
 
 def test_chat_compares_warms_and_goes_on_after_a_fault(trained: Path, luthier: Run) -> None:

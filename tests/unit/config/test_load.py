@@ -32,6 +32,13 @@ def only(source, overrides=()) -> Fault:
     return found[0]
 
 
+def test_the_longest_example_may_be_written_twice_in_two_ways():
+    for own, ludwig in ((64, "64.0"), ("64", 64), (64.0, 64)):
+        given = {"max_sequence_length": own, "global_max_sequence_length": ludwig}
+        config = load({"base_model": "smollm2", "preprocessing": given})
+        assert config.preprocessing.max_sequence_length == 64
+
+
 @pytest.mark.parametrize("as_dict", [False, True])
 def test_seed_config_every_key_has_its_value(as_dict):
     config = load(pyyaml.safe_load(SEED.read_text()) if as_dict else SEED)

@@ -57,6 +57,21 @@ def ask(engine, sampling, prompts=PROMPTS):
     return found
 
 
+def test_a_longer_row_beside_it_stretches_no_answer():
+    own = {"short_factor": [1.0] * 4, "long_factor": [8.0] * 4, "original_max_position_embeddings": 12}
+    model = make_model()
+    config = model.config
+    config.rope_parameters = {"rope_type": "longrope", "rope_theta": 1e4, "factor": 4.0} | own
+    stretched = LlamaForCausalLM(config)
+    stretched.load_state_dict(model.state_dict())
+    prompts = [[5, 9, 17], [3, 4, 5, 6, 7] * 5]
+    sampling = Sampling(max_new_tokens=6)
+    together = ask(HfEngine(stretched, Letters(), batch_size=2), sampling, prompts)
+    for key, prompt in enumerate(prompts):
+        alone = ask(HfEngine(stretched, Letters()), sampling, [prompt])[0]
+        assert together[key].ids == alone.ids
+
+
 def test_greedy_equals_plain_generate_row_by_row(model):
     answers = ask(HfEngine(model, Letters()), Sampling(max_new_tokens=9))
     model.eval()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from luthier.errors import ConfigError
-from luthier.infer.sampling import resolve
+from luthier.infer.sampling import idle, resolve
 from luthier.infer.words import banned_ids
 from luthier.types import Sampling
 
@@ -202,3 +202,24 @@ def test_the_section_has_the_keys_too():
     got = resolve(section, tokenizer=Words())
     assert (got.n, got.logprobs, got.extra["logit_bias"]) == (2, True, ((5, 1.0),))
     assert banned_ids(got.extra) == [[2], [3]]
+
+
+@pytest.mark.parametrize(
+    ("section", "overrides", "told"),
+    [
+        ({"do_sample": False, "top_p": 0.9}, None, ["top_p"]),
+        ({"do_sample": False, "temperature": 0.7, "min_p": 0.1, "top_k": 5}, None, ["temperature", "top_k", "min_p"]),
+        ({"length_penalty": 2.0}, None, ["length_penalty"]),
+        ({"length_penalty": 2.0, "early_stopping": True, "num_beams": 2}, None, []),
+        ({"do_sample": True, "temperature": 0.7, "top_p": 0.9}, None, []),
+        ({"do_sample": False, "temperature": 1.0, "top_p": 1.0, "top_k": 0, "length_penalty": 1.0}, None, []),
+        ({"do_sample": True, "temperature": 0.7, "top_p": 0.9}, {"temperature": 0}, []),  # wished so by the caller
+        ({"do_sample": False}, {"top_p": 0.9}, []),  # means sampling
+        ({}, {"top_p": 0.9, "do_sample": False}, ["top_p"]),
+        ({"do_sample": False, "top_p": 0.9}, {"early_stopping": True}, ["early_stopping"]),
+    ],
+)
+def test_keys_without_effect_beside_the_others_are_named(section, overrides, told):
+    lines = idle(section, overrides)
+    assert [line.split(":")[0].removeprefix("generation.") for line in lines] == told
+    assert all("has no effect" in line for line in lines)

@@ -16,7 +16,9 @@ class Asked:
     config = SimpleNamespace(generation=None, random_seed=1)
     layout = SimpleNamespace(kind="chat", inputs=(), target=None)
     table = None
-    renderer = SimpleNamespace(is_chat=True, chat_prompt=lambda turns: SimpleNamespace(ids=[m.content for m in turns]))
+    renderer = SimpleNamespace(
+        is_chat=True, goes_on=False, chat_prompt=lambda turns: SimpleNamespace(ids=[m.content for m in turns])
+    )
 
     def sampling(self, generation: Any) -> Sampling:
         return Sampling()

@@ -144,11 +144,14 @@ class Renderer:
         if self._in_chat:
             drafts = self._chat.prompts([self._question(row, w) for row, w in zip(rows, places, strict=True)])
         else:
-            asked = [self._plain.prompt(row, w) for row, w in zip(rows, places, strict=True)]
-            drafts = [self._guard(Draft(one, Rendered(""))) for one in asked]
-        return [
-            PromptIds(tuple(ids), d.prompt.text) for d, ids in zip(drafts, self._encode_prompts(drafts), strict=True)
-        ]
+            drafts = [self._plain_question(row, w) for row, w in zip(rows, places, strict=True)]
+        encoded = zip(drafts, self._encode_prompts(drafts), self._begun(drafts), strict=True)
+        return [PromptIds((*ids, *begun), d.prompt.text + d.target.text) for d, ids, begun in encoded]
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether rows are running text, of which a prediction is the continuation: nothing in them asks."""
+        return self.layout.kind == "text" and not self._in_chat and self.settings.template is None
 
     def chat_prompt(self, messages: Sequence[Message], tools: Any = None) -> PromptIds:
         """The ids of a conversation so far, ready for the next answer, as training wrote them."""
@@ -207,6 +210,11 @@ class Renderer:
             return [], ()
         asked = self._plain.prompt(row, where)
         return [self._guard(Draft(asked, Rendered(answer, ((0, len(answer)),))))], asked.missing
+
+    def _plain_question(self, row: Mapping[str, Any], where: str) -> Draft:
+        """The draft of what a row asks; of running text, its beginning stands where training learned it."""
+        begun = self._answer(row) if self.goes_on else ""
+        return self._guard(Draft(self._plain.prompt(row, where), Rendered(begun, ((0, len(begun)),) if begun else ())))
 
     def _asked_of(self, row: Mapping[str, Any], where: str) -> tuple[Asked | None, tuple[str, ...]]:
         """The conversation that a row is, with its answer; None when it has nothing to learn."""
@@ -300,6 +308,11 @@ class Renderer:
             stop = next((i for i, token in enumerate(ids) if token in ends), None)
             out.append([*ids, self.tokenizer.eos_id] if stop is None else ids[: stop + 1])
         return out
+
+    def _begun(self, drafts: Sequence[Draft]) -> list[list[int]]:
+        """The ids of answers that have begun and are to be gone on with, as training wrote them; without their end."""
+        texts = [(d.target.text, d.target.data) for d in drafts]
+        return self.tokenizer.encode_spans(texts, continuation=True) if self.goes_on else [[] for _ in drafts]
 
     def _outcome(
         self,

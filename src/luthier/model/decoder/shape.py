@@ -16,6 +16,7 @@ import torch
 
 from luthier.assets.spec import read_json
 from luthier.kernels.glu import Activation
+from luthier.plan.support import ROTARY_BY_LENGTH
 from luthier.registry import Registry
 
 
@@ -71,7 +72,6 @@ class Unsupported(Exception):
 Reader = Callable[[Any], Mapping[str, Any]]
 ARCHITECTURES: Registry[Reader] = Registry("architecture")
 COMPLETE = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
-ROTARY_BY_LENGTH = ("dynamic", "longrope")  # their frequencies depend on the longest sample of a batch
 
 
 def read_shape(folder: Path, rope_scaling: Any = None) -> Shape:
