@@ -37,13 +37,19 @@ def begun(tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, req
     }  # fmt: skip
     Path("config.yaml").write_text(json.dumps(settings), encoding="utf-8")
 
+    begin(Path("config.yaml"), "made")
+    return tmp_path
+
+
+def begin(settings: Path, output: str) -> None:
+    """A run that crashes in its fifth step."""
+
     def crash(event: Any) -> None:
         if isinstance(event, Stepped) and event.step == 5:
             raise Crash
 
     with pytest.raises(Crash):
-        pipeline.train(config.load(Path("config.yaml")), "rows.csv", output="made", sink=crash)
-    return tmp_path
+        pipeline.train(config.load(settings), "rows.csv", output=output, sink=crash)
 
 
 def test_resume_takes_everything_from_the_run(begun: Path) -> None:
@@ -61,6 +67,20 @@ def test_resume_takes_everything_from_the_run(begun: Path) -> None:
     assert lines[0] == lines[1] and lines[0]
     with pytest.raises(typer.BadParameter):
         train.command(config="moved.yaml", resume="made")
+
+
+def test_resume_of_full_fine_tuning_gives_each_weight_its_own_state(begun: Path) -> None:
+    """Norms have one size: what the optimizer remembers of one would fit another."""
+    settings = json.loads(Path("config.yaml").read_text(encoding="utf-8"))
+    for number in range(4):  # an order that differs from load to load may agree by chance
+        Path("full.yaml").write_text(json.dumps(settings | {"adapter": None}), encoding="utf-8")
+        begin(Path("full.yaml"), f"broken-{number}")
+        train.command(resume=f"broken-{number}")
+    train.command(config="full.yaml", output="whole")
+    whole = checkpoint.load(Path("whole/checkpoints"), 6).weights
+    for number in range(4):
+        found = checkpoint.load(Path(f"broken-{number}/checkpoints"), 6).weights
+        assert found.keys() == whole.keys() and all(torch.equal(found[name], whole[name]) for name in whole)
 
 
 def edit_rows(begun: Path) -> None:

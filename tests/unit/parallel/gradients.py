@@ -1,4 +1,6 @@
-"""The gradient of one step in fp64 over its ranks: `gradients.py BASE OUT` on any number of them; rank 0 writes it.
+"""The gradient of one step in fp64 over its ranks: `gradients.py BASE OUT TRAINED`; rank 0 writes it.
+
+TRAINED: adapter or full, on any number of ranks.
 
 It needs the tests of the decoder on its path.
 """
@@ -10,7 +12,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from test_architectures import examples
+from test_architectures import examples, load
 from test_executions import adapted
 
 from luthier.data.collate import collate
@@ -19,23 +21,24 @@ from luthier.parallel import connect
 from luthier.types import Plan
 
 
-def main(base: Path, out: Path) -> None:
+def main(base: Path, out: Path, trained: str) -> None:
     """Every rank runs its passes of at most 16 tokens, with dropout; the gradients are summed as training sums them."""
     torch.set_num_threads(1)
     with connect() as comm:
-        decoder, rows = adapted(base).train(), examples()
+        decoder = (load(base, trained=True) if trained == "full" else adapted(base)).train()
+        rows = examples()
         total = sum(sum(row.weights[1:]) for row in rows)
         passes = schedule([row.length for row in rows], Plan("cpu", 16, "decoder"), comm.world)[comm.rank]
         for indices in passes:
             batch = collate([rows[i] for i in indices], 5)
             weight = batch.target_weight[batch.supervised].double()
             (-(decoder.logprobs(batch) * weight).sum() / total).backward()
-        weights = list(decoder.parameters())
-        comm.sum_gradients(weights)
+        named = dict(decoder.named_parameters())
+        comm.sum_gradients(list(named.values()))
         if comm.rank == 0:
-            found = torch.cat([weight.grad.flatten() for weight in weights if weight.grad is not None])
-            save_file({"gradient": found, "passes": torch.tensor(len(passes))}, out)
+            found = {name: weight.grad for name, weight in named.items() if weight.grad is not None}
+            save_file({**found, "passes": torch.tensor(len(passes))}, out)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])

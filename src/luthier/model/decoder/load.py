@@ -139,7 +139,7 @@ class _Builder:
                 biases[product] = bias
         layer = Layer(number, shape, products, alone)
         if self.how.trained:
-            for name, norm in norms.items() | alone.items():
+            for name, norm in (norms | alone).items():  # in one order everywhere: ranks and checkpoints go by it
                 layer.register_parameter(f"{name}_norm", norm.weight)  # type: ignore[arg-type]
             for name, op in products.items():
                 layer.register_parameter(f"{name}_weight", op.matrix.parameter)  # type: ignore[arg-type]
