@@ -25,6 +25,7 @@ INTERVAL = 3  # steps between checkpoints
 STEPS = 24
 ALIKE = 1e-6  # of a loss, relative, in fp32
 TIMED = ("time", "tokens_per_s", "memory_gib")
+LORA = {"type": "lora", "r": 4, "dropout": 0.1}
 NO_DROPOUT = ("--set", "adapter={type: lora, r: 4, dropout: 0}")
 
 
@@ -62,6 +63,8 @@ class Bench:
     """A place with a base, a table and a config, and one run that nothing happened to."""
 
     def __init__(self, root: Path, engine: str, seed: int, name: str) -> None:
+        adapter = None if name == "all-weights" else LORA
+        self.result = "weights" if adapter is None else "adapter"
         self.root, self.engine, self.draw = root / engine / name, engine, random.Random(f"{engine} {name} {seed}")
         self.root.mkdir(parents=True)
         self.base = shutil.copytree(root / "base", self.root / "base")
@@ -71,7 +74,7 @@ class Bench:
             "base_model": str(self.base),
             "dataset": "rows.csv",
             "prompt": {"template": "{question}\n"},
-            "adapter": {"type": "lora", "r": 4, "dropout": 0.1},
+            "adapter": adapter,
             "trainer": {
                 "train_steps": STEPS, "batch_size": 6, "precision": "fp32", "steps_per_checkpoint": INTERVAL,
                 "steps_per_evaluation": 8, "eval_generation_rows": 2, "early_stop": -1,
@@ -136,9 +139,9 @@ class Bench:
     def unlike(self, run: str) -> list[str]:
         """In what a finished run differs from the straight one: weights, optimizer, RNG, samples, metrics, adapter."""
         out = differences(self.load(run, STEPS), self.checkpoints[STEPS])
-        for path in sorted((self.root / "straight" / "adapter").iterdir()):
-            same = (self.root / run / "adapter" / path.name).read_bytes() == path.read_bytes()
-            out += [] if same or path.name == "README.md" else [f"adapter/{path.name}"]
+        for path in sorted((self.root / "straight" / self.result).iterdir()):
+            same = (self.root / run / self.result / path.name).read_bytes() == path.read_bytes()
+            out += [] if same or path.name == "README.md" else [f"{self.result}/{path.name}"]
         out += [] if self.rows_taken() == self.samples else ["samples"]
         left, right = self.metrics(run), self.metrics("straight")
         return out + ([] if left == right else ["metrics"]) + self.litter(run)
@@ -278,7 +281,10 @@ def _last_step(bench: Bench, run: str) -> int:
 
 def resumes(bench: Bench, count: int) -> list[Row]:
     """Ended in the middle of a random step, gone on with: equal bit for bit."""
-    row = Row("1", "ended in a random step and resumed: weights, optimizer, RNG, samples, metrics, adapter equal")
+    trained = "" if bench.result == "adapter" else ", all weights trained"
+    row = Row(
+        "1", f"ended in a random step and resumed{trained}: weights, optimizer, RNG, samples, metrics, result equal"
+    )
     for _ in range(count):
         run, step = bench.fresh(), bench.draw.randrange(1, STEPS + 1)
         code, said = bench.train(run, fault=children.exit_in_step(step))
@@ -453,11 +459,11 @@ def two_at_once(bench: Bench, rounds: int) -> list[Row]:
 
 
 CASES: dict[str, Callable[[Bench, int], list[Row]]] = {
-    "kills": kills, "resumes": resumes, "signals": signals, "twice": twice,
+    "kills": kills, "resumes": resumes, "all-weights": resumes, "signals": signals, "twice": twice,
     "corruptions": corruptions, "not-finite": not_finite,
     "memory": memory, "full-disk": full_disk, "two-at-once": two_at_once,
 }  # fmt: skip
-SHORT = {"kills": 6, "resumes": 2, "signals": 1, "twice": 1, "corruptions": 3, "not-finite": 1, "memory": 1,
-         "full-disk": 1, "two-at-once": 1, "predictions": 4}  # fmt: skip
-LONG = {"kills": 100, "resumes": 10, "signals": 3, "twice": 5, "corruptions": 50, "not-finite": 5, "memory": 3,
-        "full-disk": 5, "two-at-once": 5, "predictions": 40}  # fmt: skip
+SHORT = {"kills": 6, "resumes": 2, "all-weights": 2, "signals": 1, "twice": 1, "corruptions": 3, "not-finite": 1,
+         "memory": 1, "full-disk": 1, "two-at-once": 1, "predictions": 4}  # fmt: skip
+LONG = {"kills": 100, "resumes": 10, "all-weights": 10, "signals": 3, "twice": 5, "corruptions": 50, "not-finite": 5,
+        "memory": 3, "full-disk": 5, "two-at-once": 5, "predictions": 40}  # fmt: skip
