@@ -59,10 +59,11 @@ class Trainer(Section):
     optimizer: Optimizer = key(Optimizer, "How gradients become updates.")
     learning_rate_scheduler: Schedule = key(Schedule, "How the learning rate moves.")
     gradient_clipping: GradientClipping = key(GradientClipping, "Bounds on the gradient.")
-    loss_normalization: Literal["token", "sample"] = key(
+    loss_normalization: Literal["token", "sample", "micro_batch"] = key(
         "token",
-        "token: the mean over the supervised tokens of the effective batch; sample: every row weighs the same.",
-        ludwig_note="the mean of each micro-batch's token means",
+        "token: the mean over the supervised tokens of the effective batch; sample: every row weighs the same; "
+        "micro_batch: every batch of batch_size rows weighs the same, whatever the tokens in it.",
+        ludwig="micro_batch",
         why="does not depend on how the batch is cut",
         source="Hugging Face 2024, Fixing Gradient Accumulation, huggingface.co/blog/gradient_accumulation",
     )
@@ -142,6 +143,14 @@ class Trainer(Section):
                 fix="give one of steps_per_checkpoint and checkpoints_per_epoch",
             )
         return self
+
+    @property
+    def micro_batch(self) -> int:
+        """Rows of one batch, of which gradient_accumulation_steps make an effective batch."""
+        if isinstance(self.batch_size, int):
+            return self.batch_size
+        steps = self.gradient_accumulation_steps
+        return self.effective_batch // steps if isinstance(steps, int) else self.effective_batch
 
     @property
     def effective_batch(self) -> int:

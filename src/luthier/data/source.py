@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from luthier.errors import DataError
 from luthier.types import Example
@@ -23,12 +24,28 @@ def order(
     return array("q", np.argsort(keys, kind="stable").astype("i8").tobytes())
 
 
+def weighed(step: Sequence[Example], micro_batch: int) -> list[Example]:
+    """The examples of a step with the weights of each ``micro_batch`` of them divided by their sum, where they have one.
+
+    The mean over supervised tokens is then the mean over micro-batches of theirs.
+    """
+    out: list[Example] = []
+    for start in range(0, len(step), micro_batch):
+        part = step[start : start + micro_batch]
+        total = sum(sum(example.weights[1:]) for example in part)  # nothing precedes the first token
+        out += (
+            [replace(one, weights=tuple(weight / total for weight in one.weights)) for one in part] if total else part
+        )
+    return out
+
+
 class TableSource:
     """A `StepSource` over fixed examples. The order of an epoch depends on (seed, epoch, data_hash) and nothing else.
 
     The last step of an epoch is short when the examples do not divide by the effective batch; no example is seen twice
     in an epoch and none is left out. With ``classes`` (one an example) every class fills as much of an epoch as the
-    largest one: the examples of smaller ones come round again, each as often as the others, or once more.
+    largest one: the examples of smaller ones come round again, each as often as the others, or once more. With
+    ``micro_batch`` each so many examples of a step weigh the same together, in their order.
     """
 
     def __init__(
@@ -40,6 +57,7 @@ class TableSource:
         shuffle: bool = True,
         *,
         classes: Sequence[str] | None = None,
+        micro_batch: int | None = None,
     ) -> None:
         """Raises DataError ``data-no-supervision`` when there are no examples."""
         assert effective_batch >= 1, effective_batch
@@ -50,7 +68,7 @@ class TableSource:
                 received="0 examples",
                 fix="see the audit of the data",
             )
-        self._examples, self._batch = examples, effective_batch
+        self._examples, self._batch, self._micro = examples, effective_batch, micro_batch
         self._seed, self._hash, self._shuffle = seed, data_hash, shuffle
         self._members: list[list[int]] = []  # of each class, where they are balanced
         if classes is not None:
@@ -89,7 +107,7 @@ class TableSource:
         self._step += 1
         if self._step == self.steps_per_epoch:
             self._go(self._epoch + 1, 0)
-        return taken
+        return taken if self._micro is None else weighed(taken, self._micro)
 
     def state(self) -> dict[str, int]:
         """Where the source stands: the epoch, and the steps taken in it."""

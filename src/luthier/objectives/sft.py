@@ -13,15 +13,18 @@ if TYPE_CHECKING:
 
 
 class Sft:
-    """``token``: the mean over supervised tokens of the effective batch; ``sample``: over samples of their means."""
+    """``token``: the mean over supervised tokens of the effective batch; ``sample``: over samples of their means.
 
-    def __init__(self, normalization: Literal["token", "sample"] = "token") -> None:
+    ``micro_batch`` is ``token`` over examples that their source has weighed so (`data.source.weighed`).
+    """
+
+    def __init__(self, normalization: Literal["token", "sample", "micro_batch"] = "token") -> None:
         self.normalization = normalization
 
     def prepare(self, step: Sequence[Example]) -> Mapping[str, float]:
-        """The sum of target weights (token) or the number of supervised samples (sample) of the effective batch."""
+        """The sum of target weights of the effective batch, or (sample) the number of its supervised samples."""
         sums = [sum(example.weights[1:]) for example in step]  # nothing precedes the first token, so it has no target
-        weight = sum(sums) if self.normalization == "token" else float(sum(1 for one in sums if one))
+        weight = float(sum(1 for one in sums if one)) if self.normalization == "sample" else sum(sums)
         assert weight > 0, "data/prepare drops rows without a supervised token"
         return {"nll": weight}
 

@@ -61,6 +61,7 @@ class Examined:
             self.prepared.stats.data_hash,
             shuffle=settings.trainer.should_shuffle,
             classes=classes,
+            micro_batch=settings.trainer.micro_batch if settings.trainer.loss_normalization == "micro_batch" else None,
         )
 
     @property

@@ -65,3 +65,11 @@ def test_balanced_classes_fill_an_epoch_alike() -> None:
     assert sorted(e.row for _ in range(6) for e in made.next_step()) == sorted(epochs[0])
     still = TableSource(EXAMPLES, 4, 1, "h", shuffle=False, classes=classes)
     assert still.order(0) == still.order(1) == sorted(still.order(0))
+
+
+def test_micro_batches_weigh_the_same_together() -> None:
+    rows = [Example((1,) * (2 + i), (0.0, *[1.0] * (1 + i)), i) for i in range(7)] + [Example((1, 1), (0.0, 0.0), 7)]
+    step = TableSource(rows, 8, 1, "h", shuffle=False, micro_batch=3).next_step()
+    assert [one.row for one in step] == list(range(8)) and step[7].weights == (0.0, 0.0)
+    assert [sum(sum(one.weights) for one in step[at : at + 3]) for at in (0, 3, 6)] == pytest.approx([1.0] * 3)
+    assert step[1].weights[1] == step[2].weights[1] == pytest.approx(1 / 6)

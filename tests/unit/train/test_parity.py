@@ -1,5 +1,7 @@
 """The step against plain transformers + PEFT: same loss, same gradients, however the passes are cut."""
 
+from dataclasses import replace
+
 import bitsandbytes
 import pytest
 import torch
@@ -9,8 +11,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from luthier.config.adapter import Lora
 from luthier.data.collate import collate
 from luthier.data.pack import schedule
+from luthier.data.source import TableSource
 from luthier.model.decoder.load import Placing, load_decoder
 from luthier.model.decoder.shape import read_shape
+from luthier.objectives import Sft
 from luthier.train.step import _run_passes, new_training
 
 
@@ -63,6 +67,38 @@ def test_loss_and_gradients_equal_the_reference(tiny_llama, four_bit_folder, mak
     assert got.keys() == expected.keys()
     assert max(float((got[name] - expected[name]).abs().max()) for name in got) <= 1e-5
     assert max(float(one.abs().max()) for one in got.values()) > 1e-4  # the comparison is not of zeros
+
+
+@pytest.mark.parametrize("tokens_per_pass", [10_000, 80])
+def test_micro_batches_weigh_as_in_a_loop_that_accumulates_their_means(tiny_llama, make_setup, tokens_per_pass) -> None:
+    """The last one is short, and each has other numbers of tokens."""
+    model, examples = make_model(tiny_llama, adapter=True), make_examples(16)
+    parts = [examples[start : start + 5] for start in range(0, 16, 5)]
+    expected_loss = 0.0
+    for part in parts:
+        tokens = sum(example.supervised for example in part)
+        for example in part:
+            labels = torch.tensor([[i if w else -100 for i, w in zip(example.ids, example.weights, strict=True)]])
+            loss = model(input_ids=torch.tensor([example.ids]), labels=labels, num_items_in_batch=tokens).loss / len(
+                parts
+            )
+            loss.backward()
+            expected_loss += float(loss.detach())
+    expected = {n: w.grad.clone() for n, w in model.named_parameters() if w.grad is not None}
+    model.zero_grad(set_to_none=True)
+
+    step = TableSource(examples, 16, 1, "", shuffle=False, micro_batch=5).next_step()
+    setup = make_setup(model=model, tokens_per_pass=tokens_per_pass)
+    setup = replace(setup, objective=Sft("micro_batch"))
+    constants = setup.objective.prepare(step)
+    assert constants["nll"] == pytest.approx(len(parts))
+    now = new_training(setup, torch.optim.SGD([w for w in model.parameters() if w.requires_grad]))
+    passes = schedule([example.length for example in step], setup.plan)[0]
+    totals = _run_passes(setup, now, [[step[i] for i in indices] for indices in passes], constants)
+    assert float(totals["loss"]) == pytest.approx(expected_loss, abs=1e-5)
+    assert float(totals["tokens"]) == sum(example.supervised for example in examples)
+    got = {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}
+    assert max(float((got[name] - expected[name]).abs().max()) for name in got) <= 1e-5
 
 
 @pytest.mark.parametrize("weights", ["resident", "quantised", "streamed"])
