@@ -25,9 +25,10 @@ def order(
 
 
 def weighed(step: Sequence[Example], micro_batch: int) -> list[Example]:
-    """The examples of a step with the weights of each ``micro_batch`` of them divided by their sum, where they have one.
+    """The examples of a step, the weights of each ``micro_batch`` of them divided by their sum.
 
-    The mean over supervised tokens is then the mean over micro-batches of theirs.
+    The mean over supervised tokens is then the mean over micro-batches of their means. A micro-batch without a weight
+    stays as it is.
     """
     out: list[Example] = []
     for start in range(0, len(step), micro_batch):
