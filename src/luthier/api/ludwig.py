@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from luthier import config as config_module
 from luthier import console
+from luthier.api import sets
 from luthier.api.model import Dataset, Model
-from luthier.api.results import PreprocessedData, TrainingResults, TrainingStats, frame_of
+from luthier.api.results import PreprocessedData, TrainingResults, TrainingStats
 from luthier.errors import ConfigError
 from luthier.run import RunFolder, atomic, numbered, read_metrics
 from luthier.types import SPLITS
@@ -97,23 +98,17 @@ class LudwigModel:
     ) -> TrainingResults:
         """Fine-tune. The run folder is ``<output_directory>/run-N``, the next free N; names given take run's place.
 
-        Without ``dataset`` and ``training_set`` the config's own dataset is taken. ``model_resume_path`` names the run
-        folder to go on with. ``random_seed`` overrides the config's. A run folder always holds the trained model, its
+        Without ``dataset`` and ``training_set`` the config's own dataset is taken. ``training_set``, ``validation_set``
+        and ``test_set`` are the split, whatever the config says of one. ``model_resume_path`` names the run folder to
+        go on with. ``random_seed`` overrides the config's. A run folder always holds the trained model, its
         checkpoints and its metrics: asking to leave those out warns. Processed input is never kept in it.
         """
         _refuse("callbacks", callbacks or None, "read metrics.jsonl in the run folder, or set trainer.track")
         _refuse("training_set_metadata", training_set_metadata, "leave it out; it is made from the data")
-        if dataset is not None and training_set is not None:
-            raise ConfigError(
-                "config-conflict",
-                "dataset and training_set are both given",
-                where="LudwigModel.train",
-                received="dataset and training_set",
-                allowed="one of the two",
-                fix="give dataset, or training_set with validation_set and test_set",
-            )
-        for given in (dataset, training_set, validation_set, test_set):
-            _check_format(data_format, given)
+        given = sets.named(training_set, validation_set, test_set)
+        sets.check_alone(dataset, given)
+        for one in (dataset, *given.values()):
+            _check_format(data_format, one)
         _warn_kept(
             skip_save_training_description=skip_save_training_description,
             skip_save_training_statistics=skip_save_training_statistics,
@@ -121,14 +116,18 @@ class LudwigModel:
             skip_save_progress=skip_save_progress,
             skip_save_log=skip_save_log,
         )
-        data = _joined(training_set, validation_set, test_set) if training_set is not None else dataset
+        declared = self._model.config
         if random_seed is not None:
-            before = self._model.config
             seed = [f"random_seed={random_seed}"]
-            self._model.config = config_module.load(before.to_dict(), seed, file=before.file)
+            self._model.config = config_module.load(declared.to_dict(), seed, file=declared.file)
+        settings = self._model.config
+        if given:
+            if unused := sets.unused_split(declared):
+                warnings.warn(unused, UserWarning, stacklevel=2)
+            dataset, settings = sets.joined(given, settings), sets.fixed(settings)
         name = f"{experiment_name}_{model_name}" if experiment_name else model_name
         output = Path(model_resume_path) if model_resume_path else numbered(output_directory, name)
-        trained = self._model.train(data, output=output)
+        trained = self._model.train(dataset, output=output, config=settings)
         lines = read_metrics(trained.folder / "metrics.jsonl")
         known = PreprocessedData(trained.tuned.table, trained.tuned.splits, {"examples": dict(trained.rows)})
         return TrainingResults(TrainingStats.of(trained.output_feature, lines), known, str(trained.folder))
@@ -404,19 +403,3 @@ def _warn_kept(**asked: bool) -> None:
             UserWarning,
             stacklevel=3,
         )
-
-
-def _joined(train: Dataset, validation: Dataset, test: Dataset) -> pd.DataFrame:
-    """The given sets as one frame with a `split` column."""
-    import pandas as pd
-
-    from luthier.data.sources import read
-
-    frames: list[pd.DataFrame] = []
-    for number, part in enumerate((train, validation, test)):
-        if part is not None:
-            frame = part.copy() if isinstance(part, pd.DataFrame) else frame_of(read(part))
-            frame["split"] = number
-            frames.append(frame)
-    joined: pd.DataFrame = pd.concat(frames, ignore_index=True)
-    return joined

@@ -48,9 +48,17 @@ class Model:
         return made
 
     def train(
-        self, dataset: Dataset = None, *, output: str | Path | None = None, encoding: str | None = None
+        self,
+        dataset: Dataset = None,
+        *,
+        output: str | Path | None = None,
+        encoding: str | None = None,
+        config: Config | None = None,
     ) -> pipeline.Trained:
-        """Fine-tune on ``dataset`` (default: the config's own) into the run folder ``output``."""
+        """Fine-tune on ``dataset`` (default: the config's own) into the run folder ``output``.
+
+        ``config``: takes the place of the model's own for this run.
+        """
         known = recorded_inputs(self.config.dataset, self.config.file)
         data = known.dataset if dataset is None else dataset
         if data is None:
@@ -65,7 +73,7 @@ class Model:
         self._release()
         with console.sink(quiet=self.quiet) as sink:
             trained = pipeline.train(
-                self.config,
+                config or self.config,
                 data,
                 output=output,
                 encoding=encoding or (known.encoding if dataset is None else None),

@@ -163,6 +163,37 @@ def _canonical(value: Any) -> bytes:
     return dumps(value, str, (",", ":")).encode("utf-8", "surrogatepass") + b"\n"
 
 
+def stacked(tables: Sequence[Table], name: str, notes: Sequence[str] = ()) -> Table:
+    """The rows of ``tables`` one after the other, every value as it is; a column that one lacks is missing there."""
+    import pyarrow as pa
+
+    titles = dict.fromkeys(title for table in tables for title in table.columns)
+    fields, columns = [], []
+    for title in titles:
+        known = [table.rows.schema.field(title) for table in tables if title in table.columns]
+        typed = [field for field in known if not pa.types.is_null(field.type)] or known
+        field = typed[0].with_nullable(True)
+        if all(one.type == field.type and one.metadata == field.metadata for one in typed):
+            parts = [_as(table, title, field.type) for table in tables]
+            columns.append(pa.chunked_array([chunk for part in parts for chunk in part.chunks], field.type))
+        else:  # Arrow would make one type of them, and 1.0 of 1
+            lacking = ([None] * len(table) if title not in table.columns else table.column(title) for table in tables)
+            array, is_json = column_array([value for values in lacking for value in values], title, name)
+            field = pa.field(title, array.type, metadata=JSON_MARK if is_json else None)
+            columns.append(pa.chunked_array([array]))
+        fields.append(field)
+    return Table(pa.Table.from_arrays(columns, schema=pa.schema(fields)), name, notes)
+
+
+def _as(table: Table, title: str, kind: pa.DataType) -> pa.ChunkedArray:
+    """A column of the table, or as many missing values where it has none."""
+    import pyarrow as pa
+
+    if title not in table.columns or pa.types.is_null(table.rows.schema.field(title).type):
+        return pa.chunked_array([pa.nulls(len(table), kind)])
+    return table.rows.column(title)
+
+
 def kinds_of(values: Iterable[Any]) -> set[type]:
     """The types among ``values`` that are not missing."""
     return {type(v) for v in map(_plain, values) if v is not None}

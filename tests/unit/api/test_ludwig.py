@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from luthier.api import LudwigModel, Model, TrainingStats
-from luthier.errors import ConfigError, DataError
+from luthier.errors import ConfigError, DataError, Interrupted, RunError
 
 # The parameters of Ludwig's methods, in its order. Those of `train` that follow model_resume_path are asked by keyword.
 LUDWIGS = {
@@ -153,6 +154,112 @@ def test_sets_given_apart_are_trained_and_held_out(settings, frame, tmp_path) ->
     model = LudwigModel({k: v for k, v in chat.items() if v is not None})
     results = model.train(training_set=str(path), validation_set=talks[:3], output_directory=str(tmp_path / "out"))
     assert results.preprocessed_data.training_set_metadata["examples"] == {"train": 30, "validation": 3, "test": 0}
+
+
+SETS = ("training_set", "validation_set", "test_set")
+
+
+@pytest.mark.parametrize("method", ["train", "experiment"])
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (SETS[1:], "validation_set and test_set without training_set"),
+        (("dataset", "test_set"), "test_set without training_set"),
+        (("dataset", "training_set"), "dataset and training_set are both given"),
+    ],
+)
+def test_sets_that_would_be_ignored_are_refused(settings, frame, tmp_path, method, given, said) -> None:
+    with pytest.raises(ConfigError, match=said) as caught:
+        getattr(LudwigModel(settings), method)(**dict.fromkeys(given, frame), output_directory=str(tmp_path / "out"))
+    assert caught.value.code == "config-conflict" and not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def one_step(settings) -> dict[str, Any]:
+    return {**settings, "trainer": {**settings["trainer"], "train_steps": 1}}
+
+
+def _sets(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    plain = frame.drop(columns="split")
+    return {"training_set": plain[:20], "validation_set": plain[20:25], "test_set": plain[25:]}
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"preprocessing": {"split": {"type": "random", "probabilities": [0.5, 0.3, 0.2]}}},
+        {"preprocessing": {"split": {"type": "stratify", "column": "output"}}},
+        {"defaults": "ludwig"},
+    ],
+)
+def test_the_sets_are_the_split_whatever_the_config_says(one_step, frame, tmp_path, more) -> None:
+    model = LudwigModel({**one_step, **more})
+    sets, out = _sets(frame), str(tmp_path / "out")
+
+    def told() -> Any:
+        return pytest.warns(UserWarning, match="split .* is not used") if "preprocessing" in more else nullcontext()
+
+    with told():
+        results = model.train(**sets, output_directory=out)
+    for given, kept in zip(sets.values(), list(results.preprocessed_data)[:3], strict=True):
+        assert list(kept["input"]) == list(given["input"])
+    folder = Path(results.output_directory)
+    assert json.loads((folder / "run.json").read_text())["lock"]["config"]["preprocessing"]["split"]["type"] == "fixed"
+    assert len(model.predict(split="test")[0]) == 5  # of the rows that were held out
+    assert model.config["preprocessing"]["split"]["type"] != "fixed"  # for the next table, the config's own holds
+    again = LudwigModel({**one_step, **more})
+    with told():
+        assert again.train(**sets, model_resume_path=str(folder)).output_directory == str(folder)
+    with told(), pytest.raises(RunError, match="another run"):
+        again.train(**{**sets, "training_set": sets["training_set"][1:]}, model_resume_path=str(folder))
+
+
+def test_a_run_of_sets_that_was_ended_goes_on(one_step, frame, tmp_path, monkeypatch) -> None:
+    trainer = {**one_step["trainer"], "train_steps": 2, "steps_per_checkpoint": 1}
+    model = LudwigModel({**one_step, "defaults": "ludwig", "trainer": trainer})
+    sets, folder = _sets(frame), tmp_path / "run"
+
+    def ended(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(Interrupted):
+        patched.setattr("luthier.pipeline.training.report", ended)
+        model.train(**sets, model_resume_path=str(folder))
+    results = model.train(**sets, model_resume_path=str(folder))
+    assert json.loads((folder / "run.json").read_text())["state"] == "finished"
+    assert results.preprocessed_data.training_set_metadata["examples"] == {"train": 20, "validation": 5, "test": 5}
+
+
+def test_sets_are_read_as_a_dataset_is_and_keep_their_values_as_written(one_step, tmp_path) -> None:
+    path, book = tmp_path / "train.csv", tmp_path / "held.xlsx"
+    path.write_bytes("input,output,note\nété,oui,a\nçà,non,b\n".encode("cp1252"))
+    with pd.ExcelWriter(book) as writer:
+        pd.DataFrame({"x": ["not this one"], "y": ["nor this"]}).to_excel(writer, sheet_name="cover", index=False)
+        pd.DataFrame({"input": ["là"], "output": ["oui"]}).to_excel(writer, sheet_name="held", index=False)
+    numbers = [{"input": "a", "output": "oui", "n": 1}, {"input": "b", "output": "non", "n": 2}]
+    config = {**one_step, "input_features": [{"name": "input", "type": "text"}], "prompt": {"template": "{input} {n}"}}
+    model = LudwigModel({**config, "preprocessing": {"encoding": "cp1252", "sheet": "held"}})
+    results = model.train(
+        training_set=pd.DataFrame(numbers), validation_set=str(path), test_set=str(book), output_directory=str(tmp_path)
+    )
+    training, validation, test, _ = results.preprocessed_data
+    assert [repr(n) for n in training["n"]] == ["1", "2"] and list(validation["n"]) == [None, None]
+    assert list(validation["input"]) == ["été", "çà"] and list(test["input"]) == ["là"]
+    limited = LudwigModel({**config, "preprocessing": {"limits": {"file_bytes": 10}}})
+    with pytest.raises(DataError, match="larger than the limit"):
+        limited.train(training_set=str(path), output_directory=str(tmp_path))
+
+
+def test_a_split_column_of_a_set_may_say_what_the_set_says_and_nothing_else(one_step, frame, tmp_path) -> None:
+    model = LudwigModel(one_step)
+    sets = {name: frame[frame["split"] == side] for side, name in enumerate(SETS)}
+    results = model.train(**sets, output_directory=str(tmp_path / "out"))
+    assert results.preprocessed_data.training_set_metadata["examples"] == {"train": 22, "validation": 4, "test": 4}
+    for wrong in (frame, frame.assign(split="upper left"), frame.assign(split=None)):
+        with pytest.raises(DataError, match="says another set") as caught:
+            model.train(training_set=wrong, output_directory=str(tmp_path / "other"))
+        assert caught.value.code == "data-split" and "training_set (DataFrame) row" in str(caught.value)
+    assert not (tmp_path / "other").exists()
 
 
 def test_what_asks_for_something_else_is_refused_by_name(settings, trained, frame) -> None:

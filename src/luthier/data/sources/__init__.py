@@ -31,8 +31,8 @@ def read(
 ) -> Table:
     """The dataset as a Table.
 
-    ``dataset`` is a DataFrame, a mapping of columns, a list of mappings, a path to a file or to a folder saved by
-    ``datasets``, or a hub dataset id (``owner/name``, ``owner/name:config``, ``owner/name@revision``).
+    ``dataset`` is a Table (which is returned), a DataFrame, a mapping of columns, a list of mappings, a path to a file
+    or to a folder saved by ``datasets``, or a hub dataset id (``owner/name``, ``owner/name:config``, ``owner/name@revision``).
     ``encoding`` is for text files whose encoding cannot be told; ``sheet`` (name, or number from 0) for workbooks.
     Raises DataError (data-unreadable, -empty, -encoding, -ragged, -limit) and DependencyError.
     """
@@ -63,6 +63,8 @@ def look(dataset: Any) -> None:
 
 
 def _read_object(dataset: Any) -> Table:
+    if isinstance(dataset, Table):
+        return dataset
     if memory.is_frame(dataset):
         return memory.from_frame(dataset)
     if isinstance(dataset, Mapping):
