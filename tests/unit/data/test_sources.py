@@ -218,6 +218,83 @@ def test_unreadable_json(tmp_path, text):
     fails("data-unreadable", put(tmp_path / "x.json", text))
 
 
+FRAME = pd.DataFrame({"q": ["a", "b", "c"], "n": [1, 2, 3]})
+MADE = [{"q": "a", "n": 1}, {"q": "b", "n": 2}, {"q": "c", "n": 3}]
+
+
+@pytest.mark.parametrize("orient", ["columns", "index", "records", "split"])
+@pytest.mark.parametrize("labels", [[0, 1, 2], [7, 3, 12]])
+def test_json_of_pandas_is_never_read_transposed(tmp_path, orient, labels):
+    frame = FRAME.set_axis(labels)
+    frame.to_json(tmp_path / "x.json", orient=orient)
+    table = read(tmp_path / "x.json")
+    assert list(table) == MADE
+    assert any("labels of the rows ('7', '3', '12')" in note for note in table.notes) == (
+        labels[0] == 7 and orient in ("columns", "index")
+    )
+    if orient in ("columns", "index"):
+        assert list(read(frame.to_dict("dict" if orient == "columns" else "index"))) == MADE
+
+
+def test_json_of_pandas_whose_columns_are_called_by_numbers(tmp_path):
+    named = FRAME.set_axis(["q", "2024"], axis=1)
+    for orient in ("columns", "index"):
+        named.to_json(tmp_path / "x.json", orient=orient)
+        assert list(read(tmp_path / "x.json")) == [{"q": r["q"], "2024": r["n"]} for r in MADE]
+
+
+@pytest.mark.parametrize("orient", ["columns", "index"])
+@pytest.mark.parametrize(
+    "frame",
+    [FRAME.set_axis(["2023", "2024"], axis=1), FRAME.set_axis(["x", "y", "z"]), FRAME.set_axis(["x", "2", "z"])],
+)
+def test_json_that_could_be_either_way_round_lists_both_readings(tmp_path, orient, frame):
+    frame.to_json(tmp_path / "x.json", orient=orient)
+    error = fails("data-unreadable", tmp_path / "x.json")
+    columns, rows = (", ".join(repr(str(k)) for k in axis) for axis in (frame.columns, frame.index))
+    assert {f"columns {columns} with rows {rows}", f"rows {rows} with columns {columns}"} & set(error.faults[0].allowed)
+    assert len(error.faults[0].allowed) == 2
+    assert "orient='records'" in error.faults[0].fix
+
+
+def test_json_of_columns_with_labels_goes_by_the_labels_and_not_by_their_order(tmp_path):
+    text = '{"q": {"0": "a", "1": "b"}, "n": {"1": 2, "0": 1}, "m": {"1": "only b"}}'
+    rows = [{"q": "a", "n": 1, "m": None}, {"q": "b", "n": 2, "m": "only b"}]
+    assert list(read(put(tmp_path / "x.json", text))) == rows
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"rows": [{"q": "a"}], "about": {"version": 1}}',
+        '{"table": {"q": ["a", "b"], "n": [1, 2]}}',
+        '{"train": {"q": "a", "n": 1}, "test": {"q": "b", "n": 2}}',
+        '{"columns": ["q", "n"], "data": [["a", 1], ["b"]]}',
+    ],
+)
+def test_json_objects_beside_lists_or_in_objects_are_no_columns(tmp_path, text):
+    fails("data-unreadable", put(tmp_path / "x.json", text))
+
+
+def test_json_of_the_table_orient_is_refused_and_not_made_columns(tmp_path):
+    FRAME.to_json(tmp_path / "x.json", orient="table")
+    fails("data-unreadable", tmp_path / "x.json")
+
+
+def test_an_empty_part_is_no_column(tmp_path):
+    path = put(tmp_path / "x.json", '{"train": [{"a": 1}, {"a": 2}], "validation": [], "test": [{"a": 3}]}')
+    assert list(read(path)) == [{"a": 1, "split": 0}, {"a": 2, "split": 0}, {"a": 3, "split": 2}]
+    frame = pd.DataFrame({"a": [1]})
+    table = read({"train": frame, "test": frame.head(0), "unsupervised": frame})
+    assert list(table) == [{"a": 1, "split": 0}] and any("'unsupervised' (1 rows)" in note for note in table.notes)
+    fails("data-unreadable", {"one": frame, "two": frame})
+
+
+def test_keys_of_rows_that_are_no_text_keep_their_values():
+    assert list(read([{0: "a", 1: "b"}, {"0": "c", 1: "d"}])) == [{"0": "a", "1": "b"}, {"0": "c", "1": "d"}]
+    fails("data-unreadable", [{0: "a", "0": "b"}])
+
+
 def test_unreadable_jsonl_names_the_line(tmp_path):
     assert ":3:" in fails("data-unreadable", put(tmp_path / "x.jsonl", '{"a": 1}\n\n{"a": \n')).faults[0].where
     fails("data-empty", put(tmp_path / "x.json", "[]"))
@@ -281,6 +358,67 @@ def datasets(monkeypatch, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # its own, and those of what it imports
         return pytest.importorskip("datasets", reason=NO_DATASETS)
+
+
+HEADINGS = ["\ufeff question ", "answer\u3000", "n"]
+CLEAN = [{"question": "a", "answer": "b", "n": 1}]
+
+
+@pytest.mark.parametrize(
+    "kind", ["csv", "xlsx", "parquet", "feather", "arrow", "jsonl", "json", "frame", "table", "rows"]
+)
+def test_headings_are_cleaned_and_told_of_whatever_held_them(tmp_path, kind):
+    frame, path = pd.DataFrame([["a", "b", 1]], columns=HEADINGS), tmp_path / f"x.{kind}"
+    rows = pa.Table.from_pandas(frame, preserve_index=False)
+    write = {
+        "csv": lambda: frame.to_csv(path, index=False),
+        "xlsx": lambda: frame.to_excel(path, index=False),
+        "parquet": lambda: frame.to_parquet(path),
+        "feather": lambda: frame.to_feather(path),
+        "arrow": lambda: pa.ipc.new_file(str(path), rows.schema).write_table(rows),
+        "jsonl": lambda: frame.to_json(path, orient="records", lines=True),
+        "json": lambda: frame.to_json(path, orient="records"),
+    }
+    given = {"frame": frame, "table": rows, "rows": frame.to_dict("records")}.get(kind, path)
+    if kind in write:
+        write[kind]()
+    table = read(given)
+    assert list(table) == ([{**CLEAN[0], "n": "1"}] if kind == "csv" else CLEAN)
+    marks = {"csv": "blanks"}.get(kind, "blanks or byte order marks")  # in CSV it is the file's mark
+    assert table.notes[-2:] == (
+        f"{marks} around the heading 'question' were removed",
+        "blanks around the heading 'answer' were removed",
+    )
+
+
+def test_headings_that_differ_in_blanks_alone_are_refused():
+    for given in (pa.table({"a": [1], "a ": [2]}), [{"a": 1, "a ": 2}], pa.table([[1], [2]], names=["a", "a"])):
+        assert "more than one column of the same name" in str(fails("data-unreadable", given))
+
+
+def test_parts_of_other_types_keep_their_values(tmp_path):
+    for part, values in (("train", pa.array([1, 2])), ("validation", pa.array([0.5])), ("test", pa.nulls(1))):
+        (tmp_path / part).mkdir()
+        rows = pa.table({"n": values, f"only {part}": ["x"] * len(values)})
+        with pa.ipc.new_stream(str(tmp_path / part / "data.arrow"), rows.schema) as writer:
+            writer.write_table(rows)
+        (tmp_path / part / "state.json").write_text('{"_data_files": [{"filename": "data.arrow"}]}')
+    (tmp_path / "dataset_dict.json").write_text('{"splits": ["train", "validation", "test"]}')
+    table = read(tmp_path)
+    assert [repr(n) for n in table.column("n")] == ["1", "2", "0.5", "None"] and table.column("split") == [0, 0, 1, 2]
+    assert table.column("only test") == [None, None, None, "x"]
+
+
+def test_datasets_objects_and_folders_have_clean_headings_and_no_index(datasets, tmp_path):
+    made = datasets.Dataset.from_pandas(pd.DataFrame([["a", "b", 1]], columns=HEADINGS, index=[5]))
+    made.save_to_disk(tmp_path / "one")
+    datasets.DatasetDict(train=made, test=made).save_to_disk(tmp_path / "both")
+    for given in (made, tmp_path / "one"):
+        table = read(given)
+        assert list(table) == CLEAN and any("index" in note for note in table.notes)
+        assert "blanks around the heading 'answer' were removed" in table.notes
+    assert list(read(tmp_path / "both")) == [{**CLEAN[0], "split": 0}, {**CLEAN[0], "split": 2}]
+    assert list(read(datasets.DatasetDict(train=made, test=made.select([])))) == [{**CLEAN[0], "split": 0}]
 
 
 def test_what_datasets_itself_saved_is_read_as_it_was(datasets, tmp_path):

@@ -11,7 +11,7 @@ from typing import Any
 
 from luthier import events
 from luthier.data.sources import arrow, delimited, excel, hub, jsons, memory  # noqa: F401  (they register themselves)
-from luthier.data.sources.formats import FORMATS, Limits, Options, empty, not_opened
+from luthier.data.sources.formats import FORMATS, Limits, Options, empty, not_opened, with_clean_header
 from luthier.data.sources.imports import LARGE, imported
 from luthier.data.table import Table
 from luthier.errors import DataError
@@ -32,13 +32,15 @@ def read(
     """The dataset as a Table.
 
     ``dataset`` is a Table (which is returned), a DataFrame, a mapping of columns, a list of mappings, a path to a file
-    or to a folder saved by ``datasets``, or a hub dataset id (``owner/name``, ``owner/name:config``, ``owner/name@revision``).
+    or to a folder saved by ``datasets``, or a hub dataset id (``owner/name``, ``owner/name:config``,
+    ``owner/name@revision``).
     ``encoding`` is for text files whose encoding cannot be told; ``sheet`` (name, or number from 0) for workbooks.
     Raises DataError (data-unreadable, -empty, -encoding, -ragged, -limit) and DependencyError.
     """
     options = Options(encoding, sheet, limits or Limits())
     with events.stage(sink, "read", _describe(dataset)):
         table = _read_path(dataset, options, sink) if isinstance(dataset, (str, Path)) else _read_object(dataset)
+    table = with_clean_header(table)
     if not len(table):
         raise empty(table.name)
     for note in table.notes:

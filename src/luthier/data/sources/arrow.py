@@ -20,9 +20,10 @@ from luthier.data.sources.formats import (
     collect,
     raise_it,
     unreadable,
+    without_index,
 )
 from luthier.data.sources.messages import declared
-from luthier.data.table import Table
+from luthier.data.table import Table, stacked
 from luthier.errors import DataError
 from luthier.run.atomic import is_inside, leads_out
 
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 BATCH = 4096  # rows read together
 FEW = 64  # the same of nested ones, whose size is not known before they are read
 MAGIC = b"ARROW1\0\0"  # before the stream in the file format
-INDEX = "__index_level_"  # how pandas names an index that it stored beside the columns
 
 
 @FORMATS.register(".parquet", ".pq")
@@ -141,17 +141,13 @@ def from_arrow(rows: pa.Table, name: str, notes: list[str] | None = None) -> Tab
     except pa.ArrowInvalid as error:
         fix = "is it whole? write it again"
         raise unreadable(name, str(error), received=str(error), allowed="a whole Arrow table", fix=fix) from error
-    notes = list(notes or [])
-    index = [c for c in rows.column_names if c.startswith(INDEX)]
-    if index:
-        rows = rows.drop_columns(index)
-        notes.append("the index that pandas stored in the file is not a column")
+    rows, dropped = without_index(rows)
     titles, more = clean_header(rows.column_names, name, name)
     rows = rows.rename_columns(titles).replace_schema_metadata(None)
     for i, field in enumerate(rows.schema):
         if pa.types.is_dictionary(field.type):
             rows = rows.set_column(i, field.name, rows.column(i).cast(field.type.value_type))
-    return Table(rows, name, [*notes, *more])
+    return Table(rows, name, [*(notes or []), *dropped, *more])
 
 
 def read_saved(path: Path, name: str, options: Options) -> Table:
@@ -190,17 +186,9 @@ def read_saved(path: Path, name: str, options: Options) -> Table:
         notes.append("split by the dataset itself: " + ", ".join(f"{p} {len(r)}" for p, r in known.items()))
     else:
         notes.append("the rows have a column 'split' of their own, which is used; the parts' names are not")
-    plain = [rows.replace_schema_metadata(None) for rows in known.values()]
-    try:
-        return from_arrow(pa.concat_tables(plain, promote_options="permissive"), name, notes)
-    except pa.ArrowException as error:
-        raise unreadable(
-            name,
-            f"its parts do not have the same columns: {error}",
-            received={part: rows.column_names for part, rows in known.items()},
-            allowed="parts with the same columns of the same types",
-            fix="name the folder of one part, or save the parts with the same columns",
-        ) from error
+    tables = [from_arrow(rows, name) for rows in known.values()]
+    more = dict.fromkeys(note for table in tables for note in table.notes)
+    return stacked(tables, name, [*notes, *more])
 
 
 def _saved_part(folder: Path, name: str, options: Options) -> pa.Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 
 EXPANSION = 100  # times a file's size, that real data does not exceed
+INDEX = "__index_level_"  # how pandas names an index that it stored beside the columns
+EDGES = re.compile(r"^[\s\ufeff]+|[\s\ufeff]+$")  # of a heading
 CELL = 8  # bytes that a cell takes at least
 
 
@@ -164,16 +167,35 @@ def empty(name: str, received: str = "a header and no rows") -> DataError:
     )
 
 
+def with_clean_header(table: Table) -> Table:
+    """The table without an index that pandas stored in it, and with `clean_header`; readers may have seen to both."""
+    rows, notes = without_index(table.rows)
+    titles, more = clean_header(rows.column_names, table.name, table.name)
+    if titles == table.columns:
+        return table
+    return Table(rows.rename_columns(titles), table.name, [*table.notes, *notes, *more])
+
+
+def without_index(rows: pa.Table) -> tuple[pa.Table, list[str]]:
+    """The rows without an index that pandas stored beside the columns, and a note of it."""
+    index = [title for title in rows.column_names if title.startswith(INDEX)]
+    return (rows.drop_columns(index), ["the index that pandas stored in it is not a column"]) if index else (rows, [])
+
+
 def clean_header(names: Sequence[str], name: str, where: str) -> tuple[list[str], list[str]]:
-    """Column names without surrounding blanks, empty ones numbered; and notes. Refuses a name that stands twice."""
+    """Column names without blanks and byte order marks around them, empty ones numbered; and notes.
+
+    Refuses a name that stands twice.
+    """
     out, notes = [], []
     for number, raw in enumerate(names, 1):
-        title = raw.strip()
+        title = EDGES.sub("", raw)
         if not title:
             title = f"column_{number}"
             notes.append(f"column {number} has no heading and is called {title!r}")
         elif title != raw:
-            notes.append(f"blanks around the heading {title!r} were removed")
+            found = "blanks" if raw.strip() == title else "blanks or byte order marks"
+            notes.append(f"{found} around the heading {title!r} were removed")
         out.append(title)
     twice = sorted(title for title, count in Counter(out).items() if count > 1)
     if twice:

@@ -145,15 +145,34 @@ def _table(value: Any, name: str, notes: list[str]) -> Table:
     if not isinstance(value, dict) or not value:
         why, fix = f"it holds a {type(value).__name__}", "write the rows as a list of objects"
         raise unreadable(name, why, received=value, allowed=SHAPES, fix=fix)
-    parts = {k: v for k, v in value.items() if isinstance(v, list) and v and all(isinstance(r, dict) for r in v)}
-    if parts and len(parts) == len(value) and all(splits.number(k) is not None for k in parts):
-        rows, more = splits.join(parts)
+    lists = {k: v for k, v in value.items() if isinstance(v, list)}
+    if len(lists) == len(value) and all(splits.number(k) is not None for k in lists) and splits.are_parts(lists):
+        rows, more = splits.join(lists)
         return memory.from_rows(rows, name, [*notes, *more])
+    parts = {k: v for k, v in lists.items() if splits.are_parts({k: v})}
+    if (split := _split_orient(value, name)) is not None:
+        return memory.from_rows(split, name, notes)
     if len(parts) == 1 and not any(isinstance(v, (list, Mapping)) for k, v in value.items() if k not in parts):
         key, rows = next(iter(parts.items()))
         return memory.from_rows(rows, name, [*notes, f"the rows are the list under {key!r}"])
     table = memory.from_mapping(value, name)
     return Table(table.rows, name, [*notes, *table.notes])
+
+
+def _split_orient(value: dict[str, Any], name: str) -> list[dict[str, Any]] | None:
+    """The rows of what pandas writes with ``orient="split"``: the columns' names, and a list for each row."""
+    titles, rows = value.get("columns"), value.get("data")
+    if value.keys() - {"index"} != {"columns", "data"} or not isinstance(titles, list) or not isinstance(rows, list):
+        return None
+    if not all(isinstance(row, list) for row in rows):
+        return None
+    names = list(map(str, titles))
+    wrong = next((row for row in rows if len(row) != len(names)), None)
+    if len(set(names)) < len(names) or wrong is not None:
+        why, allowed = "its `data` does not fit its `columns`", "columns of different names, and a value of each a row"
+        fix = "write the rows as a list of objects"
+        raise unreadable(name, why, received=names if wrong is None else wrong, allowed=allowed, fix=fix)
+    return [dict(zip(names, row, strict=True)) for row in rows]
 
 
 def _loads(text: str) -> Any:

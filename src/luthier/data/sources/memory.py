@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from luthier.data.sources.formats import clean_header, unreadable
@@ -27,8 +29,9 @@ def from_frame(frame: pd.DataFrame, name: str = "DataFrame") -> Table:
     for position, title in enumerate(titles):
         series = frame.iloc[:, position].astype(object)
         columns[title] = [None if is_missing(v, pd) else v for v in series]
-    if frame.index.name is not None:
-        notes.append(f"the index {frame.index.name!r} is not a column; reset_index() makes it one")
+    if frame.index.name is not None or frame.index.dtype.kind not in "iu":
+        called = "" if frame.index.name is None else f" {frame.index.name!r}"
+        notes.append(f"the index{called} is not a column; reset_index() makes it one")
     return Table.from_columns(columns, name, notes)
 
 
@@ -41,17 +44,29 @@ def from_mapping(columns: Mapping[str, Any], name: str = "dict") -> Table:
     """A mapping of columns, all of one length; or of splits (``train``, ``test``), each a table."""
     from luthier.data.sources import splits
 
-    if columns and all(splits.number(k) is not None and not isinstance(v, str) for k, v in columns.items()):
-        parts = {k: as_rows(v) for k, v in columns.items()}
-        if all(parts.values()) and all(isinstance(r, Mapping) for part in parts.values() for r in part or []):
-            rows, notes = splits.join({k: v or [] for k, v in parts.items()})
+    tables = any(is_frame(v) or hasattr(v, "column_names") for v in columns.values())
+    named = any if tables else all  # a part such as `unsupervised` beside them is told of
+    if columns and named(splits.number(k) is not None and not isinstance(v, str) for k, v in columns.items()):
+        parts = {str(k): rows for k, v in columns.items() if (rows := as_rows(v)) is not None}
+        if len(parts) == len(columns) and splits.are_parts(parts):
+            rows, notes = splits.join(parts)
             return from_rows(rows, name, notes)
+    if tables:
+        allowed = ["train", "validation", "test"]
+        raise unreadable(
+            name, "it holds tables under names that are no splits", received=[*map(str, columns)], allowed=allowed,
+            fix="name them so, or give one of them",
+        )  # fmt: skip
+    nested = [column for column, values in columns.items() if isinstance(values, Mapping)]
+    if nested and len(nested) == len(columns):
+        return _labelled(columns, name)
     lists: dict[str, list[Any]] = {}
     for column, values in columns.items():
-        if isinstance(values, (str, bytes)) or not hasattr(values, "__iter__"):
-            why, fix = f"{column!r} holds one value, not a column", "give each column a list"
+        if isinstance(values, (str, bytes, Mapping)) or not hasattr(values, "__iter__"):
+            what = "an object" if isinstance(values, Mapping) else "one value"
+            why, fix = f"{column!r} holds {what}, not a column", "give each column a list"
             raise unreadable(name, why, received=values, allowed="a list of values for each column", fix=fix)
-        lists[str(column)] = list(values.values()) if isinstance(values, Mapping) else list(values)
+        lists[str(column)] = list(values)
     lengths = {column: len(values) for column, values in lists.items()}
     if len(set(lengths.values())) > 1:
         raise DataError(
@@ -63,6 +78,44 @@ def from_mapping(columns: Mapping[str, Any], name: str = "dict") -> Table:
             fix="give every column as many values; None where there is none",
         )
     return Table.from_columns(lists, name)
+
+
+def _labelled(outer: Mapping[Any, Mapping[Any, Any]], name: str) -> Table:
+    """Objects in an object, as pandas writes a frame: columns of labelled values, or labelled rows.
+
+    Labels are numbers unless someone chose them, and names of columns are not; where that does not tell them apart,
+    either reading could be meant, and the wrong one is the table transposed.
+    """
+    inner = dict.fromkeys(label for values in outer.values() for label in values)
+    rows_outside, rows_inside = (all(map(_is_number, labels)) for labels in (outer, inner))
+    if not inner or rows_outside == rows_inside:
+        first, second = _shown(outer), _shown(inner)
+        raise unreadable(
+            name,
+            "it holds objects in an object, and which of their keys are the columns cannot be told",
+            received=f"{len(outer)} keys outside ({first}), {len(inner)} inside ({second})",
+            allowed=[f"columns {first} with rows {second}", f"rows {first} with columns {second}"],
+            fix="write it as a list of objects, one a row: in pandas to_json(PATH, orient='records') or "
+            "to_dict('records'), of frame.T where it is the other way round",
+        )
+    if rows_outside:
+        found = from_rows(list(outer.values()), name)
+    else:
+        found = from_rows([{title: values.get(at) for title, values in outer.items()} for at in inner], name)
+    labels = list(map(str, outer if rows_outside else inner))
+    plain = labels == list(map(str, range(len(labels))))
+    notes = [] if plain else [f"the labels of the rows ({_shown(labels)}) are not a column"]
+    return Table(found.rows, name, [*found.notes, *notes])
+
+
+def _is_number(label: Any) -> bool:
+    """Whether this is a row's number, as a frame's index has them."""
+    return re.fullmatch(r"-?[0-9]+", str(label)) is not None
+
+
+def _shown(labels: Iterable[Any]) -> str:
+    first = [str(label) for label in islice(labels, 4)]
+    return ", ".join(map(repr, first[:3])) + (", …" if len(first) > 3 else "")
 
 
 def as_rows(value: Any) -> list[Any] | None:
@@ -87,19 +140,38 @@ def from_rows(rows: Sequence[Any], name: str = "list", notes: Sequence[str] = ()
                 allowed="one object (column: value) for each row",
                 fix="write each row as an object, with the columns as its keys",
             )
-        titles.update(dict.fromkeys(map(str, row)))
-    return Table.from_columns({t: [row.get(t) for row in rows] for t in titles}, name, notes)
+        titles.update(dict.fromkeys(row))
+    return Table.from_columns(_columns(rows, titles, name), name, notes)
+
+
+def _columns(rows: Sequence[Mapping[Any, Any]], keys: Iterable[Any], name: str) -> dict[str, list[Any]]:
+    """The values by column; a key that is no text is called as it is written."""
+    by_title: dict[str, list[Any]] = {}
+    for key in keys:
+        by_title.setdefault(str(key), []).append(key)
+    columns: dict[str, list[Any]] = {}
+    for title, same in by_title.items():
+        if len(same) == 1:
+            columns[title] = [row.get(same[0]) for row in rows]
+            continue
+        found = [[row[key] for key in same if key in row] for row in rows]
+        if any(len(values) > 1 for values in found):
+            clean_header([title] * len(same), name, name)  # raises: the name stands twice
+        columns[title] = [values[0] if values else None for values in found]
+    return columns
 
 
 def from_arrow(dataset: Any) -> Table:
     """An Arrow table, a ``datasets.Dataset``, or anything that offers the Arrow stream interface (polars, duckdb)."""
     import pyarrow as pa
 
+    from luthier.data.sources import arrow
+
     name = type(dataset).__name__
     if hasattr(dataset, "to_list") and hasattr(dataset, "column_names"):
         return from_rows(dataset.to_list(), name)
     if isinstance(dataset, pa.Table) or hasattr(dataset, "__arrow_c_stream__"):
-        return Table(pa.table(dataset), name)
+        return arrow.from_arrow(pa.table(dataset), name)
     raise DataError(
         "data-unreadable",
         f"a {name} is not a dataset",

@@ -27,12 +27,17 @@ def number(name: Any) -> int | None:
     return NAMES.get(text, NAMES.get(text.replace("-", "_").split("_")[0]))
 
 
+def are_parts(parts: Mapping[str, Sequence[Any]]) -> bool:
+    """Whether these are lists of rows, of which some, such as a validation split, may be empty."""
+    return any(parts.values()) and all(isinstance(row, Mapping) for part in parts.values() for row in part)
+
+
 def join(parts: Mapping[str, Sequence[Mapping[str, Any]]]) -> tuple[list[dict[str, Any]], list[str]]:
     """All rows of ``parts``, each with its split's number in ``split``; and notes. One part stays without it."""
     if len(parts) == 1:
         return [dict(row) for row in next(iter(parts.values()))], []
     notes, rows = [], []
-    taken = any(SPLIT_COLUMN in row for part in parts.values() for row in part[:1])
+    taken = any(SPLIT_COLUMN in row for part in parts.values() for row in part)
     for name, part in parts.items():
         side = number(name)
         if side is None:
