@@ -10,8 +10,10 @@ import codecs
 import io
 import re
 import unicodedata
+from dataclasses import dataclass
 from pathlib import Path
 
+from luthier.data.sources.legible import languages
 from luthier.errors import DataError
 
 # UTF-32 before UTF-16: its mark begins with UTF-16's.
@@ -145,23 +147,45 @@ def _mostly_utf8(data: bytes) -> bool:
     return whole > 4 * bad
 
 
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """One way to read the bytes, and what speaks for it: fewer languages, then less of charset-normalizer's mess."""
+
+    codec: str
+    text: str  # of the sample
+    languages: int
+    badness: float
+
+    def rivals(self, other: Reading, data: bytes) -> bool:
+        """Whether the ``other`` could be meant as well, so that a person has to say which it is."""
+        if other.languages > self.languages:
+            return False
+        if other.text == self.text and (len(data) <= SAMPLE or _same(data, self.codec, other.codec)):
+            return False
+        both_latin = {self.codec, other.codec} <= LATIN  # a few letters differ, which no frequency tells apart
+        return both_latin or other.badness < self.badness + MARGIN
+
+
 def _detect(data: bytes, name: str) -> str:
     """The encoding of bytes that are not UTF-8. Raises with the candidates when two readings are about as good."""
-    readings = _readings(data)
-    if readings:
-        best = readings[0]
-        rivals = [r for r in readings[1:] if r[0] < best[0] + MARGIN and r[2] != best[2]]
-        if not rivals:
-            return best[1]
-        candidates = [best[1], *(r[1] for r in rivals)]
-        shown = "; ".join(f"{r[1]}: {_excerpt(r[2])}" for r in (best, *rivals)[:3])
+    readings, doubtful = _readings(data)
+    rivals = [one for one in readings[1:] if readings[0].rivals(one, data)]
+    if readings and not rivals:
+        return readings[0].codec
+    whole = [
+        (one.codec, data.decode(one.codec, "replace")) for one in ([readings[0], *rivals] if readings else doubtful)
+    ]
+    listed = [(codec, text) for i, (codec, text) in enumerate(whole) if text not in [known for _, known in whole[:i]]]
+    if listed:
+        candidates = [codec for codec, _ in listed]
         raise DataError(
             "data-encoding",
             f"{name} is not UTF-8, and its encoding cannot be told",
             where=name,
-            received=shown,
+            received="; ".join(f"{codec}: {_excerpt(text, listed[0][1])}" for codec, text in listed[:4]),
             allowed=candidates,
-            fix=f"say which it is: --encoding {candidates[0]} (preprocessing.encoding: {candidates[0]})",
+            fix=f"say which it is: --encoding {candidates[0]} (preprocessing.encoding: {candidates[0]})"
+            + ("" if readings else ", or another one where none of these reads right"),
         )
     raise DataError(
         "data-encoding",
@@ -173,30 +197,54 @@ def _detect(data: bytes, name: str) -> str:
     )
 
 
-# What is tried, the likelier first: it decides between readings that are equally good.
-CANDIDATES = ("cp1252", "latin_1", "cp932", "euc_jp", "gb18030", "big5", "cp949", "cp1251", "koi8_r", "cp1250")
-SIBLINGS = {"cp1252", "latin_1", "cp1250"}  # Western before Central European where nothing tells them apart
+# What is tried, the likelier first: it decides between readings that are the same.
+CANDIDATES = ("cp1252", "latin_1", "cp932", "euc_jp", "gb18030", "big5", "cp949", "cp1251", "koi8_r", "cp1250",
+              "iso8859_2", "cp1254", "cp1253")  # fmt: skip
+LATIN = {"cp1252", "latin_1", "cp1250", "iso8859_2", "cp1254"}
 NOT_JAPANESE_BELOW = 0.15  # share of kana among the characters beyond ASCII; running Japanese has about a half
+UNHEARD = 0.2  # badness of a reading that charset-normalizer does not name: beyond its threshold
 
 
-def _readings(data: bytes) -> list[tuple[float, str, str]]:
-    """Ways to read ``data``: (badness, encoding, text of the sample), the best first."""
+def _readings(data: bytes) -> tuple[list[Reading], list[Reading]]:
+    """Ways to read ``data`` that are language, the best first; and those that are none, for a person to look at."""
     from charset_normalizer import from_bytes
 
-    sample = data if len(data) <= SAMPLE else data[: data.rfind(b"\n", 0, SAMPLE) + 1 or SAMPLE]
+    sample = _telling(data)
     for codec in ("cp932", "euc_jp"):  # kana come out of the right one of the two only
         text = _try(sample, codec)
         if text and _kana_share(text) >= NOT_JAPANESE_BELOW:
-            return [(0.0, codec, text)]
-    found = []
+            return [Reading(codec, text, 1, 0.0)], []
+    badness: dict[str, float] = {}
     for match in from_bytes(sample, cp_isolation=list(CANDIDATES)):
-        names = [match.encoding, *match.could_be_from_charset]
-        codec = next((c for c in CANDIDATES if c in names), match.encoding)
-        found.append((match.chaos - match.coherence / 2, codec, str(match)))
-    found.sort(key=lambda r: (round(r[0], 3), CANDIDATES.index(r[1]) if r[1] in CANDIDATES else 99))
-    if found and found[0][1] in SIBLINGS:
-        found = [found[0], *(r for r in found[1:] if r[1] not in SIBLINGS)]
-    return found
+        for named in (match.encoding, *match.could_be_from_charset):
+            badness.setdefault(named, round(match.chaos - match.coherence / 2, 3))
+    found, doubtful = [], []
+    for codec in CANDIDATES:
+        text = _try(sample, codec)
+        if text is not None and (count := languages(text, codec)) is not None:
+            found.append(Reading(codec, text, count, badness.get(codec, UNHEARD)))
+        elif text is not None and codec in badness:
+            doubtful.append(Reading(codec, text, 0, badness[codec]))
+    found.sort(key=lambda one: (one.languages, one.badness))  # stable: the likelier first
+    return found, sorted(doubtful, key=lambda one: one.badness)
+
+
+def _same(data: bytes, one: str, other: str) -> bool:
+    """Whether the bytes are the same text in both encodings, or none in the other."""
+    return data.decode(one, "replace") == data.decode(other, "replace") or _try(data, other) is None
+
+
+def _telling(data: bytes) -> bytes:
+    """The lines that are not ASCII, the first of them where there are many; a smaller file whole."""
+    if len(data) <= SAMPLE:
+        return data
+    lines = (line for line in data.splitlines(keepends=True) if not line.isascii())
+    taken = bytearray()
+    for line in lines:
+        if taken and len(taken) + len(line) > SAMPLE:
+            break
+        taken += line
+    return bytes(taken)
 
 
 def _try(data: bytes, codec: str) -> str | None:
@@ -211,7 +259,9 @@ def _kana_share(text: str) -> float:
     return len(re.findall(r"[\u3041-\u30ff]", wide)) / max(1, len(wide))
 
 
-def _excerpt(text: str) -> str:
-    """A few characters around the first one beyond ASCII, so that a person can see which reading is right."""
-    at = next((i for i, c in enumerate(text) if ord(c) > 127), 0)
+def _excerpt(text: str, other: str) -> str:
+    """A few characters around the first that is read in two ways, so that a person can see which reading is right."""
+    differs = (i for i, (one, two) in enumerate(zip(text, other, strict=False)) if one != two)
+    first = next((i for i, c in enumerate(text) if ord(c) > 127), 0)
+    at = first if text == other else next(differs, first)
     return repr(text[max(0, at - 8) : at + 12])
