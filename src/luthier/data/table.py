@@ -7,9 +7,11 @@ metadata, and come out of `row` as they went in.
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from decimal import Decimal
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -216,6 +218,8 @@ def column_array(
             return pa.nulls(len(values)), False
         if kinds <= {str}:
             return pa.array(values, type=pa.large_string()), False
+        if kinds == {Decimal} and len({v.as_tuple().exponent for v in values if v is not None}) > 1:
+            return pa.array([None if v is None else str(v) for v in values], pa.large_string()), False  # 2 is not 2.00
         if len(kinds) == 1 and not kinds & {dict, list, tuple, set, Written}:
             types = {int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
             return pa.array(values, None if whole else types.get(next(iter(kinds)))), False
@@ -247,6 +251,8 @@ def _jsonable(value: Any) -> Any:
         return value.tolist()
     if isinstance(value, (set, frozenset)):
         return sorted(value)
+    if isinstance(value, datetime.datetime):
+        return value.isoformat(" ")  # as in a column of nothing else
     if hasattr(value, "isoformat"):
         return value.isoformat()
     raise TypeError(f"{type(value).__name__} is not a value of a table")

@@ -1,9 +1,13 @@
+import datetime
+import gzip
 import json
 import pickle
 import subprocess
 import sys
 import warnings
+from decimal import Decimal
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -286,7 +290,7 @@ def test_an_empty_part_is_no_column(tmp_path):
     assert list(read(path)) == [{"a": 1, "split": 0}, {"a": 2, "split": 0}, {"a": 3, "split": 2}]
     frame = pd.DataFrame({"a": [1]})
     table = read({"train": frame, "test": frame.head(0), "unsupervised": frame})
-    assert list(table) == [{"a": 1, "split": 0}] and any("'unsupervised' (1 rows)" in note for note in table.notes)
+    assert list(table) == [{"a": 1}] and any("'unsupervised' (1 rows)" in note for note in table.notes)
     fails("data-unreadable", {"one": frame, "two": frame})
 
 
@@ -418,7 +422,9 @@ def test_datasets_objects_and_folders_have_clean_headings_and_no_index(datasets,
         assert list(table) == CLEAN and any("index" in note for note in table.notes)
         assert "blanks around the heading 'answer' were removed" in table.notes
     assert list(read(tmp_path / "both")) == [{**CLEAN[0], "split": 0}, {**CLEAN[0], "split": 2}]
-    assert list(read(datasets.DatasetDict(train=made, test=made.select([])))) == [{**CLEAN[0], "split": 0}]
+    assert list(read(datasets.DatasetDict(train=made, test=made.select([])))) == CLEAN
+    datasets.DatasetDict(train=made, other=made).save_to_disk(tmp_path / "other")
+    assert list(read(tmp_path / "other")) == CLEAN  # and not a split of which nothing validates
 
 
 def test_what_datasets_itself_saved_is_read_as_it_was(datasets, tmp_path):
@@ -648,3 +654,74 @@ def test_hub_dataset_through_its_parquet_files(tmp_path, monkeypatch):
     listed[:] = []
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
     fails("dependency-missing", "owner/name")
+
+
+def test_values_of_parquet_and_frames_are_trained_as_they_were_written(tmp_path):
+    rows = pa.table({
+        "f": pa.array([0.1, None, 2.5], pa.float32()),
+        "h": pa.array(np.array([0.1, 1, 2], np.float16)),
+        "text": pa.array([b"yes", "é".encode(), None]),
+        "image": pa.array([b"\xff\xd8", b"\x89PNG", b"\x00\xff"]),
+    })  # fmt: skip
+    pq.write_table(rows, tmp_path / "x.parquet")
+    for given in (tmp_path / "x.parquet", rows):
+        table = read(given)
+        assert [plain_text(row["f"]) for row in table] == ["0.1", "", "2.5"]
+        assert [plain_text(row["h"]) for row in table] == ["0.1", "1.0", "2.0"]
+        assert table.column("text") == ["yes", "é", None] and table.columns == ["f", "h", "text"]
+        assert any("'image' holds bytes that are no text" in note for note in table.notes)
+    assert list(read(pd.DataFrame({"f": np.array([0.1, np.nan], np.float32)}))) == [{"f": 0.1}, {"f": None}]
+    prices = [Decimal("1.10"), Decimal("2"), None]
+    assert [plain_text(v) for v in read({"price": prices}).column("price")] == ["1.10", "2", ""]
+
+
+def test_a_large_parquet_file_keeps_what_was_tidied_and_its_hashes(tmp_path, monkeypatch):
+    monkeypatch.setattr("luthier.data.sources.LARGE", 0)
+    pq.write_table(pa.table({" f": pa.array([0.1], pa.float32())}), tmp_path / "x.parquet")
+    for _ in range(2):
+        table = read(tmp_path / "x.parquet")
+        assert list(table) == [{"f": 0.1}] and table.notes == ("blanks around the heading 'f' were removed",)
+        assert table.content_hash == read({"f": [0.1]}).content_hash
+
+
+def test_excel_values_are_what_the_sheet_shows(tmp_path):
+    openpyxl = pytest.importorskip("openpyxl")
+    book = openpyxl.Workbook()
+    sheet = book.active
+    for row in (["q", "day"], ["a_x000D_\nb", datetime.date(2024, 5, 1)], ["_x005F_x000D_", None], ["c", None]):
+        sheet.append(row)
+    sheet["B3"] = datetime.datetime(2024, 5, 2)
+    sheet["B3"].number_format = "yyyy-mm-dd hh:mm"
+    sheet["B4"] = datetime.datetime(2024, 5, 3, 12, 30)
+    sheet.row_dimensions[4].hidden = True
+    book.save(tmp_path / "x.xlsx")
+    table = read(tmp_path / "x.xlsx")
+    assert table.column("q") == ["a\r\nb", "_x000D_", "c"]
+    assert list(map(plain_text, table.column("day"))) == ["2024-05-01", "2024-05-02 00:00:00", "2024-05-03 12:30:00"]
+    assert any("1 hidden rows are read" in note for note in table.notes)
+
+
+def test_excel_headings_that_are_numbers_do_not_make_a_row_the_header(tmp_path):
+    pd.DataFrame([[1, 2], ["a", "x"], ["b", "y"]]).to_excel(tmp_path / "x.xlsx", index=False, header=False)
+    assert "which row is the header" in str(fails("data-unreadable", tmp_path / "x.xlsx"))
+
+
+@pytest.mark.parametrize("name", ["x.csv", "x.tsv", "x.jsonl", "x.json"])
+@pytest.mark.parametrize("limit", [encodings.SMALL, 0])
+def test_what_is_no_text_is_said_whatever_the_name_and_the_encoding(tmp_path, monkeypatch, name, limit):
+    monkeypatch.setattr(encodings, "SMALL", limit)
+    pq.write_table(pa.table({"a": ["x"]}), tmp_path / "x.parquet")
+    for data, said in ((gzip.compress(b"a,b\n1,2\n"), "gzip"), ((tmp_path / "x.parquet").read_bytes(), "Parquet")):
+        (tmp_path / name).write_bytes(data)
+        assert said in str(fails("data-unreadable", tmp_path / name))
+        assert said in str(fails("data-unreadable", tmp_path / name, encoding="latin-1"))
+
+
+def test_packed_files_are_said_to_be_unpacked(tmp_path):
+    for suffix in (".csv.gz", ".zip"):
+        assert "unpack it" in fails("data-unreadable", put(tmp_path / f"x{suffix}", "PK")).faults[0].fix
+
+
+def test_a_list_of_objects_beside_a_split_is_told_of_and_no_column(tmp_path):
+    table = read(put(tmp_path / "x.json", '{"train": [{"q": "a"}], "extra": [{"q": "b"}]}'))
+    assert list(table) == [{"q": "a"}] and any("'extra' (1 rows)" in note for note in table.notes)

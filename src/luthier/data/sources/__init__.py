@@ -11,12 +11,13 @@ from typing import Any
 
 from luthier import events
 from luthier.data.sources import arrow, delimited, excel, hub, jsons, memory  # noqa: F401  (they register themselves)
-from luthier.data.sources.formats import FORMATS, Limits, Options, empty, not_opened, with_clean_header
+from luthier.data.sources.formats import FORMATS, Limits, Options, empty, not_opened, tidied, unreadable
 from luthier.data.sources.imports import LARGE, imported
 from luthier.data.table import Table
 from luthier.errors import DataError
 
 PLAIN = (".txt", ".text", ".md")  # a paragraph, a line, or the whole file: what is one row cannot be told
+PACKED = (".zip", ".gz", ".bz2", ".xz", ".zst", ".7z", ".tar", ".tgz", ".rar")
 
 __all__ = ["FORMATS", "Limits", "look", "read"]
 
@@ -40,7 +41,7 @@ def read(
     options = Options(encoding, sheet, limits or Limits())
     with events.stage(sink, "read", _describe(dataset)):
         table = _read_path(dataset, options, sink) if isinstance(dataset, (str, Path)) else _read_object(dataset)
-    table = with_clean_header(table)
+    table = tidied(table)
     if not len(table):
         raise empty(table.name)
     for note in table.notes:
@@ -100,6 +101,9 @@ def _nowhere(path: Path, name: str) -> DataError:
 
 def _look_at_file(path: Path, name: str) -> None:
     suffix = path.suffix.lower()
+    if suffix in PACKED:
+        why, fix = "it is packed", "unpack it, and name the table that comes out"
+        raise unreadable(name, why, received=suffix, allowed=sorted(FORMATS), fix=fix)
     if suffix not in FORMATS:
         raise DataError(
             "data-unreadable",
@@ -120,7 +124,7 @@ def _read_file(path: Path, name: str, options: Options) -> Table:
     try:
         reader = FORMATS.get(path.suffix.lower())
         if path.stat().st_size > LARGE:
-            return imported(path, name, options, reader)
+            return imported(path, name, options, lambda *given: tidied(reader(*given)))  # what is kept is whole
         return reader(path, name, options)
     except OSError as error:
         raise not_opened(name, error) from error

@@ -178,7 +178,10 @@ def read_saved(path: Path, name: str, options: Options) -> Table:
             raise unreadable(name, why, received=sorted(parts), allowed=["train", "validation", "test"], fix=fix)
         return from_arrow(next(iter(parts.values())), name)
     notes = [f"the part {p!r} is neither train, validation nor test: left out" for p in parts if p not in known]
-    if all(splits.SPLIT_COLUMN not in rows.column_names for rows in known.values()):
+    filled = {part: rows for part, rows in known.items() if len(rows)}
+    if len(filled) == 1:  # who validates is drawn from its rows
+        known = filled
+    elif all(splits.SPLIT_COLUMN not in rows.column_names for rows in known.values()):
         known = {
             part: rows.append_column(splits.SPLIT_COLUMN, pa.array([splits.number(part)] * len(rows), pa.int64()))
             for part, rows in known.items()

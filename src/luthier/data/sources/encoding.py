@@ -13,6 +13,7 @@ import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
+from luthier.data.sources.formats import unreadable
 from luthier.data.sources.legible import languages
 from luthier.errors import DataError
 
@@ -24,6 +25,14 @@ MARKS: tuple[tuple[bytes, str], ...] = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
+BINARY: tuple[tuple[bytes, str], ...] = (  # what other files begin with, and no text does
+    (b"PK\x03\x04", "a zip archive or an Excel workbook: unpack it, or call it .xlsx"),
+    (b"\x1f\x8b", "packed with gzip: unpack it"),
+    (b"PAR1", "Parquet: call it .parquet"),
+    (b"ARROW1\0\0", "Arrow: call it .arrow"),
+    (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an Excel workbook from before 2007: save it as .xlsx"),
+    (b"%PDF-", "a PDF: make a table of it"),
+)
 MARGIN = 0.08  # how much worse the next reading must be, in charset-normalizer's measure, for the best to be taken
 SMALL = 16 << 20  # bytes of a file that is simply read whole
 SAMPLE = 256 << 10  # bytes that are looked at to tell an encoding
@@ -31,6 +40,7 @@ SAMPLE = 256 << 10  # bytes that are looked at to tell an encoding
 
 def decode(data: bytes, name: str, encoding: str | None = None) -> tuple[str, str]:
     """The text of ``data`` and the encoding it was read as. Raises DataError ``data-encoding``."""
+    _refuse_binary(data, name)
     if encoding is not None:
         return _strict(data, name, _known(encoding, name)), encoding
     for mark, codec in MARKS:
@@ -58,12 +68,22 @@ def codec_of(path: Path, name: str, encoding: str | None = None) -> str:
     with path.open("rb") as stream:
         head = stream.read(4)
         sample = head + stream.read(SAMPLE)
+        _refuse_binary(sample, name)
         wide = _utf16_without_mark(sample) or _seven_bits(sample[: sample.rfind(b"\n") + 1])
     marked = next((codec for mark, codec in MARKS if head.startswith(mark)), None)
     codec = _known(encoding, name) if encoding is not None else marked or wide or "utf-8"
     if _is_valid(path, codec):
         return codec
     return _known(decode(path.read_bytes(), name, encoding)[1], name)  # tells where it is wrong, or finds another
+
+
+def _refuse_binary(data: bytes, name: str) -> None:
+    """Raise DataError ``data-unreadable`` for what is no text in any encoding, whatever its name says."""
+    for mark, what in BINARY:
+        if data.startswith(mark):
+            is_, _, fix = what.partition(": ")
+            why = f"it is no text but {is_}"
+            raise unreadable(name, why, received=f"a file that begins with {mark!r}", allowed="a text file", fix=fix)
 
 
 def open_text(path: Path, codec: str, newline: str = "") -> io.TextIOWrapper:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
 import itertools
+import re
 import statistics
 import warnings
 import zipfile
@@ -24,6 +26,8 @@ from luthier.data.sources.workbook import TooMany, require_cells
 from luthier.data.table import Table
 from luthier.errors import DataError, missing_extra
 
+ESCAPED = re.compile("_x([0-9A-Fa-f]{4})_")
+SHOWS_TIME = re.compile("h", re.IGNORECASE).search  # of a number format
 LOOKED_AT = 50  # rows in which the header is looked for
 MOST_LABELS = 12  # rows of two cells and more (Author, Date) that may stand above a table
 REPEATED = 5  # rows a value, from which on a column holds classes
@@ -38,6 +42,7 @@ class Grid:
     rows: list[list[Any]]
     errors: int = 0  # cells with an Excel error, which count as missing
     merged: int = 0  # ranges
+    hidden: int = 0  # rows with a value that are not shown, as a filter leaves them
     across: set[Place] = field(default_factory=set)
     down: set[Place] = field(default_factory=set)
 
@@ -57,6 +62,8 @@ def read_excel(path: Path, name: str, options: Options) -> Table:
         book.close()
     if grid.errors:
         notes.append(f"{grid.errors} cells hold an Excel error such as #N/A and count as missing")
+    if grid.hidden:
+        notes.append(f"{grid.hidden} hidden rows are read like the others: delete those that shall not be learned")
     if grid.merged:
         notes.append(f"{grid.merged} merged ranges were filled with their value")
     _check_formulas(path, name, sheet.title, grid.rows)
@@ -180,9 +187,11 @@ def _is_table(sheet: Any) -> bool:
 
 def _grid(sheet: Any) -> Grid:
     grid = Grid([], merged=len(sheet.merged_cells.ranges))
-    for row in sheet.iter_rows():
+    for number, row in enumerate(sheet.iter_rows(), sheet.min_row):
+        hidden = number in sheet.row_dimensions and sheet.row_dimensions[number].hidden
+        grid.hidden += hidden and any(cell.value is not None for cell in row)
         grid.errors += sum(1 for cell in row if cell.data_type == "e")
-        grid.rows.append([None if cell.data_type == "e" or cell.value == "" else cell.value for cell in row])
+        grid.rows.append([None if cell.data_type == "e" or cell.value == "" else _plain(cell) for cell in row])
     left, top = sheet.min_column, sheet.min_row
     for area in sheet.merged_cells.ranges:
         first_r, first_c = area.min_row - top, area.min_col - left
@@ -196,6 +205,19 @@ def _grid(sheet: Any) -> Grid:
                     if r > first_r:
                         grid.down.add((r, c))
     return grid
+
+
+def _plain(cell: Any) -> Any:
+    """The value as the sheet shows it: a day without the time 00:00 that a workbook stores with it, text unescaped.
+
+    With escapes a workbook holds what XML cannot: _x000D_ is a carriage return.
+    """
+    value = cell.value
+    if isinstance(value, str):
+        return ESCAPED.sub(lambda found: chr(int(found[1], 16)), value)
+    if isinstance(value, datetime.datetime) and value.time() == datetime.time() and not SHOWS_TIME(cell.number_format):
+        return value.date()
+    return value
 
 
 def _check_formulas(path: Path, name: str, title: str, grid: list[list[Any]]) -> None:
@@ -252,7 +274,8 @@ def _header_row(grid: Grid, where: str, name: str) -> int:
         following = widths[first + 1]
         if following == body and not _is_heading(grid, first + 1):
             return first
-    _require_titles([i for i in range(start) if widths[i] > 1], widths, body, f"{where} row {start + 1}", name)
+    numbers = [i for i in range(start) if widths[i] >= body > 1 and not any(isinstance(v, str) for v in rows[i])]
+    _require_titles([i for i in range(start) if widths[i] > 1], widths, body, f"{where} row {start + 1}", name, numbers)
     return start
 
 
@@ -267,10 +290,10 @@ def _is_heading(grid: Grid, at: int) -> bool:
     return False
 
 
-def _require_titles(above: list[int], widths: list[int], body: int, where: str, name: str) -> None:
-    """Several rows as wide as the body, or a long list of labels, are data that would be lost."""
+def _require_titles(above: list[int], widths: list[int], body: int, where: str, name: str, numbers: list[int]) -> None:
+    """Several rows as wide as the body, one of ``numbers`` alone, or a long list of labels are data."""
     as_wide = sum(widths[i] >= body for i in above)
-    if as_wide < 2 and len(above) <= MOST_LABELS:
+    if as_wide < 2 and len(above) <= MOST_LABELS and not numbers:
         return
     raise unreadable(
         name,

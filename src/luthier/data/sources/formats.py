@@ -167,13 +167,42 @@ def empty(name: str, received: str = "a header and no rows") -> DataError:
     )
 
 
-def with_clean_header(table: Table) -> Table:
-    """The table without an index that pandas stored in it, and with `clean_header`; readers may have seen to both."""
+def tidied(table: Table) -> Table:
+    """The table without an index that pandas stored in it, with `clean_header`, and with no bytes for values.
+
+    Readers may have seen to some of it already.
+    """
     rows, notes = without_index(table.rows)
     titles, more = clean_header(rows.column_names, table.name, table.name)
-    if titles == table.columns:
+    rows, still_more = _as_written(rows if titles == rows.column_names else rows.rename_columns(titles))
+    if rows is table.rows:
         return table
-    return Table(rows.rename_columns(titles), table.name, [*table.notes, *notes, *more])
+    return Table(rows, table.name, [*table.notes, *notes, *more, *still_more])
+
+
+def _as_written(rows: pa.Table) -> tuple[pa.Table, list[str]]:
+    """The rows with text for bytes, and numbers of few digits as they were written before they were stored so; notes.
+
+    As Python writes it the number 0.1 of 4 bytes is 0.10000000149011612, and the text of b"yes" is b'yes'.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    notes = []
+    for one in list(rows.schema):
+        at, kind = rows.schema.get_field_index(one.name), one.type
+        if kind in (pa.float16(), pa.float32()):
+            written = rows.column(at).to_numpy().astype(str).astype(float)  # NaN is a missing value
+            rows = rows.set_column(at, one.name, pa.array(written))
+        elif pa.types.is_fixed_size_binary(kind) or kind in (pa.binary(), pa.large_binary(), pa.binary_view()):
+            try:
+                text = pc.cast(pc.cast(rows.column(at), pa.large_binary()), pa.large_string())
+                rows = rows.set_column(at, one.name, text)
+                notes.append(f"the column {one.name!r} holds bytes, which are read as UTF-8")
+            except pa.ArrowInvalid:
+                rows = rows.drop_columns([one.name])
+                notes.append(f"the column {one.name!r} holds bytes that are no text, and is left out")
+    return rows, notes
 
 
 def without_index(rows: pa.Table) -> tuple[pa.Table, list[str]]:

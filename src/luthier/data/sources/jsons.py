@@ -146,7 +146,7 @@ def _table(value: Any, name: str, notes: list[str]) -> Table:
         why, fix = f"it holds a {type(value).__name__}", "write the rows as a list of objects"
         raise unreadable(name, why, received=value, allowed=SHAPES, fix=fix)
     lists = {k: v for k, v in value.items() if isinstance(v, list)}
-    if len(lists) == len(value) and all(splits.number(k) is not None for k in lists) and splits.are_parts(lists):
+    if len(lists) == len(value) and any(splits.number(k) is not None for k in lists) and splits.are_parts(lists):
         rows, more = splits.join(lists)
         return memory.from_rows(rows, name, [*notes, *more])
     parts = {k: v for k, v in lists.items() if splits.are_parts({k: v})}

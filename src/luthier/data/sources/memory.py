@@ -27,8 +27,10 @@ def from_frame(frame: pd.DataFrame, name: str = "DataFrame") -> Table:
     titles, notes = clean_header([str(c) for c in frame.columns], name, name)
     columns: dict[str, list[Any]] = {}
     for position, title in enumerate(titles):
-        series = frame.iloc[:, position].astype(object)
-        columns[title] = [None if is_missing(v, pd) else v for v in series]
+        series = frame.iloc[:, position]
+        short = series.dtype in ("float16", "float32")  # 0.1 of 4 bytes is 0.10000000149011612 of 8
+        values = [float(str(v)) for v in series.to_numpy()] if short else series.astype(object)
+        columns[title] = [None if is_missing(v, pd) else v for v in values]
     if frame.index.name is not None or frame.index.dtype.kind not in "iu":
         called = "" if frame.index.name is None else f" {frame.index.name!r}"
         notes.append(f"the index{called} is not a column; reset_index() makes it one")
@@ -122,8 +124,8 @@ def as_rows(value: Any) -> list[Any] | None:
     """The rows of one part of a dataset, where it is a table of its own."""
     if is_frame(value):
         return list(from_frame(value))
-    if hasattr(value, "to_list") and hasattr(value, "column_names"):  # datasets.Dataset
-        return list(value.to_list())
+    if _is_dataset(value):
+        return list(from_arrow(value))
     return list(value) if isinstance(value, Sequence) and not isinstance(value, (str, bytes)) else None
 
 
@@ -161,6 +163,11 @@ def _columns(rows: Sequence[Mapping[Any, Any]], keys: Iterable[Any], name: str) 
     return columns
 
 
+def _is_dataset(value: Any) -> bool:
+    """Whether this is a `datasets.Dataset`; the library is not imported to find out."""
+    return hasattr(value, "with_format") and hasattr(value, "column_names") and hasattr(value, "to_list")
+
+
 def from_arrow(dataset: Any) -> Table:
     """An Arrow table, a ``datasets.Dataset``, or anything that offers the Arrow stream interface (polars, duckdb)."""
     import pyarrow as pa
@@ -168,8 +175,8 @@ def from_arrow(dataset: Any) -> Table:
     from luthier.data.sources import arrow
 
     name = type(dataset).__name__
-    if hasattr(dataset, "to_list") and hasattr(dataset, "column_names"):
-        return from_rows(dataset.to_list(), name)
+    if _is_dataset(dataset):
+        dataset = dataset.with_format("arrow")[:]
     if isinstance(dataset, pa.Table) or hasattr(dataset, "__arrow_c_stream__"):
         return arrow.from_arrow(pa.table(dataset), name)
     raise DataError(

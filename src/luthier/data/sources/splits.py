@@ -33,19 +33,23 @@ def are_parts(parts: Mapping[str, Sequence[Any]]) -> bool:
 
 
 def join(parts: Mapping[str, Sequence[Mapping[str, Any]]]) -> tuple[list[dict[str, Any]], list[str]]:
-    """All rows of ``parts``, each with its split's number in ``split``; and notes. One part stays without it."""
-    if len(parts) == 1:
-        return [dict(row) for row in next(iter(parts.values()))], []
+    """All rows of ``parts``, each with its split's number in ``split``; and notes.
+
+    Where one part alone has rows they stay without it: who validates is drawn from them.
+    """
     notes, rows = [], []
-    taken = any(SPLIT_COLUMN in row for part in parts.values() for row in part)
+    known = {name: part for name, part in parts.items() if number(name) is not None} if len(parts) > 1 else parts
+    taken = any(SPLIT_COLUMN in row for part in known.values() for row in part)
+    alone = sum(map(bool, known.values())) == 1
     for name, part in parts.items():
-        side = number(name)
-        if side is None:
+        if name not in known:
             notes.append(f"the part {name!r} ({len(part)} rows) is neither train, validation nor test: left out")
             continue
-        rows += [dict(row) if taken else {**row, SPLIT_COLUMN: side} for row in part]
+        rows += [dict(row) if taken or alone else {**row, SPLIT_COLUMN: number(name)} for row in part]
+    if alone:
+        return rows, notes
     if taken:
         notes.append("the rows have a column 'split' of their own, which is used; the parts' names are not")
     else:
-        notes.append("split by the dataset itself: " + ", ".join(f"{n} {len(p)}" for n, p in parts.items()))
+        notes.append("split by the dataset itself: " + ", ".join(f"{n} {len(p)}" for n, p in known.items()))
     return rows, notes
