@@ -401,7 +401,11 @@ def test_headings_that_differ_in_blanks_alone_are_refused():
 
 
 def test_parts_of_other_types_keep_their_values(tmp_path):
-    for part, values in (("train", pa.array([1, 2])), ("validation", pa.array([0.5])), ("test", pa.nulls(1))):
+    for part, values in (
+        ("train", pa.array([1, 2])),
+        ("validation", pa.array([0.1], pa.float32())),
+        ("test", pa.nulls(1)),
+    ):
         (tmp_path / part).mkdir()
         rows = pa.table({"n": values, f"only {part}": ["x"] * len(values)})
         with pa.ipc.new_stream(str(tmp_path / part / "data.arrow"), rows.schema) as writer:
@@ -409,7 +413,7 @@ def test_parts_of_other_types_keep_their_values(tmp_path):
         (tmp_path / part / "state.json").write_text('{"_data_files": [{"filename": "data.arrow"}]}')
     (tmp_path / "dataset_dict.json").write_text('{"splits": ["train", "validation", "test"]}')
     table = read(tmp_path)
-    assert [repr(n) for n in table.column("n")] == ["1", "2", "0.5", "None"] and table.column("split") == [0, 0, 1, 2]
+    assert [repr(n) for n in table.column("n")] == ["1", "2", "0.1", "None"] and table.column("split") == [0, 0, 1, 2]
     assert table.column("only test") == [None, None, None, "x"]
 
 
@@ -421,6 +425,8 @@ def test_datasets_objects_and_folders_have_clean_headings_and_no_index(datasets,
         table = read(given)
         assert list(table) == CLEAN and any("index" in note for note in table.notes)
         assert "blanks around the heading 'answer' were removed" in table.notes
+    both = read(datasets.DatasetDict(train=made, test=made))
+    assert list(both) == [{**CLEAN[0], "split": 0}, {**CLEAN[0], "split": 2}] and "index" in both.notes[0]
     assert list(read(tmp_path / "both")) == [{**CLEAN[0], "split": 0}, {**CLEAN[0], "split": 2}]
     assert list(read(datasets.DatasetDict(train=made, test=made.select([])))) == CLEAN
     datasets.DatasetDict(train=made, other=made).save_to_disk(tmp_path / "other")
@@ -650,6 +656,10 @@ def test_hub_dataset_through_its_parquet_files(tmp_path, monkeypatch):
     assert list(read("owner/name", sink=seen.append)) == [{"a": "x", "split": 0}, {"a": "y", "split": 2}]
     told = [(e.stage, e.completed, e.total, e.unit) for e in seen if isinstance(e, Progress)]
     assert ("fetch", 1.0, 4.0, "MB") in told
+    pq.write_table(pa.table({"a": pa.array([0.1], pa.float32()), "image": [b"\xff"]}), tmp_path / "test.parquet")
+    table = read("owner/name")
+    assert table.columns == ["a", "split"] and table.column("a") == ["x", 0.1]
+    assert table.notes[0] == "the column 'image' holds bytes that are no text, and is left out"
     assert fails("data-unreadable", "owner/name:other").faults[0].allowed == ["default"]
     listed[:] = []
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
@@ -675,13 +685,28 @@ def test_values_of_parquet_and_frames_are_trained_as_they_were_written(tmp_path)
     assert [plain_text(v) for v in read({"price": prices}).column("price")] == ["1.10", "2", ""]
 
 
+def test_whole_numbers_beside_missing_ones_are_told_of_where_they_are_floats(tmp_path):
+    frame = pd.DataFrame(
+        {"n": [1, None], "whole": [1.0, 2.0], "part": [0.5, None], "big": pd.array([1, None], "Int64")}
+    )
+    frame.to_parquet(tmp_path / "x.parquet")
+    for given in (frame, tmp_path / "x.parquet"):
+        (note,) = read(given).notes
+        assert "the column 'n' holds whole numbers as 1.0" in note and "they stay 1" in note
+
+
 def test_a_large_parquet_file_keeps_what_was_tidied_and_its_hashes(tmp_path, monkeypatch):
     monkeypatch.setattr("luthier.data.sources.LARGE", 0)
-    pq.write_table(pa.table({" f": pa.array([0.1], pa.float32())}), tmp_path / "x.parquet")
+    rows = {" f": pa.array([0.1, 0.2], pa.float32()), "n": [1.0, None]}
+    pq.write_table(pa.table(rows), tmp_path / "x.parquet")
+    told = []
     for _ in range(2):
         table = read(tmp_path / "x.parquet")
-        assert list(table) == [{"f": 0.1}] and table.notes == ("blanks around the heading 'f' were removed",)
-        assert table.content_hash == read({"f": [0.1]}).content_hash
+        assert list(table) == [{"f": 0.1, "n": 1.0}, {"f": 0.2, "n": None}] and "_hashes" in vars(table)
+        told.append(table.notes)
+    assert told[0] == told[1] and [("heading 'f'" in note, "'n' holds" in note) for note in told[0]] == [
+        (True, False), (False, True)
+    ]  # fmt: skip
 
 
 def test_excel_values_are_what_the_sheet_shows(tmp_path):
@@ -694,8 +719,11 @@ def test_excel_values_are_what_the_sheet_shows(tmp_path):
     sheet["B3"].number_format = "yyyy-mm-dd hh:mm"
     sheet["B4"] = datetime.datetime(2024, 5, 3, 12, 30)
     sheet.row_dimensions[4].hidden = True
+    for row, value in enumerate(["zip", 501, 10001, 7], 1):
+        sheet.cell(row, 3, value).number_format = "00000" if row < 4 else "General"
     book.save(tmp_path / "x.xlsx")
     table = read(tmp_path / "x.xlsx")
+    assert table.column("zip") == ["00501", "10001", 7]
     assert table.column("q") == ["a\r\nb", "_x000D_", "c"]
     assert list(map(plain_text, table.column("day"))) == ["2024-05-01", "2024-05-02 00:00:00", "2024-05-03 12:30:00"]
     assert any("1 hidden rows are read" in note for note in table.notes)

@@ -19,6 +19,7 @@ from luthier.data.sources.formats import (
     clean_header,
     collect,
     raise_it,
+    tidied,
     unreadable,
     without_index,
 )
@@ -189,7 +190,7 @@ def read_saved(path: Path, name: str, options: Options) -> Table:
         notes.append("split by the dataset itself: " + ", ".join(f"{p} {len(r)}" for p, r in known.items()))
     else:
         notes.append("the rows have a column 'split' of their own, which is used; the parts' names are not")
-    tables = [from_arrow(rows, name) for rows in known.values()]
+    tables = [tidied(from_arrow(rows, name)) for rows in known.values()]
     more = dict.fromkeys(note for table in tables for note in table.notes)
     return stacked(tables, name, [*notes, *more])
 

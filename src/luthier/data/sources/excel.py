@@ -28,6 +28,7 @@ from luthier.errors import DataError, missing_extra
 
 ESCAPED = re.compile("_x([0-9A-Fa-f]{4})_")
 SHOWS_TIME = re.compile("h", re.IGNORECASE).search  # of a number format
+PADDED = re.compile("00+")  # a number format, such as that of 00501
 LOOKED_AT = 50  # rows in which the header is looked for
 MOST_LABELS = 12  # rows of two cells and more (Author, Date) that may stand above a table
 REPEATED = 5  # rows a value, from which on a column holds classes
@@ -208,7 +209,7 @@ def _grid(sheet: Any) -> Grid:
 
 
 def _plain(cell: Any) -> Any:
-    """The value as the sheet shows it: a day without the time 00:00 that a workbook stores with it, text unescaped.
+    """The value as the sheet shows it: a day without a time of 00:00, a number with leading zeros, text unescaped.
 
     With escapes a workbook holds what XML cannot: _x000D_ is a carriage return.
     """
@@ -217,6 +218,8 @@ def _plain(cell: Any) -> Any:
         return ESCAPED.sub(lambda found: chr(int(found[1], 16)), value)
     if isinstance(value, datetime.datetime) and value.time() == datetime.time() and not SHOWS_TIME(cell.number_format):
         return value.date()
+    if isinstance(value, int) and value >= 0 and PADDED.fullmatch(cell.number_format):
+        return str(value).zfill(len(cell.number_format))
     return value
 
 

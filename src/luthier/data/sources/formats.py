@@ -175,9 +175,8 @@ def tidied(table: Table) -> Table:
     rows, notes = without_index(table.rows)
     titles, more = clean_header(rows.column_names, table.name, table.name)
     rows, still_more = _as_written(rows if titles == rows.column_names else rows.rename_columns(titles))
-    if rows is table.rows:
-        return table
-    return Table(rows, table.name, [*table.notes, *notes, *more, *still_more])
+    new = [note for note in (*notes, *more, *still_more) if note not in table.notes]
+    return table if rows is table.rows and not new else Table(rows, table.name, [*table.notes, *new])
 
 
 def _as_written(rows: pa.Table) -> tuple[pa.Table, list[str]]:
@@ -194,6 +193,11 @@ def _as_written(rows: pa.Table) -> tuple[pa.Table, list[str]]:
         if kind in (pa.float16(), pa.float32()):
             written = rows.column(at).to_numpy().astype(str).astype(float)  # NaN is a missing value
             rows = rows.set_column(at, one.name, pa.array(written))
+        elif kind == pa.float64() and (whole := _whole_beside_missing(rows.column(at))) is not None:
+            notes.append(
+                f"the column {one.name!r} holds whole numbers as {whole}, as pandas stores them beside missing values; "
+                f"as Int64, or as text, they stay {whole:.0f}"
+            )
         elif pa.types.is_fixed_size_binary(kind) or kind in (pa.binary(), pa.large_binary(), pa.binary_view()):
             try:
                 text = pc.cast(pc.cast(rows.column(at), pa.large_binary()), pa.large_string())
@@ -203,6 +207,16 @@ def _as_written(rows: pa.Table) -> tuple[pa.Table, list[str]]:
                 rows = rows.drop_columns([one.name])
                 notes.append(f"the column {one.name!r} holds bytes that are no text, and is left out")
     return rows, notes
+
+
+def _whole_beside_missing(values: pa.ChunkedArray) -> float | None:
+    """The first of numbers that are all whole, where some are missing; None for any others."""
+    import numpy as np
+
+    numbers = values.to_numpy()
+    known = numbers[~np.isnan(numbers)]
+    whole = 0 < len(known) < len(numbers) and bool((known == np.floor(known)).all()) and np.isfinite(known).all()
+    return float(known[0]) if whole else None
 
 
 def without_index(rows: pa.Table) -> tuple[pa.Table, list[str]]:

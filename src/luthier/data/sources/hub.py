@@ -13,7 +13,7 @@ from luthier import events
 from luthier.assets.bars import download_bar
 from luthier.assets.network import trust_own_bundle
 from luthier.data.sources import memory, splits
-from luthier.data.sources.formats import FORMATS, Options
+from luthier.data.sources.formats import FORMATS, Options, tidied
 from luthier.data.table import Table
 from luthier.errors import DataError, missing_extra
 
@@ -123,14 +123,17 @@ def _join(name: str, revision: str | None, files: dict[str, list[str]], options:
     from huggingface_hub import hf_hub_download
 
     parts: dict[str, list[dict[str, Any]]] = {}
+    told: dict[str, None] = {}
     for part, paths in sorted(files.items(), key=lambda item: splits.number(item[0]) or 0):
         for file in paths:
             bar = download_bar(sink, "fetch")
             local = Path(hf_hub_download(name, file, repo_type="dataset", revision=revision, tqdm_class=bar))
             reader = FORMATS.get(PurePosixPath(file).suffix.lower())
-            parts.setdefault(part, []).extend(reader(local, f"{name}/{file}", options))
+            table = tidied(reader(local, f"{name}/{file}", options))
+            told.update(dict.fromkeys(table.notes))
+            parts.setdefault(part, []).extend(table)
     rows, notes = splits.join(parts)
-    return memory.from_rows(rows, name, notes)
+    return memory.from_rows(rows, name, [*told, *notes])
 
 
 def _through_datasets(name: str, config: str | None, revision: str | None) -> Table:
@@ -144,5 +147,4 @@ def _through_datasets(name: str, config: str | None, revision: str | None) -> Ta
         loaded = datasets.load_dataset(name, config, revision=revision)
     except (OSError, ValueError, RuntimeError) as error:  # its errors for what is missing, unknown or a script
         raise _missing(name, str(error).strip().splitlines()[0]) from error
-    rows, notes = splits.join({part: rows.to_list() for part, rows in loaded.items()})
-    return memory.from_rows(rows, name, notes)
+    return memory.from_parts({part: memory.as_rows(rows) or [] for part, rows in loaded.items()}, name)

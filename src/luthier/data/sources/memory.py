@@ -7,12 +7,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from luthier.data.sources.formats import clean_header, unreadable
+from luthier.data.sources import splits
+from luthier.data.sources.formats import clean_header, tidied, unreadable
 from luthier.data.table import Table
 from luthier.errors import DataError
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+Rows = Sequence[Any] | Table
 
 
 def is_frame(dataset: Any) -> bool:
@@ -44,15 +48,12 @@ def is_missing(value: Any, pd: Any) -> bool:
 
 def from_mapping(columns: Mapping[str, Any], name: str = "dict") -> Table:
     """A mapping of columns, all of one length; or of splits (``train``, ``test``), each a table."""
-    from luthier.data.sources import splits
-
     tables = any(is_frame(v) or hasattr(v, "column_names") for v in columns.values())
     named = any if tables else all  # a part such as `unsupervised` beside them is told of
     if columns and named(splits.number(k) is not None and not isinstance(v, str) for k, v in columns.items()):
         parts = {str(k): rows for k, v in columns.items() if (rows := as_rows(v)) is not None}
         if len(parts) == len(columns) and splits.are_parts(parts):
-            rows, notes = splits.join(parts)
-            return from_rows(rows, name, notes)
+            return from_parts(parts, name)
     if tables:
         allowed = ["train", "validation", "test"]
         raise unreadable(
@@ -120,13 +121,20 @@ def _shown(labels: Iterable[Any]) -> str:
     return ", ".join(map(repr, first[:3])) + (", …" if len(first) > 3 else "")
 
 
-def as_rows(value: Any) -> list[Any] | None:
+def as_rows(value: Any) -> Rows | None:
     """The rows of one part of a dataset, where it is a table of its own."""
     if is_frame(value):
-        return list(from_frame(value))
+        return from_frame(value)
     if _is_dataset(value):
-        return list(from_arrow(value))
+        return tidied(from_arrow(value))
     return list(value) if isinstance(value, Sequence) and not isinstance(value, (str, bytes)) else None
+
+
+def from_parts(parts: Mapping[str, Rows], name: str) -> Table:
+    """Rows by the names of their splits, with what is to be told of each part."""
+    rows, notes = splits.join(parts)
+    told = dict.fromkeys(note for part in parts.values() if isinstance(part, Table) for note in part.notes)
+    return from_rows(rows, name, [*told, *notes])
 
 
 def from_rows(rows: Sequence[Any], name: str = "list", notes: Sequence[str] = (), unit: str = "row") -> Table:

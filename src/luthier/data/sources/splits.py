@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
 
 NAMES: dict[str, int] = {
     **dict.fromkeys(("train", "training"), 0),
@@ -11,6 +11,13 @@ NAMES: dict[str, int] = {
     **dict.fromkeys(("test", "testing"), 2),
 }
 SPLIT_COLUMN = "split"
+
+
+class Rows(Protocol):
+    """A list of mappings, or a table of them."""
+
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[Any]: ...
 
 
 def number(name: Any) -> int | None:
@@ -27,12 +34,12 @@ def number(name: Any) -> int | None:
     return NAMES.get(text, NAMES.get(text.replace("-", "_").split("_")[0]))
 
 
-def are_parts(parts: Mapping[str, Sequence[Any]]) -> bool:
+def are_parts(parts: Mapping[str, Rows]) -> bool:
     """Whether these are lists of rows, of which some, such as a validation split, may be empty."""
-    return any(parts.values()) and all(isinstance(row, Mapping) for part in parts.values() for row in part)
+    return any(map(len, parts.values())) and all(isinstance(row, Mapping) for part in parts.values() for row in part)
 
 
-def join(parts: Mapping[str, Sequence[Mapping[str, Any]]]) -> tuple[list[dict[str, Any]], list[str]]:
+def join(parts: Mapping[str, Rows]) -> tuple[list[dict[str, Any]], list[str]]:
     """All rows of ``parts``, each with its split's number in ``split``; and notes.
 
     Where one part alone has rows they stay without it: who validates is drawn from them.
