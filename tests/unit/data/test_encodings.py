@@ -105,3 +105,23 @@ def test_what_tells_an_encoding_may_stand_far_into_a_large_file(tmp_path):
     with pytest.raises(DataError, match="cannot be told") as caught:
         encoding.decode(("a,b\n" + same + "mañana,1\n").encode("cp1252"), "x.csv")
     assert caught.value.faults[0].allowed == ["cp1252", "cp1250"]
+
+
+@pytest.mark.parametrize("codec", ["utf-16-le", "utf-16-be"])
+def test_utf_16_without_its_mark_may_hold_characters_of_two_units(codec):
+    text = "question,answer\nhow are you,fine 😀\nĀ,ok\n"
+    assert encoding.decode(text.encode(codec), "x.csv") == (text, codec)
+
+
+def test_bytes_with_zeros_are_text_of_no_encoding_that_is_proposed():
+    with pytest.raises(DataError, match="not text in any encoding") as caught:
+        encoding.decode(b"a,b\n\0\xe9\0\xe8t,12\n", "x.csv")
+    assert "--encoding cp" not in caught.value.faults[0].fix
+
+
+def test_one_byte_of_zero_does_not_make_text_of_two_bytes_a_character(tmp_path):
+    path = tmp_path / "x.csv"
+    for count in (4, 5):  # on either side of a pair
+        path.write_bytes(b"text,label\nhello " + b"w" * count + b"\0rld,pos\nbad,neg" + b"g" * (count - 4) + b"\n")
+        with pytest.raises(DataError, match="NUL bytes"):
+            read(path)

@@ -139,15 +139,17 @@ def _invalid(data: bytes, name: str, codec: str, error: UnicodeDecodeError) -> D
 
 
 def _utf16_without_mark(data: bytes) -> str | None:
-    """UTF-16 has a zero byte in each ASCII character, always on the same side; text in UTF-8 has none."""
+    """UTF-16 has a zero byte in each ASCII character, nearly always on the same side; text in UTF-8 has none."""
     sample = data[: SAMPLE & ~1]
     low, high = sample[0::2].count(0), sample[1::2].count(0)
-    if (len(data) % 2 and len(data) <= SAMPLE) or not (low or high) or (low and high):
+    if (len(data) % 2 and len(data) <= SAMPLE) or max(low, high) <= 4 * min(low, high):  # an emoji has one elsewhere
         return None
-    codec = "utf-16-le" if high else "utf-16-be"
+    codec = "utf-16-le" if high > low else "utf-16-be"
     try:
         text = sample.decode(codec, "strict" if len(data) <= SAMPLE else "ignore")
     except UnicodeDecodeError:
+        return None
+    if 2 * text.count("\n") < sample.count(b"\n"):  # bytes that end lines would be halves of other characters
         return None
     return codec if all(c in "\t\r\n" or unicodedata.category(c) not in {"Cc", "Cn", "Co"} for c in text) else None
 
@@ -230,6 +232,8 @@ def _readings(data: bytes) -> tuple[list[Reading], list[Reading]]:
     from charset_normalizer import from_bytes
 
     sample = _telling(data)
+    if b"\0" in sample:
+        return [], []  # no text of one of these
     for codec in ("cp932", "euc_jp"):  # kana come out of the right one of the two only
         text = _try(sample, codec)
         if text and _kana_share(text) >= NOT_JAPANESE_BELOW:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 EXPANSION = 100  # times a file's size, that real data does not exceed
 INDEX = "__index_level_"  # how pandas names an index that it stored beside the columns
-EDGES = re.compile(r"^[\s\ufeff]+|[\s\ufeff]+$")  # of a heading
+EDGES = re.compile(r"^[\s\ufeff\u200b\u2060]+|[\s\ufeff\u200b\u2060]+$")  # of a heading: blanks, seen or not
 CELL = 8  # bytes that a cell takes at least
 
 
