@@ -43,9 +43,11 @@ def check_alone(dataset: Dataset, sets: Mapping[str, Dataset]) -> None:
 
 def unused_split(declared: Config) -> str | None:
     """What is told of a split that the config names and the sets take the place of."""
-    given = sorted({path[2] for path in declared._given if path[:2] == ("preprocessing", "split") and len(path) > 2})
-    unused = [str(name) for name in given if name != "group"]
-    if not unused or (set(unused) <= {"type", "column"} and _is_ours(declared.preprocessing.split)):
+    split = declared.preprocessing.split
+    usual = type(split)()  # a config that was read again names every key
+    given = {str(path[2]) for path in declared._given if path[:2] == ("preprocessing", "split") and len(path) > 2}
+    unused = sorted(name for name in given - {"group"} if getattr(split, name) != getattr(usual, name))
+    if not unused or (set(unused) <= {"type", "column"} and _is_ours(split)):
         return None
     return f"preprocessing.split ({', '.join(unused)}) is not used: the sets that are given are the split"
 
