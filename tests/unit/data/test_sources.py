@@ -433,6 +433,28 @@ def test_datasets_objects_and_folders_have_clean_headings_and_no_index(datasets,
     assert list(read(tmp_path / "other")) == CLEAN  # and not a split of which nothing validates
 
 
+def test_classes_that_datasets_numbers_are_read_by_their_names(datasets, tmp_path):
+    kinds = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])})
+    made = datasets.Dataset.from_dict({"text": ["a", "b", "c", "d"], "label": [1, 0, -1, None]}, features=kinds)
+    made.save_to_disk(tmp_path / "saved")
+    made.to_parquet(tmp_path / "rows.parquet")
+    datasets.DatasetDict({"train": made, "test": made}).save_to_disk(tmp_path / "parts")
+    for given in (made, str(tmp_path / "saved"), tmp_path / "rows.parquet"):
+        table = read(given)
+        assert table.column("label") == ["yes", "no", None, None]
+        (note,) = [note for note in table.notes if "classes" in note]
+        assert "no, yes" in note and "whose number has no name: 1" in note
+    for given in (str(tmp_path / "parts"), datasets.DatasetDict({"train": made, "test": made})):
+        assert read(given).column("label") == ["yes", "no", None, None] * 2
+
+
+@pytest.mark.parametrize("said", [b"{", b"[]", b'{"info": 3}', b'{"info": {"features": {"label": {"_type": "ClassLabel"}}}}',
+                                  b'{"info": {"features": {"label": {"_type": "ClassLabel", "names": [1]}}}}'])  # fmt: skip
+def test_what_else_stands_beside_a_schema_changes_nothing(said):
+    rows = pa.table({"label": [1, 0]}).replace_schema_metadata({b"huggingface": said})
+    assert read(rows).column("label") == [1, 0]
+
+
 def test_what_datasets_itself_saved_is_read_as_it_was(datasets, tmp_path):
     made = datasets.Dataset.from_dict(CELLS)
     made.save_to_disk(tmp_path / "one")

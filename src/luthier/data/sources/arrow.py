@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -134,7 +134,10 @@ def read_arrow(path: Path, name: str, options: Options) -> Table:
 
 
 def from_arrow(rows: pa.Table, name: str, notes: list[str] | None = None) -> Table:
-    """Arrow rows as a Table: an index stored by pandas is dropped and noted, dictionaries become their values."""
+    """Arrow rows as a Table: an index stored by pandas is dropped and noted, dictionaries become their values.
+
+    So do classes that `datasets` keeps as numbers.
+    """
     import pyarrow as pa
 
     try:
@@ -142,13 +145,49 @@ def from_arrow(rows: pa.Table, name: str, notes: list[str] | None = None) -> Tab
     except pa.ArrowInvalid as error:
         fix = "is it whole? write it again"
         raise unreadable(name, str(error), received=str(error), allowed="a whole Arrow table", fix=fix) from error
+    rows, classes = _with_class_names(rows)
     rows, dropped = without_index(rows)
     titles, more = clean_header(rows.column_names, name, name)
     rows = rows.rename_columns(titles).replace_schema_metadata(None)
     for i, field in enumerate(rows.schema):
         if pa.types.is_dictionary(field.type):
             rows = rows.set_column(i, field.name, rows.column(i).cast(field.type.value_type))
-    return Table(rows, name, [*(notes or []), *dropped, *more])
+    return Table(rows, name, [*(notes or []), *classes, *dropped, *more])
+
+
+def _with_class_names(rows: pa.Table) -> tuple[pa.Table, list[str]]:
+    """The rows with the names of the classes whose numbers they hold (`datasets.ClassLabel`), and what was done.
+
+    A number that has no name (-1 is the usual one of a row without a class) becomes a missing value, and is counted.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    notes = []
+    for title, names in _class_names(rows.schema.metadata or {}).items():
+        at = rows.schema.get_field_index(title)
+        if at < 0 or not pa.types.is_integer(rows.schema.field(at).type):
+            continue
+        numbers = rows.column(at).cast(pa.int64())
+        known = pc.and_(pc.greater_equal(numbers, 0), pc.less(numbers, len(names)))
+        named = pc.take(pa.array(names, pa.large_string()), pc.if_else(known, numbers, pa.scalar(None, pa.int64())))
+        rows = rows.set_column(at, title, named)
+        strays = named.null_count - numbers.null_count
+        without = f"; rows without a class, whose number has no name: {strays:,}" if strays else ""
+        notes.append(f"{title!r} holds numbers of classes, read as their names: {', '.join(names[:8])}"
+                     f"{', …' if len(names) > 8 else ''}{without}")  # fmt: skip
+    return rows, notes
+
+
+def _class_names(metadata: Mapping[bytes, bytes]) -> dict[str, list[str]]:
+    """The names of the classes of each column that says so in what `datasets` writes beside the schema."""
+    try:
+        known = json_reader.parse(metadata.get(b"huggingface", b"{}"))
+        features = known["info"]["features"]
+        named = {title: of["names"] for title, of in features.items() if of.get("_type") == "ClassLabel"}
+    except (AttributeError, KeyError, TypeError, ValueError):  # written by others, or not as `datasets` does
+        return {}
+    return {title: names for title, names in named.items() if names and all(isinstance(one, str) for one in names)}
 
 
 def read_saved(path: Path, name: str, options: Options) -> Table:
