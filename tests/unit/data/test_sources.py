@@ -448,8 +448,11 @@ def test_classes_that_datasets_numbers_are_read_by_their_names(datasets, tmp_pat
         assert read(given).column("label") == ["yes", "no", None, None] * 2
 
 
-@pytest.mark.parametrize("said", [b"{", b"[]", b'{"info": 3}', b'{"info": {"features": {"label": {"_type": "ClassLabel"}}}}',
-                                  b'{"info": {"features": {"label": {"_type": "ClassLabel", "names": [1]}}}}'])  # fmt: skip
+UNNAMED = b'{"info": {"features": {"label": {"_type": "ClassLabel"}}}}'
+NUMBERED = b'{"info": {"features": {"label": {"_type": "ClassLabel", "names": [1]}}}}'
+
+
+@pytest.mark.parametrize("said", [b"{", b"[]", b'{"info": 3}', UNNAMED, NUMBERED])
 def test_what_else_stands_beside_a_schema_changes_nothing(said):
     rows = pa.table({"label": [1, 0]}).replace_schema_metadata({b"huggingface": said})
     assert read(rows).column("label") == [1, 0]
