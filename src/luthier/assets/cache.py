@@ -16,7 +16,7 @@ from typing import Any
 from luthier import json_reader
 from luthier.errors import RunError
 from luthier.run.atomic import write_json
-from luthier.run.folder import read_record
+from luthier.run.folder import read_record, sized
 from luthier.run.oslock import hold
 
 PIECE = 16 * 2**20  # bytes hashed at a time
@@ -145,7 +145,7 @@ def _full(folder: Path) -> RunError:
         "run-no-space",
         "the disk of the cache is full",
         where=str(folder.parent),
-        received=f"{shutil.disk_usage(folder.parent).free / 2**30:.2f} GiB free",
+        received=f"{sized(shutil.disk_usage(folder.parent).free)} free",
         allowed="room for the converted model and the prepared rows",
         fix="free some space, or set LUTHIER_CACHE to a folder on another disk",
     )

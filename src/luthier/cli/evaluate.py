@@ -40,10 +40,13 @@ def command(
     path = common.one_of(run, run_option, "RUN", "--model_path")
     from luthier import pipeline
     from luthier.run import atomic
-    from luthier.run.output import writing
+    from luthier.run.output import json_with, writing
 
     file = None if output is None else output if output.suffix == ".json" else output / "evaluation.json"
-    with nullcontext() if file is None else writing(file), common.session(as_json) as sink:
+    with (
+        nullcontext() if file is None else writing(file, json_with("contestants", "flips")),
+        common.session(as_json) as sink,
+    ):
         tuned = pipeline.load(
             path, overrides=sets or [], trust_remote_code=trust_remote_code, dataset=dataset, sink=sink
         )

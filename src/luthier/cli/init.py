@@ -38,7 +38,7 @@ def command(
     from luthier import starter
     from luthier.run.output import writing
 
-    with writing(output), common.session(as_json) as sink:
+    with writing(output, lambda file: force), common.session(as_json) as sink:
         made = starter.write_config(
             data,
             output,

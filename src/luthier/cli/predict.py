@@ -52,10 +52,10 @@ def command(
     from luthier import pipeline
     from luthier.run.output import writing
     from luthier.tuned.bulk import predict_into
-    from luthier.tuned.writing import answers_file
+    from luthier.tuned.writing import answers_file, are_answers
 
     # what cannot be written is refused before the work, not after it
-    kept = nullcontext() if output is None else writing(answers_file(output))
+    kept = nullcontext() if output is None else writing(answers_file(output), are_answers)
     with kept, common.session(as_json) as sink:
         tuned = pipeline.load(
             path, overrides=sets or [], trust_remote_code=trust_remote_code, dataset=dataset, sink=sink

@@ -20,12 +20,12 @@ def command(
     """Print the JSON Schema of config.yaml. Editors complete and check with it."""
     from luthier import config
     from luthier.run import atomic
-    from luthier.run.output import writing
+    from luthier.run.output import json_with, writing
 
     if output is None:
         common.emit(config.json_schema())
     else:
-        with writing(output):
+        with writing(output, json_with("$schema", "properties")):
             atomic.write_json(output, config.json_schema())
         if as_json:
             common.emit({"schema": str(output)})

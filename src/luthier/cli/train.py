@@ -85,8 +85,9 @@ def command(
 
 
 def _show(trained: Trained) -> None:
-    """Where the run is and what to do with it; running text holds no answers to compare with."""
-    folder, has_answers = trained.folder, trained.tuned.layout.kind != "text"
+    """Where the run is and what to do with it; comparing takes held-out rows with answers."""
+    folder, held_out = trained.folder, trained.rows["validation"] or trained.rows["test"]
+    has_answers = bool(held_out) and trained.tuned.layout.kind != "text"
     typer.echo(f"\ntrained: {folder}")
     typer.echo(f"  report    {folder / 'report.html'}")
     steps = ([f"luthier evaluate {folder}   # did it help?"] if has_answers else []) + [f"luthier chat {folder}"]

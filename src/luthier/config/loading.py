@@ -171,6 +171,10 @@ def _override(data: dict[str, Any], override: str, places: Places, faults: list[
             )
         )
         return
+    if not text.strip():
+        message, fix = "nothing stands after the equals sign", "write null for no value, or '\"\"' for an empty text"
+        faults.append(Fault("config-bad-override", message, where, override, "key.path=value", fix))
+        return
     try:
         value = yaml_reader.read(text, where).data
     except ConfigError as error:

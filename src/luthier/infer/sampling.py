@@ -41,6 +41,7 @@ FIXED: Mapping[str, tuple[tuple[Any, ...], str]] = {
     "eos_token_id": ((None,), "the tokenizer says what ends a turn; use `stop` for more"),
     "engine": ((None,), "it is chosen when the model is loaded: set generation.engine in the config, or by --set"),
     "force_words_ids": ((None,), "constrained beam search left transformers; leave the key out"),
+    "streaming": ((None, False), "call Model.stream, or LudwigModel.generate(streaming=True)"),
     "prompt_lookup_num_tokens": ((None,), "speculative decoding changes no answer; leave the key out"),
 }
 # Keys that only a draw, or only beam search, reads: with the values under which each would do nothing there either.

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from importlib.util import find_spec
 
 from luthier.assets.spec import modules
 from luthier.config import Config
 from luthier.data.columns import Layout
-from luthier.errors import AssetError, ConfigError, Fault
+from luthier.errors import AssetError, ConfigError, Fault, missing_extra
 from luthier.metrics import DEFAULT_CLASS, DEFAULT_TEXT, available
 from luthier.plan.support import Engine, not_decoder
 from luthier.registry import nearest
@@ -19,6 +20,13 @@ from luthier.types import Base
 
 MEASURED = ("loss", "perplexity", "supervised_tokens", "token_accuracy")  # what an evaluation gives for any target
 PROJECTION = re.compile(r".*\.layers\.\d+\.\w+\.\w+_proj")  # what the decoder puts an adapter beside
+
+
+def check_trackers(settings: Config) -> None:
+    """Raise DependencyError for a tracker whose package is not installed, before any work."""
+    for name in settings.trainer.track:
+        if find_spec(name) is None:
+            raise missing_extra(name, "track", f"trainer.track: [{name}]")
 
 
 def check_metrics(settings: Config, layout: Layout) -> None:

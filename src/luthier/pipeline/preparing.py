@@ -27,7 +27,7 @@ from luthier.infer.sampling import idle, resolve
 from luthier.parallel import place
 from luthier.pipeline.continuing import with_adapter_of
 from luthier.pipeline.located import base_name
-from luthier.pipeline.named import check_layers, check_metrics
+from luthier.pipeline.named import check_layers, check_metrics, check_trackers
 from luthier.plan import machine as machines
 from luthier.plan import planner
 from luthier.plan.support import BUILT, refusal_of
@@ -158,6 +158,7 @@ def examine(
     _check_prompt(settings, layout)
     _check_target(settings, layout)
     check_metrics(settings, layout)
+    check_trackers(settings)
     base = base_of(settings.base_model)
     tokenizer = Tokenizer.load(base.path)
     # What cannot be generated is told now, before training, which may take long.

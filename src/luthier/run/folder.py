@@ -327,10 +327,15 @@ def require_space(path: Path | str, size: int) -> None:
             "run-no-space",
             "there is not enough disk space for what the run will write",
             where=str(path),
-            received=f"{free / 2**30:.2f} GiB free",
-            allowed=f"at least {SPARE * size / 2**30:.2f} GiB",
+            received=f"{sized(free)} free",
+            allowed=f"at least {sized(SPARE * size)}",
             fix="free some space, choose --output on another disk, or lower trainer.keep_last",
         )
+
+
+def sized(size: float) -> str:
+    """Bytes in words, small ones too."""
+    return f"{size / 2**30:.2f} GiB" if size >= 2**30 / 10 else f"{size / 2**20:.1f} MiB"
 
 
 def slug(name: str) -> str:

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier import events
+from luthier.run.output import require_ours
 from luthier.tuned.answered import Answered
-from luthier.tuned.writing import Journal, answers_file
+from luthier.tuned.writing import Journal, answers_file, are_answers
 
 if TYPE_CHECKING:
     from luthier.tuned.tuned import Tuned
@@ -43,9 +44,11 @@ def predict_into(
 
     While it runs, finished rows stand in ``<file>.partial``; the same call goes on from there after it was ended.
 
-    Raises DataError as `answers_file` and reading the table do.
+    Raises DataError as `answers_file` and reading the table do, RunError run-foreign-files where the file is none of
+    ours.
     """
     path = answers_file(path)
+    require_ours(path, are_answers)  # before the work
     table = tuned.read(dataset, encoding, sink)
     probabilities = tuned.reader is not None if probabilities is None else probabilities
     sampling = tuned.sampling(generation)

@@ -18,6 +18,7 @@ from luthier import json_reader
 from luthier.errors import DataError, RunError
 from luthier.run import atomic
 from luthier.run.oslock import held_elsewhere
+from luthier.run.output import require_ours
 
 FORMATS = (".csv", ".jsonl", ".parquet")
 # In this order, those there are.
@@ -49,8 +50,34 @@ def answers_file(path: Path) -> Path:
     return path
 
 
+def are_answers(path: Path) -> bool:
+    """Whether the file holds what `write_records` writes."""
+    try:
+        return _names(path)[:3] == list(FIELDS[:3])
+    except (OSError, ValueError):  # what pyarrow raises is a ValueError
+        return False
+
+
+def _names(path: Path) -> list[str]:
+    """The columns of a file of answers."""
+    if path.suffix == ".parquet":
+        from pyarrow import parquet
+
+        return list(parquet.read_schema(path).names)
+    with path.open("rb") as file:
+        first = file.readline(1 << 24)
+    if path.suffix == ".csv":
+        return first.decode().strip().split(",")
+    found = json_reader.parse(first)
+    return list(found) if isinstance(found, dict) else []
+
+
 def write_records(path: Path, records: Iterable[Record], fields: Sequence[str]) -> None:
-    """Write records with these fields, in the format that the ending names; the file appears whole or not at all."""
+    """Write records with these fields, in the format that the ending names; the file appears whole or not at all.
+
+    Raises RunError run-foreign-files where it would take the place of something else.
+    """
+    require_ours(path, are_answers)
     path.parent.mkdir(parents=True, exist_ok=True)
     staged = path.with_name(f".{path.name}.tmp")
     try:

@@ -20,8 +20,9 @@ from unittest.mock import Mock
 import pytest
 import typer.main
 
-from luthier import cli
+from luthier import cli, pipeline
 from luthier.cli import app
+from luthier.errors import RunError
 
 COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 CONFIGURABLE = ("init", "check", "plan", "train", "evaluate", "predict", "chat")  # those that read a config
@@ -318,6 +319,45 @@ def test_predict_prints_or_writes(trained: Path, luthier: Run, tmp_path: Path) -
         assert code == 0 and told | {"notes": [], "warnings": []} == told | {"notes": told["notes"]}
         assert {"output": file, "rows": 20, "errors": 0, "answers": None}.items() <= told.items()
         assert (tmp_path / file).stat().st_size
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "other.csv", "other.jsonl", "other.parquet"])
+def test_what_predict_did_not_write_is_not_replaced(name: str, trained: Path, luthier: Run, tmp_path: Path) -> None:
+    import pandas as pd
+
+    frame = pd.DataFrame({"question": ["say 1", "say 2"], "answer": ["yes", "no"]})
+    shutil.copy(trained / "rows.csv", tmp_path / "rows.csv")
+    frame.to_csv("other.csv", index=False)
+    frame.to_json("other.jsonl", orient="records", lines=True)
+    frame.to_parquet("other.parquet")
+    before = (tmp_path / name).read_bytes()
+    code, _, err = luthier("predict", str(trained / "made"), "--dataset", "rows.csv", "--output", name)
+    assert code == 5 and "run-foreign-files" in err and (tmp_path / name).read_bytes() == before
+    again = f"own{Path(name).suffix}"
+    for _ in range(2):  # what it wrote itself it writes again
+        assert luthier("predict", str(trained / "made"), "--dataset", "rows.csv", "--output", again)[0] == 0
+    with pytest.raises(RunError):
+        pipeline.load(trained / "made").predict("rows.csv").write(tmp_path / name)
+
+
+def test_what_evaluate_and_schema_did_not_write_is_not_replaced(trained: Path, luthier: Run, tmp_path: Path) -> None:
+    (tmp_path / "precious.json").write_text('{"mine": 1}')
+    (tmp_path / "config.yaml").write_text("base_model: smollm2\n")
+    code, _, err = luthier("evaluate", str(trained / "made"), "--rows", "1", "--output", "precious.json")
+    assert code == 5 and "run-foreign-files" in err and "mine" in (tmp_path / "precious.json").read_text()
+    code, _, err = luthier("schema", "--output", "config.yaml")
+    assert code == 5 and "smollm2" in (tmp_path / "config.yaml").read_text()
+    for _ in range(2):
+        assert luthier("schema", "--output", "config.schema.json")[0] == 0
+        assert luthier("evaluate", str(trained / "made"), "--rows", "1", "--output", "own.json")[0] == 0
+
+
+def test_a_tracker_that_is_not_installed_is_told_by_check(
+    trained: Path, luthier: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("luthier.pipeline.named.find_spec", lambda name: None)
+    code, _, err = luthier("check", str(trained / "config.yaml"), "--set", "trainer.track=[mlflow]")
+    assert code == 7 and "mlflow" in err and "luthier[track]" in err
 
 
 def test_a_name_that_cannot_be_written_is_refused_before_the_work(luthier: Run) -> None:

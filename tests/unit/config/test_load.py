@@ -285,7 +285,7 @@ def test_an_override_of_the_adapter_is_said_of_the_default_one():
 
 
 @pytest.mark.parametrize(
-    "override", ["trainer.epochs", "=3", "base_model.x=1", "input_features.4.name=b", "name={a: [}"]
+    "override", ["trainer.epochs", "trainer.epochs=", "=3", "base_model.x=1", "input_features.4.name=b", "name={a: [}"]
 )
 def test_bad_overrides(override):
     source = {"base_model": "x", "input_features": [{"name": "a"}]}

@@ -44,6 +44,7 @@ def test_an_overriding_temperature_means_sampling():
         ({"presence_penalty": 3}, "config-bad-value"),
         ({"frequency_penalty": "much"}, "config-bad-value"),
         ({"output_scores": True}, "config-not-implemented"),
+        ({"streaming": True}, "config-not-implemented"),
         ({"max_new_tokens": 0}, "config-bad-value"),
         ({"temperature": -1}, "config-bad-value"),
         ({"top_p": 0}, "config-bad-value"),

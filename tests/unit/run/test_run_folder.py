@@ -22,6 +22,7 @@ from luthier.run import (
     summary,
 )
 from luthier.run import require_space as require
+from luthier.run.folder import sized
 
 
 def lock(**changes) -> Lock:
@@ -152,6 +153,10 @@ def test_no_space_is_said_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(RunError) as caught:
         require(tmp_path, 2**62)
     assert caught.value.code == "run-no-space"
+
+
+def test_small_sizes_are_told_too() -> None:
+    assert [sized(n) for n in (3 * 2**30, 2**30 / 5, 2**20, 2**17)] == ["3.00 GiB", "0.20 GiB", "1.0 MiB", "0.1 MiB"]
 
 
 def stepped(step: int, **values) -> Stepped:
