@@ -26,7 +26,7 @@ MemoryOption = Annotated[
 CpuOption = Annotated[bool, typer.Option("--cpu", help="Plan for this machine's CPU.")]
 PriceOption = Annotated[str | None, typer.Option("--price", help="What the machine costs, such as 0.35/h.")]
 BudgetOption = Annotated[
-    str | None, typer.Option("--budget", help="How many rows and epochs can be afforded in this time, such as 30m.")
+    str | None, typer.Option("--budget", help="How many rows, or steps, can be afforded in this time, such as 30m.")
 ]
 ProbeOption = Annotated[
     bool, typer.Option("--probe/--no-probe", help="Time a few layers of the base on this machine: better figures.")
@@ -61,6 +61,7 @@ def command(
     unnamed = dataset is None and settings.dataset is None
     data = Inputs(None) if unnamed else common.dataset_of(settings, dataset, path, encoding)
     from luthier.pipeline import planning
+    from luthier.pipeline.budget import affordable
     from luthier.plan import estimate
 
     hourly = None if price is None else estimate.price_of(price)
@@ -74,7 +75,7 @@ def command(
         if probe and not sweep and gpu is None and memory is None:
             found = planning.refined(found, sink)
     cards = planning.sweep(need) if sweep else []
-    bought = None if seconds is None else estimate.affordable(found.planned, need.validation_tokens, seconds)
+    bought = None if seconds is None else affordable(found, seconds, measured)
     from huggingface_hub import constants
 
     from luthier.pipeline.space import space_of

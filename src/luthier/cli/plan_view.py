@@ -8,10 +8,11 @@ from rich.console import Console
 from rich.text import Text
 
 from luthier import console
+from luthier.pipeline.budget import Affordable
 from luthier.pipeline.planning import Estimate
 from luthier.pipeline.space import Space
 from luthier.plan.answering import Answering, Rate, rate
-from luthier.plan.estimate import Affordable, duration, gib, money, ranged
+from luthier.plan.estimate import duration, evaluations_of, gib, money, ranged
 from luthier.plan.speed import Span
 
 CHOICES = ("device", "model", "tokens_per_pass", "attention", "recompute_layers", "offload_checkpoints", "mlp_tile",
@@ -33,7 +34,7 @@ def show(
     out.print(console.table("Answers", ["what", *answering], _answers(list(answering.values()))))
     out.print(console.table("Plan", ["choice", "value", "why"], _plan(found)))
     if bought is not None:
-        out.print(Text(_bought(bought)), soft_wrap=True)
+        out.print(Text(_bought(bought, found)), soft_wrap=True)
     if cards:
         out.print(console.table("GPUs", ["GPU", "fits", "peak", "plan", "step", "all of it", *_cost_head(hourly)],
                                 [_card(one, hourly) for one in cards]))  # fmt: skip
@@ -75,7 +76,7 @@ def _time(found: Estimate, space: Space, hourly: float | None) -> list[list[str]
         ["speed", f"{_rate(told.tokens_per_second, sure)} tokens/s"],
         ["an epoch", f"{ranged(told.epoch, sure)}   {job.steps_per_epoch:,} steps"],
         ["start", ranged(told.start, sure)],
-        ["evaluations", f"{ranged(told.evaluation, sure)}   {job.evaluations} of them"],
+        ["evaluations", _evaluations(found)],
         ["in all", f"{ranged(told.total, sure)}   {job.total_steps:,} steps"],
     ]
     if hourly is not None:
@@ -83,6 +84,15 @@ def _time(found: Estimate, space: Space, hourly: float | None) -> list[list[str]
     base = found.need.base
     rows.append(["download", gib(base.download) if base.download else f"nothing: {base.source}"])
     return [*rows, ["disk", _disk(space)]]
+
+
+def _evaluations(found: Estimate) -> str:
+    count = evaluations_of(found.planned.job, found.need.held)
+    return (
+        f"{ranged(found.times.evaluation, found.times.calibrated)}   {count:,} of them"
+        if count
+        else "none: no row validates"
+    )
 
 
 def _disk(space: Space) -> str:
@@ -114,13 +124,29 @@ def _plan(found: Estimate) -> list[list[str]]:
     return [[name, str(getattr(plan, name)), plan.reasons[name]] for name in CHOICES if name in plan.reasons]
 
 
-def _bought(bought: Affordable) -> str:
+def _bought(bought: Affordable, found: Estimate) -> str:
+    head = f"in {duration(bought.budget)}: "
+    if not bought.fits:
+        return head + "nothing, since no plan fits in memory"
+    if not (bought.rows or bought.steps):
+        return f"{head}not one step; the start alone takes {ranged(found.times.start, found.times.calibrated)}"
+    sure = "" if found.times.calibrated else f", as {found.planned.rates.name} is not calibrated"
     return (
-        f"in {duration(bought.budget)}: {bought.rows:,} rows at these epochs, "
-        f"or {bought.epochs:g} epochs of these rows; "
+        f"{head}{_rows(bought, found)}{bought.steps:,} steps ({bought.epochs:g} epochs) of these rows; "
         f"assumed: {bought.mean:.0f} tokens a row, the longest {bought.longest:,}, "
-        f"{bought.tokens_per_second:,.0f} tokens/s"
+        f"{bought.tokens_per_second:,.0f} tokens/s (the slow end of what is predicted{sure})"
     )
+
+
+def _rows(bought: Affordable, found: Estimate) -> str:
+    """The rows that can be afforded; nothing where their number does not decide how long a run takes."""
+    if bought.rows is None:
+        return ""
+    epochs = found.need.config.trainer.epochs
+    why = {"time": "", "memory": " (more do not fit in memory)", "count": " or more"}[bought.bound]
+    beside = f" beside {bought.held:,} that validate" if bought.held else ""
+    count = f"{bought.rows:,} rows{why}" if bought.rows else "not one batch of rows"
+    return f"{count} for {epochs} epoch{'s' * (epochs != 1)}{beside}, or "
 
 
 def _card(one: Estimate, hourly: float | None) -> list[str]:

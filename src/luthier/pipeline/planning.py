@@ -21,7 +21,7 @@ from luthier.plan import answering, estimate, planner
 from luthier.plan import machine as machines
 from luthier.plan.answering import Answering
 from luthier.plan.cards import CARDS, imagined
-from luthier.plan.estimate import Times
+from luthier.plan.estimate import Held, Times
 from luthier.plan.measure import cpu_rates
 from luthier.plan.planner import Planned
 from luthier.plan.remedies import Remedy, remedies
@@ -39,7 +39,7 @@ class Need:
     config: Config
     base: Sketch
     stats: DataStats
-    validation_tokens: int
+    held: Held  # the validation rows
     notes: tuple[str, ...]  # what was assumed; what the base's licence asks for
     engine: Engine = BUILT  # what of Luthier's own decoder serves this model
 
@@ -99,19 +99,21 @@ def need_of(
     if dataset is None:
         note = f"no dataset: {ASSUMED_ROWS:,} rows of {ASSUMED_TOKENS} tokens are assumed; name yours with --dataset"
         stats = DataStats((ASSUMED_TOKENS,) * ASSUMED_ROWS, ASSUMED_ROWS * ASSUMED_TOKENS // 2, "")
-        return Need(settings, base, stats, stats.tokens // 10, (*terms, note), engine)
+        held = Held(ASSUMED_ROWS // 10, stats.tokens // 10)
+        return Need(settings, base, stats, held, (*terms, note), engine)
     if base.folder is None:
         return replace(_guessed(settings, base, dataset, encoding, terms, sink), engine=engine)
     here = Base(base.name, base.folder, base.source, "", base.spec)
     seen = examine(settings, dataset, lambda name: here, encoding=encoding, sink=sink)
-    validation = sum(example.length for example in seen.prepared.examples["validation"])
-    return Need(seen.config, base, seen.stats, validation, terms, engine)
+    validation = seen.prepared.examples["validation"]
+    held = Held(len(validation), sum(example.length for example in validation))
+    return Need(seen.config, base, seen.stats, held, terms, engine)
 
 
 def estimate_of(need: Need, machine: Machine, *, measured: tuple[float, float] | None = None) -> Estimate:
     """The plan of ``need`` on ``machine``, or the leanest one with what would make it fit."""
     found = planner.best(need.config, need.base.spec, need.stats, machine, engine=need.engine, measured=measured)
-    told = estimate.times(found, need.validation_tokens)
+    told = estimate.times(found, need.held)
     changes: tuple[Remedy, ...] = ()
     if not found.fits:
         changes = tuple(remedies(need.config, need.base.spec, need.stats, machine, need.engine))
@@ -136,7 +138,7 @@ def refined(found: Estimate, sink: events.Sink = events.silent) -> Estimate:
     except (LuthierError, MemoryError, RuntimeError) as error:  # recomputed layers may not fit as plain ones
         sink(events.Warned(text=f"no probe, so times are a range: {str(error).splitlines()[0]}"))
         return found
-    return replace(found, planned=planned, times=estimate.times(planned, found.need.validation_tokens))
+    return replace(found, planned=planned, times=estimate.times(planned, found.need.held))
 
 
 def here(settings: Config) -> tuple[Machine, tuple[float, float] | None]:
@@ -152,7 +154,7 @@ def sweep(need: Need) -> list[Estimate]:
     for card in CARDS:
         machine = imagined(card)
         found = planner.best(free.config, need.base.spec, need.stats, machine, engine=need.engine)
-        out.append(Estimate(free, machine, found, estimate.times(found, need.validation_tokens), ()))
+        out.append(Estimate(free, machine, found, estimate.times(found, need.held), ()))
     return out
 
 
@@ -182,9 +184,10 @@ def _guessed(
     share = (sum(answers) or sum(lengths)) / max(sum(prompts) + sum(answers), 1)
     train = round(given.split.probabilities[0] * len(lengths))
     stats = DataStats(tuple(lengths[:train]), max(1, round(share * sum(lengths[:train]))), table.content_hash)
-    validation = round(given.split.probabilities[1] * sum(lengths))
+    part = given.split.probabilities[1]
+    held = Held(round(part * len(lengths)), round(part * sum(lengths)))
     note = "the tokenizer is not here: lengths are guessed from the text"
-    return Need(settings, base, stats, validation, (*terms, note))
+    return Need(settings, base, stats, held, (*terms, note))
 
 
 def _tokens(value: Any) -> int:

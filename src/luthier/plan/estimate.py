@@ -1,4 +1,4 @@
-"""What a plan means for a person: does it fit, how long, what does it cost, how much can be afforded. Pure numbers."""
+"""What a plan means for a person: does it fit, how long, what does it cost. Pure numbers."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 from luthier.errors import ConfigError
 from luthier.plan.answering import Rate, step_seconds
+from luthier.plan.job import Job
 from luthier.plan.memory import GIB
 from luthier.plan.planner import Planned, new_lengths
 from luthier.plan.slots import ROWS
@@ -34,19 +35,15 @@ class Times:
 
 
 @dataclass(frozen=True, slots=True)
-class Affordable:
-    """What fits in a time. ``rows``: training rows at the config's epochs; ``epochs``: of the rows that there are."""
+class Held:
+    """The validation rows, and their tokens all together."""
 
-    budget: float
     rows: int
-    epochs: float
-    longest: int
-    mean: float
-    tokens_per_second: float  # what was assumed, the slow end of the range
+    tokens: int
 
 
-def times(planned: Planned, validation_tokens: int) -> Times:
-    """Step, epoch and total. ``validation_tokens``: of the validation rows, all together."""
+def times(planned: Planned, held: Held) -> Times:
+    """Step, epoch and total, with evaluations of the rows that are ``held`` out."""
     job, plan, rates = planned.job, planned.plan, planned.rates
     sure = bool(planned.probed) or as_timed(job, plan, rates, planned.speed)
     low, high = RANGE[sure]
@@ -56,8 +53,9 @@ def times(planned: Planned, validation_tokens: int) -> Times:
 
     step = span(planned.speed.seconds)
     per_token = planned.speed.seconds / max(planned.speed.tokens, 1)
-    forward = validation_tokens * per_token / 3
-    evaluation = span(job.evaluations * (forward + _answers(planned)))
+    forward = _scored(job, held) * per_token / 3
+    answers = _answers(planned, min(job.answers, held.rows))
+    evaluation = span(evaluations_of(job, held) * (forward + answers))
     kind = plan.device.split(":")[0]
     once = new_lengths(job, plan) * job.total_steps
     start = span(STARTUP[kind] + 2 * job.shape.spec.parameters / READ + once)
@@ -74,38 +72,33 @@ def times(planned: Planned, validation_tokens: int) -> Times:
     )
 
 
-def _answers(planned: Planned) -> float:
-    """Seconds of generating the answers of one evaluation."""
+def evaluations_of(job: Job, held: Held) -> int:
+    """How often a run is evaluated: never where no row is held out."""
+    return job.evaluations if held.rows else 0
+
+
+def _scored(job: Job, held: Held) -> float:
+    """Tokens whose loss an evaluation computes: of validation rows, and of training rows where they are asked for."""
+    sides = [(held.rows, held.tokens), *([(job.rows, job.tokens)] if job.scores_training else [])]
+    return sum(tokens * min(1.0, (job.scored or rows) / max(rows, 1)) for rows, tokens in sides)
+
+
+def _answers(planned: Planned, count: int) -> float:
+    """Seconds of generating the answers of ``count`` rows in one evaluation."""
     job, rates, plan = planned.job, planned.rates, planned.plan
-    if not job.answers:
+    if not count:
         return 0.0
     mean = job.share * job.tokens / max(job.rows, 1)
     tokens = min(job.answer, 1.2 * mean + 8)
-    rows = max(1, min(job.answers, ROWS[plan.device.split(":")[0]]))
+    rows = max(1, min(count, ROWS[plan.device.split(":")[0]]))
     weights = planned.memory.device["weights"]
     step = step_seconds(job, plan.model, plan.device.split(":")[0], rates, weights, rows, mean + tokens / 2)
-    return tokens * step * job.answers / rows
+    return tokens * step * count / rows
 
 
 def disk_bytes(planned: Planned, keep_last: int) -> int:
     """What the run folder will take: checkpoints that are kept, one more while it is written, and the result."""
     return planned.job.trained.weights * (CHECKPOINT * (keep_last + 2) + 4)
-
-
-def affordable(planned: Planned, validation_tokens: int, budget: float) -> Affordable:
-    """The largest number of rows, and of epochs, that fits in ``budget`` seconds at the slow end of the range."""
-    job, told = planned.job, times(planned, validation_tokens)
-    epochs = job.total_steps / job.steps_per_epoch
-    left = max(0.0, budget - told.start.high - told.evaluation.high)
-    steps = int(left / told.step.high)
-    return Affordable(
-        budget,
-        rows=int(steps / epochs) * job.batch,
-        epochs=round(steps / job.steps_per_epoch, 1),
-        longest=job.longest,
-        mean=job.tokens / max(job.rows, 1),
-        tokens_per_second=told.tokens_per_second.low,
-    )
 
 
 def to_json(planned: Planned, told: Times) -> dict[str, Any]:

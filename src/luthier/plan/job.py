@@ -48,7 +48,9 @@ class Job:
     steps: tuple[tuple[int, ...], ...]
     total_steps: int
     steps_per_epoch: int
-    evaluations: int
+    evaluations: int  # where rows are held out
+    scored: int | None  # most rows of an evaluation's loss
+    scores_training: bool  # training rows are evaluated too
     state: float  # bytes of optimizer state for each trained weight
     paged: bool
     movable: bool  # that can wait on the host
@@ -83,7 +85,9 @@ class Job:
             steps=_steps(config, stats, batch, min(total, SIMULATED)),
             total_steps=total,
             steps_per_epoch=per_epoch,
-            evaluations=max(1, total // (trainer.steps_per_evaluation or per_epoch)),
+            evaluations=-(-total // (trainer.steps_per_evaluation or per_epoch)),  # the last step's is one of them
+            scored=trainer.max_eval_rows,
+            scores_training=trainer.evaluate_training_set,
             state=state_of(trainer.optimizer),
             paged=kind.startswith("paged"),
             movable=movable(trainer.optimizer),
