@@ -12,6 +12,7 @@ from luthier.errors import ConfigError
 
 if TYPE_CHECKING:
     from luthier.pipeline.planning import Estimate
+    from luthier.pipeline.sweep import Sweep
     from luthier.plan.cards import Card
     from luthier.types import Machine
 
@@ -62,6 +63,7 @@ def command(
     data = Inputs(None) if unnamed else common.dataset_of(settings, dataset, path, encoding)
     from luthier.pipeline import planning
     from luthier.pipeline.budget import affordable
+    from luthier.pipeline.sweep import Sweep
     from luthier.plan import estimate
 
     hourly = None if price is None else estimate.price_of(price)
@@ -71,10 +73,16 @@ def command(
         need = planning.need_of(
             settings, data.dataset, encoding=data.encoding, trust_remote_code=trust_remote_code, sink=sink
         )
-        found = planning.estimate_of(need, machine, measured=measured)
+        swept = Sweep.of(need) if sweep else None
+        try:
+            found = planning.estimate_of(need, machine, measured=measured)
+        except ConfigError as error:  # what cannot work here may work on another card
+            if swept is None:
+                raise
+            _tell_sweep(swept, error, hourly, sink if as_json else None)
+            return
         if probe and not sweep and gpu is None and memory is None:
             found = planning.refined(found, sink)
-    cards = planning.sweep(need) if sweep else []
     bought = None if seconds is None else affordable(found, seconds, measured)
     from huggingface_hub import constants
 
@@ -82,14 +90,25 @@ def command(
 
     space = space_of(found, Path("runs"), Path(constants.HF_HUB_CACHE))
     if as_json:
-        said, heard = _json(found, hourly, bought, cards) | {"space": space.to_json()}, sink.told()
+        said, heard = _json(found, hourly, bought, swept) | {"space": space.to_json()}, sink.told()
         common.emit(said | heard | {"notes": [*said["notes"], *heard["notes"]]})
     else:
         from luthier.cli import plan_view
 
-        plan_view.show(found, space, hourly, bought, cards)
+        plan_view.show(found, space, hourly, bought, swept)
     if not found.planned.fits and not sweep:
         raise typer.Exit(NO_MEMORY)
+
+
+def _tell_sweep(swept: Sweep, error: ConfigError, hourly: float | None, sink: Any | None) -> None:
+    """The other cards, where this machine refuses the config; to a program where it has a ``sink`` that listened."""
+    if sink is not None:
+        refused = [fault.to_json() for fault in error.faults]
+        common.emit({"fits": False, "refused": refused, "sweep": swept.to_json(), **sink.told()})
+    else:
+        from luthier.cli import plan_view
+
+        plan_view.show_sweep(swept, hourly, [fault.message for fault in error.faults])
 
 
 def _machine(
@@ -137,7 +156,7 @@ def _free(memory: str, card: Card | None) -> int:
     return size
 
 
-def _json(found: Estimate, hourly: float | None, bought: Any, cards: list[Estimate]) -> dict[str, Any]:
+def _json(found: Estimate, hourly: float | None, bought: Any, swept: Sweep | None) -> dict[str, Any]:
     from dataclasses import asdict
 
     out = found.to_json()
@@ -146,6 +165,7 @@ def _json(found: Estimate, hourly: float | None, bought: Any, cards: list[Estima
         out["cost"] = {"low": span.low / 3600 * hourly, "high": span.high / 3600 * hourly}
     if bought is not None:
         out["affordable"] = asdict(bought)
-    if cards:
-        out["sweep"] = [{"gpu": one.machine.gpus[0].name, **one.to_json()} for one in cards]
+    if swept is not None:
+        out["sweep"] = swept.to_json()
+        out["notes"] += swept.notes
     return out

@@ -11,6 +11,7 @@ from luthier import console
 from luthier.pipeline.budget import Affordable
 from luthier.pipeline.planning import Estimate
 from luthier.pipeline.space import Space
+from luthier.pipeline.sweep import Sweep, Swept
 from luthier.plan.answering import Answering, Rate, rate
 from luthier.plan.estimate import duration, evaluations_of, gib, money, ranged
 from luthier.plan.speed import Span
@@ -20,9 +21,7 @@ CHOICES = ("device", "model", "tokens_per_pass", "attention", "recompute_layers"
            "share_prefix")  # fmt: skip
 
 
-def show(
-    found: Estimate, space: Space, hourly: float | None, bought: Affordable | None, cards: Sequence[Estimate]
-) -> None:
+def show(found: Estimate, space: Space, hourly: float | None, bought: Affordable | None, swept: Sweep | None) -> None:
     """The verdict first, then memory, time and the plan; what was assumed at the end."""
     out = Console(highlight=False)
     out.print(_verdict(found), soft_wrap=True)
@@ -35,11 +34,26 @@ def show(
     out.print(console.table("Plan", ["choice", "value", "why"], _plan(found)))
     if bought is not None:
         out.print(Text(_bought(bought, found)), soft_wrap=True)
-    if cards:
-        out.print(console.table("GPUs", ["GPU", "fits", "peak", "plan", "step", "all of it", *_cost_head(hourly)],
-                                [_card(one, hourly) for one in cards]))  # fmt: skip
-        out.print("* not calibrated: Luthier was not timed on it in a run like this, so a time is a range")
+    if swept is not None:
+        _cards(out, swept, hourly)
     for note in (*found.need.notes, *_notes(found)):
+        out.print(Text(f"note: {note}"), soft_wrap=True)
+
+
+def show_sweep(swept: Sweep, hourly: float | None, refused: Sequence[str]) -> None:
+    """The other cards, where this machine has ``refused`` the config."""
+    out = Console(highlight=False)
+    for message in refused:
+        out.print(Text.assemble(("refused here", "bold red"), f": {message}"), soft_wrap=True)
+    _cards(out, swept, hourly)
+
+
+def _cards(out: Console, swept: Sweep, hourly: float | None) -> None:
+    head = ["GPU", "fits", "peak", "plan", "step", "all of it", *_cost_head(hourly)]
+    out.print(console.table("GPUs", head, [_card(one, hourly) for one in swept.cards]))
+    if any(one.found is not None and not one.found.times.calibrated for one in swept.cards):
+        out.print("* not calibrated: Luthier was not timed on it in a run like this, so a time is a range")
+    for note in swept.notes:
         out.print(Text(f"note: {note}"), soft_wrap=True)
 
 
@@ -149,12 +163,15 @@ def _rows(bought: Affordable, found: Estimate) -> str:
     return f"{count} for {epochs} epoch{'s' * (epochs != 1)}{beside}, or "
 
 
-def _card(one: Estimate, hourly: float | None) -> list[str]:
+def _card(swept: Swept, hourly: float | None) -> list[str]:
+    cost = [] if hourly is None else [""]
+    one = swept.found
+    if one is None:
+        return [swept.gpu, "refused", "", swept.refused, "", "", *cost]
     plan, told, sure = one.planned.plan, one.times, one.times.calibrated
-    name = one.machine.gpus[0].name + ("" if sure else " *")
-    row = [name, "yes" if one.planned.fits else "no", gib(one.planned.memory.total)]
+    row = [swept.gpu + ("" if sure else " *"), "yes" if one.planned.fits else "no", gib(one.planned.memory.total)]
     if not one.planned.fits:
-        return [*row, "", "", "", *([""] if hourly is not None else [])]
+        return [*row, "", "", "", *cost]
     again = f", {plan.recompute_layers} layers recomputed" if plan.recompute_layers else ""
     what = f"{plan.weights}, {plan.tokens_per_pass:,} tokens a pass{again}"
     cost = [] if hourly is None else [_cost(told.total, sure, hourly)]

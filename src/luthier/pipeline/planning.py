@@ -20,7 +20,6 @@ from luthier.pipeline.preparing import examine
 from luthier.plan import answering, estimate, planner
 from luthier.plan import machine as machines
 from luthier.plan.answering import Answering
-from luthier.plan.cards import CARDS, imagined
 from luthier.plan.estimate import Held, Times
 from luthier.plan.measure import cpu_rates
 from luthier.plan.planner import Planned
@@ -147,25 +146,6 @@ def here(settings: Config) -> tuple[Machine, tuple[float, float] | None]:
     return machine, None if machine.gpus else cpu_rates()
 
 
-def sweep(need: Need) -> list[Estimate]:
-    """The estimate on each card of the table, without the search for remedies."""
-    free = replace(need, config=_unbound(need.config))
-    out = []
-    for card in CARDS:
-        machine = imagined(card)
-        found = planner.best(free.config, need.base.spec, need.stats, machine, engine=need.engine)
-        out.append(Estimate(free, machine, found, estimate.times(found, need.held), ()))
-    return out
-
-
-def _unbound(settings: Config) -> Config:
-    """Without the limits and the device that belong to one machine."""
-    execution = settings.execution.model_copy(
-        update={"memory_limit": None, "host_memory_limit": None, "device": "auto", "attention": "auto"}
-    )
-    return settings.model_copy(update={"execution": execution})
-
-
 def _guessed(
     settings: Config, base: Sketch, dataset: Any, encoding: str | None, terms: tuple[str, ...], sink: events.Sink
 ) -> Need:
@@ -196,4 +176,4 @@ def _tokens(value: Any) -> int:
     return round(plain / CHARACTERS + (len(text) - plain))
 
 
-__all__: Sequence[str] = ["Estimate", "Need", "estimate_of", "here", "need_of", "refined", "sweep"]
+__all__: Sequence[str] = ["Estimate", "Need", "estimate_of", "here", "need_of", "refined"]

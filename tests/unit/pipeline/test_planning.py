@@ -171,6 +171,31 @@ def test_the_sweep_has_every_card(tmp_path: Path) -> None:
     assert fast["time"]["step"]["seconds"] < slow["time"]["step"]["seconds"]
 
 
+def test_a_card_that_refuses_is_a_row_that_says_why(tmp_path: Path) -> None:
+    """Pins stay where a card can do what they say; what belongs to one machine is left out, and said to be."""
+    pins = {"attention": "flash", "device": "cuda", "memory_limit": "3GiB"}
+    path = write(tmp_path, execution=pins)
+    _, said = run(path, "--gpu", "A100", "--sweep")
+    rows = {one["gpu"]: one for one in said["sweep"]}
+    assert not rows["T4"]["fits"] and "flash" in rows["T4"]["refused"] and "compute capability" in rows["T4"]["refused"]
+    assert rows["A100"]["fits"] and rows["A100"]["plan"]["attention"] == "flash"
+    assert any("execution.memory_limit: 3GiB and execution.device: cuda" in note for note in said["notes"])
+    bf16 = write(tmp_path, trainer={"precision": "bf16"})
+    rows = {one["gpu"]: one for one in run(bf16, "--gpu", "A100", "--sweep")[1]["sweep"]}
+    assert "bf16" in rows["V100"]["refused"] and rows["L4"]["plan"]
+
+
+def test_a_sweep_goes_on_where_this_machine_refuses(tmp_path: Path) -> None:
+    path = write(tmp_path, execution={"attention": "flash"})
+    _, said = run(path, "--gpu", "T4", "--sweep")
+    assert said["refused"][0]["where"] == "execution.attention" and any(one["fits"] for one in said["sweep"])
+    done = CliRunner().invoke(app, ["plan", str(path), "--gpu", "T4", "--sweep", "--price", "1"])
+    assert done.exit_code == 0 and done.stdout.startswith("refused here: `execution.attention: flash` cannot work")
+    assert "H200" in done.stdout and "refused" in done.stdout
+    with pytest.raises(ConfigError, match="flash"):
+        run(path, "--gpu", "T4")
+
+
 def test_a_card_that_was_timed_gives_points_and_every_other_one_ranges(tmp_path: Path) -> None:
     path = write(tmp_path)
     shown = {gpu: CliRunner().invoke(app, ["plan", str(path), "--gpu", gpu]).stdout for gpu in ("A10", "H200")}
