@@ -376,6 +376,8 @@ def _places(base: PreTrainedModel, plain: LoraConfig) -> dict[str, Place]:
     tried = copy.copy(plain)
     tried.modules_to_save = None
     tuned = peft.get_peft_model(base, tried)
+    tables = [name for name, module in tuned.get_base_model().named_modules()
+              if NAME in getattr(module, "lora_embedding_A", {})]  # fmt: skip
     found = {
         name: Place(
             module.in_features, module.out_features, module.r[NAME], module.lora_alpha[NAME], module.scaling[NAME]
@@ -385,6 +387,10 @@ def _places(base: PreTrainedModel, plain: LoraConfig) -> dict[str, Place]:
     }
     tuned.unload()  # type: ignore[operator]
     base.requires_grad_(False)
+    if tables:  # PEFT's starts know linear layers; a table would get factors of twice the rank, drawn and all trained
+        raise ValueError(
+            f"{tables[0]} is a table, and {plain.init_lora_weights or 'such a start'} starts linear layers"
+        )
     return found
 
 

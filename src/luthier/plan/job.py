@@ -8,7 +8,8 @@ from typing import Any
 
 from luthier.data.source import order
 from luthier.plan.precision import Precision, declared_precision, resolve_precision
-from luthier.plan.shape import Shape, Trained, trained
+from luthier.plan.shape import Shape
+from luthier.plan.trained import Trained, trained
 from luthier.types import DataStats, Machine, ModelSpec
 
 SIMULATED = 2000  # steps whose lengths are looked at, from the first on

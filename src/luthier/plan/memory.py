@@ -321,7 +321,8 @@ def _loss(job: Job, plan: Plan, tokens: int, supervised: float) -> float:
         return chunk * spec.vocab * (c + softmax) + 3 * supervised * spec.hidden * c
     kept = min(tokens, UNION * supervised / job.fill)
     forward = c * kept + (c + (8 if c == 2 else 4)) * supervised
-    return spec.vocab * max(forward, c * (2 * kept + supervised))
+    head = job.trained.head  # scores of its own beside the base's: they, scaled, and the sum
+    return spec.vocab * max(forward, 4 * head * c * kept, c * ((2 + head) * kept + supervised))
 
 
 def _scores(job: Job, plan: Plan, supervised: float) -> float:

@@ -14,8 +14,9 @@ from luthier.errors import ConfigError, TrainingError
 from luthier.plan import best, device_of, make_plan, plan_for
 from luthier.plan.passes import padded, padding_of
 from luthier.plan.planner import cost, forecast
-from luthier.plan.shape import Shape, trained
+from luthier.plan.shape import Shape
 from luthier.plan.support import BUILT
+from luthier.plan.trained import trained
 from luthier.types import DataStats, Gpu, Machine, Plan
 
 DATA = rows()
