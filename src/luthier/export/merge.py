@@ -11,6 +11,7 @@ import torch
 
 from luthier.errors import AssetError, RunError
 from luthier.events import Saved, Sink, silent, stage
+from luthier.model.adapters import untie
 from luthier.run.staging import staged
 from luthier.run.watch import growing
 
@@ -84,6 +85,7 @@ def merged(
 def _merge(model: Any) -> Any:
     """The plain model inside, adapters merged, every parameter checked to be finite."""
     if hasattr(model, "merge_and_unload"):
+        untie(model)
         try:
             model = model.merge_and_unload(safe_merge=True)
         except (NotImplementedError, AttributeError, ValueError) as error:

@@ -29,7 +29,8 @@ RECORD = "luthier.json"
 WEIGHTS = "adapter_model.safetensors"
 REMARKS = (
     "`is_gradient_checkpointing`", "The PEFT config's", "Unsupported layer type", "Failed to load the CUDA",
-    "Setting boft_n_butterfly", "Could not find a config file",
+    "Setting boft_n_butterfly", "Could not find a config file", "Model has `tie_word_embeddings=True`",
+    "Model with `tie_word_embeddings=True`",
 )  # fmt: skip
 Values = dict[str, Any]
 KINDS: Registry[Callable[[Any], Values]] = Registry("adapter")
@@ -294,9 +295,26 @@ def require_same(found: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.T
 
 def merge(model: PeftModel) -> PreTrainedModel:
     """The base model with the adapter's update added to its weights; the adapter is gone afterwards."""
+    untie(model)
     with _without_remarks():
         merged: PreTrainedModel = model.merge_and_unload(safe_merge=True)
     return merged
+
+
+def untie(model: PeftModel) -> None:
+    """Give the head a weight of its own where it is the table's and an adapter stands beside one of them.
+
+    That adapter is of one of the two; merged into what both share it would change the other as well.
+    """
+    base: Any = model.get_base_model()
+    head, table = base.get_output_embeddings(), base.get_input_embeddings()
+    if head is None or not any(hasattr(part, "base_layer") for part in (head, table)):
+        return
+    own, shared = (getattr(part, "base_layer", part) for part in (head, table))
+    if own.weight is shared.weight:
+        own.weight = torch.nn.Parameter(own.weight.detach().clone(), requires_grad=False)
+        for config in (base.config, base.config.get_text_config()):
+            config.tie_word_embeddings = False
 
 
 def save_weights(model: PreTrainedModel, folder: Path, base: Base) -> None:

@@ -61,6 +61,45 @@ def test_merged_equals_adapter_and_leaves_the_model_alone(tmp_path):
     assert {p.name for p in tmp_path.iterdir()} == {"base", "out"}
 
 
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(
+    "places",
+    [
+        {"target_modules": ["q_proj", "lm_head"]},
+        {"target_modules": ["embed_tokens"]},
+        {"target_modules": ["q_proj", "lm_head", "embed_tokens"]},
+        {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+        {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
+        {"target_modules": ["lm_head"], "modules_to_save": ["embed_tokens"]},
+        {"target_modules": ["embed_tokens"], "modules_to_save": ["lm_head"]},
+    ],
+    ids=str,
+)
+@pytest.mark.filterwarnings("ignore:.*tie_word_embeddings")
+def test_an_adapter_of_the_head_or_the_table_stays_with_it(places, tied, tmp_path):
+    """Where both are one weight, what one has learned is merged into it alone, and the files hold both."""
+    from peft import LoraConfig, get_peft_model
+
+    base = make_model()
+    if tied:
+        base.lm_head.weight, base.config.tie_word_embeddings = base.model.embed_tokens.weight, True
+    before = logits(base)
+    tuned = get_peft_model(base, LoraConfig(r=4, init_lora_weights=False, **places)).eval()
+    with torch.no_grad():
+        for weight in tuned.parameters():
+            if weight.requires_grad:
+                weight += 0.1 * torch.randn_like(weight)
+        with tuned.disable_adapter():
+            torch.testing.assert_close(logits(tuned), before)
+    want = logits(tuned)
+    assert not torch.allclose(want, before, atol=1e-2)
+    again = AutoModelForCausalLM.from_pretrained(merged(tuned, tmp_path / "out", tokenizer_from=tmp_path))
+    torch.testing.assert_close(logits(again), want, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(logits(tuned), want)  # the model that was given stays as it was
+    if places == {"target_modules": ["q_proj", "lm_head"]}:
+        assert torch.equal(again.get_input_embeddings().weight, base.get_input_embeddings().weight)
+
+
 def test_bf16_is_rounded_once(tmp_path):
     tuned = make_tuned()
     want = tuned.merge_and_unload().state_dict()

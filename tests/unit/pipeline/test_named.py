@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 from unittest.mock import Mock
 
 import pytest
+import torch
 
 from luthier import config, pipeline
 from luthier.errors import AssetError, ConfigError
@@ -77,7 +79,7 @@ def test_what_is_called_measured_is_what_an_evaluation_gives(train) -> None:
     ("adapter", "wrong"),
     [
         ({"target_modules": ["nope"]}, "nope"),
-        ({"target_modules": ["q_proj", "lm_head"]}, "lm_head"),  # the decoder would leave it out without a word
+        ({"target_modules": ["q_proj", "norm"]}, "norm"),  # no adapter can stand there
         ({"target_modules": r".*\.(c_attn|qkv)"}, r".*\.(c_attn|qkv)"),
         ({"type": "loha", "target_modules": ["q_proj", "w_proj"]}, "w_proj"),
     ],
@@ -102,8 +104,33 @@ def test_layers_that_the_base_has_not_are_refused_before_it_is_loaded(
         {"target_modules": r".*\.(q_proj|v_proj|query_key_value|c_attn|qkv_proj|Wqkv)"},
         {"target_modules": "all-linear"},
         {"type": "ln_tuning", "target_modules": ["input_layernorm"]},
-        {"use_dora": True, "target_modules": ["q_proj", "lm_head"]},  # through PEFT
+        {"target_modules": ["q_proj", "lm_head"]},  # through PEFT, as the next two
+        {"target_modules": ["embed_tokens"]},
+        {"use_dora": True, "target_modules": ["q_proj", "lm_head"]},
     ],
 )
 def test_layers_that_the_base_has_are_found(settings, rows, adapter: dict[str, Any]) -> None:
     pipeline.check(config.load(settings | {"adapter": {"type": "lora"} | adapter}), rows)
+
+
+@pytest.mark.parametrize("place", ["lm_head", "embed_tokens"])
+def test_an_adapter_beside_the_layers_runs_through_peft_and_merges(
+    place: str, train, rows, recwarn: pytest.WarningsRecorder
+) -> None:
+    """The tiny base's head is its table of embeddings: each keeps what was learned for it alone."""
+    from transformers import AutoModelForCausalLM
+
+    adapter = {"type": "lora", "r": 4, "target_modules": ["q_proj", place],
+               "postprocessor": {"merge_adapter_into_base_model": True}}  # fmt: skip
+    made = train("beside", adapter=adapter)
+    plan = json.loads((made.folder / "plan.json").read_text())
+    assert plan["model"] == "generic" and f"beside {place}" in plan["reasons"]["model"]
+    assert not [one for one in recwarn if "tie_word_embeddings" in str(one.message)]
+    merged = AutoModelForCausalLM.from_pretrained(made.folder / "merged").float()
+    tuned = pipeline.load(made.folder)
+    ids = torch.arange(3, 40)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(merged(ids).logits, tuned.model.module(ids).logits, atol=1e-4, rtol=1e-4)
+    assert not torch.equal(merged.get_output_embeddings().weight, merged.get_input_embeddings().weight)
+    with pytest.raises(ConfigError, match=f"beside {place}"):
+        train("pinned", adapter=adapter, execution__model="decoder")
