@@ -97,13 +97,14 @@ class Batch:
 class DataStats:
     """What the planner needs to know of the training data. Lengths in tokens, one an example; may be an array.
 
-    shared_prefix: untrained tokens that all examples start with; 0 where they are too few to be worth sharing.
+    shared_prefix: untrained tokens that all examples start with; 0 where they are too few to be worth sharing, None
+    where that is not known.
     """
 
     lengths: Sequence[int]
     supervised_tokens: int
     data_hash: str
-    shared_prefix: int = 0
+    shared_prefix: int | None = None
 
     @property
     def tokens(self) -> int:

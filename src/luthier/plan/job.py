@@ -45,7 +45,8 @@ class Job:
     tokens: int  # of one epoch
     share: float
     longest: int
-    shared: int  # tokens that all rows start with, which the decoder can compute once a pass
+    shared: int  # tokens that all rows start with, which the decoder can compute once a pass; 0 where that is unknown
+    seen: bool  # whether it was looked for
     steps: tuple[tuple[int, ...], ...]
     total_steps: int
     steps_per_epoch: int
@@ -82,7 +83,8 @@ class Job:
             tokens=stats.tokens,
             share=stats.supervised_tokens / stats.tokens if stats.tokens else 0.0,
             longest=max(stats.longest, 1),
-            shared=stats.shared_prefix,
+            shared=stats.shared_prefix or 0,
+            seen=stats.shared_prefix is not None,
             steps=_steps(config, stats, batch, min(total, SIMULATED)),
             total_steps=total,
             steps_per_epoch=per_epoch,

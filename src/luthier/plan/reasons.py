@@ -47,12 +47,15 @@ def why(
     if plan.model == "decoder" and not plan.share_prefix:
         said["pad_to_multiple_of"] = _padding(plan)
     if plan.share_prefix:
-        said["share_prefix"] = f"all rows start with the same {job.shared:,} tokens" if job.shared else SET
+        said["share_prefix"] = _shared(job)
     if not fits:
         forced = {"weights": job.trained.full, "recompute_layers": config.trainer.enable_gradient_checkpointing is True}
         said |= {name: LEANEST for name in SIZED if name in said and not forced.get(name)}
     names = {"recompute_layers": "recompute"}
-    return {field: SET if names.get(field, field) in pinned else text for field, text in said.items()}
+    declared = {field: SET for field in said if names.get(field, field) in pinned}
+    if "share_prefix" in declared:  # it may be in vain
+        declared["share_prefix"] += f" {said['share_prefix']}"
+    return said | declared
 
 
 def _tokens(job: Job, plan: Plan) -> str:
@@ -62,6 +65,14 @@ def _tokens(job: Job, plan: Plan) -> str:
     if plan.device == "cpu":
         return "larger passes leave the CPU's cache, smaller ones read the weights more often"
     return f"the largest pass that fits; a step of {job.batch} rows has up to {most:,} tokens"
+
+
+def _shared(job: Job) -> str:
+    if job.shared:
+        return f"all rows start with the same {job.shared:,} tokens"
+    if not job.seen:
+        return "whether rows start alike is not known here, and nothing is counted as shared"
+    return "not all rows start alike: only some of a pass may, and nothing is counted as shared"
 
 
 def _padding(plan: Plan) -> str:

@@ -73,8 +73,8 @@ def not_decoder(config: Any, spec: ModelSpec, engine: Engine) -> str | None:
         for name, plain in PLAIN.items():
             if getattr(adapter, name, plain[0]) not in plain:
                 return f"adapter.{name} runs through PEFT"
-        if name := beside_layers(adapter):
-            return f"an adapter beside {name} (adapter.target_modules) runs through PEFT"
+        if beside := beside_layers(adapter):
+            return f"an adapter beside {beside} (adapter.target_modules) runs through PEFT"
     if quantization is not None and quantization.bits != 4:
         return f"a base in {quantization.bits} bits runs through bitsandbytes"
     if quantization is not None and quantization.bnb_4bit_compute_dtype != "auto":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 from planning import CPU, SEVEN, SMALL, declared, gpu, rows
 
 from luthier.plan.job import Job
@@ -43,3 +44,20 @@ def test_a_long_system_prompt_is_several_times_faster_and_leaner() -> None:
     apart_plan = replace(plan, share_prefix=False)
     shared, whole = (memory(job, one, job.most("decoder", one.share_prefix)).peak for one in (plan, apart_plan))
     assert shared < whole
+
+
+@pytest.mark.parametrize(
+    ("shared", "says"),
+    [(36, "the same 36 tokens"), (0, "not all rows start alike"), (None, "whether rows start alike is not known")],
+)
+def test_a_pin_says_whether_there_is_anything_to_share(shared: int | None, says: str) -> None:
+    pinned = declared(**PLAIN, execution={"share_prefix": True})
+    found = plan_for(pinned, SMALL, replace(rows(), shared_prefix=shared), CPU)
+    assert found.plan.share_prefix
+    assert (
+        found.plan.reasons["share_prefix"].startswith("set in execution: ")
+        and says in found.plan.reasons["share_prefix"]
+    )
+    assert plan_for(declared(**PLAIN), SMALL, replace(rows(), shared_prefix=shared), CPU).plan.share_prefix == bool(
+        shared
+    )
