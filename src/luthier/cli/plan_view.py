@@ -13,12 +13,17 @@ from luthier.pipeline.planning import Estimate
 from luthier.pipeline.space import Space
 from luthier.pipeline.sweep import Sweep, Swept
 from luthier.plan.answering import Answering, Rate, rate
+from luthier.plan.cards import IMAGINED, UNKNOWN
 from luthier.plan.estimate import duration, evaluations_of, gib, money, ranged
+from luthier.plan.precision import declared_precision
 from luthier.plan.speed import Span
 
 CHOICES = ("device", "model", "tokens_per_pass", "attention", "recompute_layers", "offload_checkpoints", "mlp_tile",
            "weights", "embeddings", "optimizer", "loss_chunk", "graphs", "pad_to_multiple_of",
            "share_prefix")  # fmt: skip
+
+HARDWARE = {"bf16": "the hardware has it", "fp16": "bf16 needs compute capability 8.0",
+            "fp32": "the hardware has no bf16"}  # fmt: skip
 
 
 def show(found: Estimate, space: Space, hourly: float | None, bought: Affordable | None, swept: Sweep | None) -> None:
@@ -29,7 +34,9 @@ def show(found: Estimate, space: Space, hourly: float | None, bought: Affordable
         out.print(Text(f"  would fit with  {one.change}   ({one.cost})"), soft_wrap=True)
     out.print(console.table("Memory", ["item", "size"], _memory(found)))
     out.print(console.table("Time", ["what", "how long"], _time(found, space, hourly)))
-    answering = {"prediction": found.prediction, "evaluation": found.evaluation}
+    answering = {"prediction": found.prediction}
+    if found.planned.job.answers and evaluations_of(found.planned.job, found.need.held):
+        answering["evaluation"] = found.evaluation
     out.print(console.table("Answers", ["what", *answering], _answers(list(answering.values()))))
     out.print(console.table("Plan", ["choice", "value", "why"], _plan(found)))
     if bought is not None:
@@ -64,7 +71,8 @@ def _verdict(found: Estimate) -> Text:
     wanted, there = (need.host_total, room.host) if on_cpu else (need.total, room.device)
     if found.planned.fits:
         return Text.assemble(("fits", "bold green"), f" on {name}: {gib(wanted)} of {gib(there)} that may be used")
-    short = "" if on_cpu or need.total > room.device else f"; the host needs {gib(need.host_total)} of {gib(room.host)}"
+    fits_host = on_cpu or need.host_total <= room.host
+    short = "" if fits_host else f"; the host needs {gib(need.host_total)} of {gib(room.host)}"
     return Text.assemble(
         ("does not fit", "bold red"), f" on {name}: the leanest plan needs {gib(wanted)} of {gib(there)}{short}"
     )
@@ -123,10 +131,14 @@ def _answers(each: Sequence[Answering]) -> list[list[str]]:
             ["longest row", *(f"{one.tokens:,} tokens" for one in each)],
             ["cache of a token", *(f"{one.token / 1024:.1f} KiB" for one in each)]]  # fmt: skip
     rows += [[name, *(gib(one.memory[name]) if name in one.memory else "" for one in each)] for name in items]
-    rows.append(["in all", *(f"{gib(one.total)} of {gib(one.room)}" for one in each)])
+    rows.append(["in all", *(_room(one) for one in each)])
     rows.append(["tokens a second", *(_rate(rate(one.slots.rows, one.step), one.measured) for one in each)])
     rows.append(["of one row alone", *(_rate(rate(1, one.alone), one.measured) for one in each)])
     return [*rows, ["first token", *(ranged(one.first, one.measured) for one in each)]]
+
+
+def _room(one: Answering) -> str:
+    return f"{gib(one.total)} of {gib(one.room)}{'' if one.fits else ': DOES NOT FIT'}"
 
 
 def _rate(found: Rate, sure: bool) -> str:
@@ -134,8 +146,10 @@ def _rate(found: Rate, sure: bool) -> str:
 
 
 def _plan(found: Estimate) -> list[list[str]]:
-    plan = found.planned.plan
-    return [[name, str(getattr(plan, name)), plan.reasons[name]] for name in CHOICES if name in plan.reasons]
+    plan, precision = found.planned.plan, found.planned.job.precision
+    why = HARDWARE[precision] if declared_precision(found.need.config) == "auto" else "set in trainer:"
+    rows = [[name, str(getattr(plan, name)), plan.reasons[name]] for name in CHOICES if name in plan.reasons]
+    return [rows[0], ["precision", precision, why], *rows[1:]]
 
 
 def _bought(bought: Affordable, found: Estimate) -> str:
@@ -188,7 +202,14 @@ def _cost(span: Span, sure: bool, hourly: float) -> str:
 
 
 def _notes(found: Estimate) -> list[str]:
-    told, name = found.times, found.planned.rates.name
+    told, name, machine = found.times, found.planned.rates.name, found.machine
+    out = [f"the host is assumed to have {gib(machine.memory)} of memory"] if machine.system == IMAGINED else []
     if told.calibrated:
-        return [f"times are from {told.source}"]
-    return [f"{name} is not calibrated for such a run (known: {told.source}): times are a range"]
+        return [*out, f"times are from {told.source}"]
+    if name == UNKNOWN.name:
+        dotted = ".".join(map(str, UNKNOWN.capability or ()))
+        return [
+            *out,
+            f"a GPU of compute capability {dotted} is assumed, about as fast as a small one: times are a range",
+        ]
+    return [*out, f"{name} is not calibrated for such a run (known: {told.source}): times are a range"]

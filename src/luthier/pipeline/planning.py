@@ -16,6 +16,7 @@ from luthier.config import Config
 from luthier.data import columns, sources
 from luthier.errors import LuthierError
 from luthier.pipeline.located import base_name
+from luthier.pipeline.named import check_layers
 from luthier.pipeline.preparing import examine
 from luthier.plan import answering, estimate, planner
 from luthier.plan import machine as machines
@@ -93,6 +94,9 @@ def need_of(
     located = base_name(settings)
     base = sketch(located, trust_remote_code=trust_remote_code)
     engine = replace(BUILT, refusal=refusal_of(base.config))
+    here = None if base.folder is None else Base(base.name, base.folder, base.source, "", base.spec)
+    if here is not None and any(here.path.glob("*.safetensors")):
+        check_layers(settings, here, engine)
     asked = terms_of(located)
     terms = () if asked is None else (f"{settings.base_model}: {asked}",)
     if dataset is None:
@@ -100,9 +104,8 @@ def need_of(
         stats = DataStats((ASSUMED_TOKENS,) * ASSUMED_ROWS, ASSUMED_ROWS * ASSUMED_TOKENS // 2, "")
         held = Held(ASSUMED_ROWS // 10, stats.tokens // 10)
         return Need(settings, base, stats, held, (*terms, note), engine)
-    if base.folder is None:
+    if here is None:
         return replace(_guessed(settings, base, dataset, encoding, terms, sink), engine=engine)
-    here = Base(base.name, base.folder, base.source, "", base.spec)
     seen = examine(settings, dataset, lambda name: here, encoding=encoding, sink=sink)
     validation = seen.prepared.examples["validation"]
     held = Held(len(validation), sum(example.length for example in validation))

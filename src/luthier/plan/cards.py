@@ -18,6 +18,7 @@ MIB = 2**20
 GIB = 2**30
 TAKEN = 450 * MIB  # what a driver and an idle desktop hold of a card that is only imagined
 DATASHEET = "data sheet"
+IMAGINED = "imagined"  # the system of a machine that is not there
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +94,7 @@ def card_named(name: str) -> Card:
         where="--gpu",
         received=name or "nothing",
         allowed=known,
-        fix=f"did you mean {close!r}?" if close else "give its memory instead: --memory 16GiB",
+        fix=(f"did you mean {close!r}? Else " if close else "") + "give its memory instead: --memory 16GiB",
     )
 
 
@@ -108,7 +109,7 @@ def imagined(card: Card, memory: int | None = None) -> Machine:
     """A machine with one such card, idle; ``memory`` in bytes stands for the card's free memory."""
     free = card.memory - TAKEN if memory is None else memory
     gpu = Gpu(card.name, max(card.memory, free), free, card.capability)
-    return Machine(cores=4, memory=card.host, free_memory=card.host - GIB, gpus=(gpu,), system="imagined")
+    return Machine(cores=4, memory=card.host, free_memory=card.host - GIB, gpus=(gpu,), system=IMAGINED)
 
 
 def _near(card: Card, memory: int) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 from luthier.errors import ConfigError
 from luthier.plan.answering import Rate, step_seconds
 from luthier.plan.job import Job
-from luthier.plan.memory import GIB
+from luthier.plan.memory import GIB, MIB
 from luthier.plan.planner import Planned, new_lengths
 from luthier.plan.slots import ROWS
 from luthier.plan.speed import RANGE, Span, as_timed
@@ -162,7 +162,9 @@ def price_of(text: str) -> float:
 
 
 def gib(size: float) -> str:
-    """A size in words."""
+    """A size in words; little ones in MiB, so that what is there is never told to be none."""
+    if 0 < size < 0.1 * GIB:
+        return f"{size / MIB:.0f} MiB" if size >= 10 * MIB else f"{max(size / MIB, 0.1):.1f} MiB"
     return f"{size / GIB:.2f} GiB" if size < 10 * GIB else f"{size / GIB:.1f} GiB"
 
 

@@ -224,10 +224,44 @@ def test_people_see_the_verdict_first(tmp_path: Path) -> None:
     assert "rows at once" in done.stdout and "cache of a token" in done.stdout and "tokens a second" in done.stdout
 
 
+def test_what_is_printed_is_true_and_whole(tmp_path: Path, tiny_llama: Path) -> None:
+    def said(*options: str, **sections: object) -> str:
+        path = write(tmp_path, **sections)
+        return " ".join(CliRunner().invoke(app, ["plan", str(path), *options], env={"COLUMNS": "200"}).stdout.split())
+
+    small = said("--memory", "4GiB", quantization=None)
+    assert small.startswith("fits on unknown GPU") and "0.00 GiB" not in small
+    assert "GiB: DOES NOT FIT" in small  # predicting with 7B in 4 GiB: its weights are streamed in training alone
+    assert "the host is assumed to have 32.0 GiB" in small and "compute capability 8.0 is assumed" in small
+    full = said("--gpu", "A100", quantization=None, adapter=None)
+    assert "of 76.4 GiB; the host needs 102.4 GiB of 27.9 GiB" in full  # both lack
+    for gpu, precision, why in (("T4", "fp16", "bf16 needs compute"), ("L4", "bf16", "the hardware has it")):
+        assert f"│ precision │ {precision} │ {why}" in said("--gpu", gpu)
+    assert "│ precision │ fp32 │ set in trainer:" in said("--gpu", "L4", trainer={"precision": "fp32"})
+    assert "│ prediction │ evaluation │" in said("--gpu", "L4").replace("┃", "│")
+    assert "evaluation ┃" not in said("--gpu", "L4", trainer={"eval_generation_rows": 0})
+    every = {
+        "preprocessing": {"split": {"probabilities": [1, 0, 0]}},
+        "quantization": None,
+        "base_model": str(tiny_llama),
+    }
+    alone = said("--gpu", "L4", "--dataset", str(table(tmp_path)), **every)
+    assert "none: no row validates" in alone and "evaluation ┃" not in alone
+
+
+def test_layers_that_the_base_has_not_are_told_before_training(tmp_path: Path, tiny_llama: Path) -> None:
+    path = write(
+        tmp_path, base_model=str(tiny_llama), quantization=None, adapter={"type": "lora", "target_modules": ["nope"]}
+    )
+    with pytest.raises(AssetError, match="named 'nope'"):
+        run(path, "--gpu", "L4")
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
         (("--gpu", "T44"), "did you mean 'T4'"),
+        (("--gpu", "RTX 6000 Ada"), "Else give its memory instead"),
         (("--gpu", ""), "no GPU named ''"),
         (("--memory", "much"), "15GiB"),
         (("--memory", "0"), "in no memory"),
