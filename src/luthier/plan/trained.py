@@ -98,8 +98,8 @@ def beside_layers(adapter: Any) -> str | None:
     targets = getattr(adapter, "target_modules", None)
     if targets is None or targets == "all-linear":
         return None
-    if isinstance(targets, str) and _means(targets, CONTAINER):
-        return None  # so wide a pattern that no path takes it but for the matrices
+    if _wide(targets):
+        return None
     means = _means if adapter.layers_to_transform is None else _named_whole
     left = (path for path in (HEAD, TABLE) if means(targets, path) and not _means(adapter.exclude_modules, path))
     return next((path.rpartition(".")[2] for path in left), None)
@@ -141,8 +141,7 @@ def _chosen(adapter: Any, there: Sequence[Module], spec: ModelSpec) -> list[Modu
     if declared is None or declared == "all-linear":
         found = matrices
     else:
-        # where matrices are one in the files, a part's name means none of them
-        found = [one for one in there if _means(declared, one.path)] or matrices
+        found = [one for one in (matrices if _wide(declared) else there) if _means(declared, one.path)] or matrices
         if adapter.type != "ln_tuning":
             found = [one for one in found if one.kind != "norm"]
     numbers = getattr(adapter, "layers_to_transform", None)
@@ -163,6 +162,11 @@ def _means(declared: str | Iterable[str] | None, path: str) -> bool:
         except re.error:
             return False
     return any(f".{path}".endswith(f".{name}") for name in declared)
+
+
+def _wide(declared: Any) -> bool:
+    """Whether a pattern means whole parts of layers too: PEFT refuses it, the decoder takes the matrices alone."""
+    return isinstance(declared, str) and _means(declared, CONTAINER)
 
 
 def _named_whole(declared: str | Iterable[str] | None, path: str) -> bool:

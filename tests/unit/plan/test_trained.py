@@ -116,3 +116,15 @@ def test_on_every_architecture(case: str, tmp_path: Path) -> None:
         model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
         section = section_of(adapter)
         assert trained(section, shape).weights == made(model, section), adapter
+
+
+def test_a_pattern_of_everything_means_the_matrices_that_the_decoder_adapts(tiny_llama: Path) -> None:
+    from luthier.model.decoder.lora import ranks
+    from luthier.plan.support import BUILT, not_decoder
+
+    spec = read_spec(tiny_llama)
+    settings = config.load({"base_model": "owner/model", "adapter": {"type": "lora", "r": 4, "target_modules": ".*"}})
+    assert not_decoder(settings, spec, BUILT) is None
+    everywhere = trained(section_of({"type": "lora", "r": 4}), Shape.of(spec))
+    assert trained(settings.adapter, Shape.of(spec)) == everywhere
+    assert len(ranks(settings.adapter, [f"model.layers.0.mlp.{name}" for name in ("up_proj", "down_proj")])) == 2
