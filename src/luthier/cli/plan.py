@@ -77,7 +77,7 @@ def command(
         try:
             found = planning.estimate_of(need, machine, measured=measured)
         except ConfigError as error:  # what cannot work here may work on another card
-            if swept is None:
+            if swept is None or all(one.found is None for one in swept.cards):
                 raise
             _tell_sweep(swept, error, hourly, sink if as_json else None)
             return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 from luthier.plan.shape import ATTENTION, Shape
@@ -204,6 +205,7 @@ def _lokr(adapter: Any, module: Module) -> int:
     return left + (r * (b + d) if r < max(b, d) / 2 else b * d)
 
 
+@cache
 def _factors(width: int, wanted: int) -> tuple[int, int]:
     """Two factors of ``width``: ``wanted`` first where it divides, else those nearest to a square, smaller first."""
     if wanted > 0 and width % wanted == 0:
@@ -220,6 +222,7 @@ def _oft(adapter: Any, module: Module) -> int:
     return (1 if adapter.block_share else blocks) * (size * (size - 1) // 2)
 
 
+@cache
 def _divisor(width: int, wanted: int) -> int:
     """The divisor of ``width`` that is nearest to ``wanted``, the smaller of two."""
     if wanted >= width:

@@ -194,6 +194,9 @@ def test_a_sweep_goes_on_where_this_machine_refuses(tmp_path: Path) -> None:
     assert "H200" in done.stdout and "refused" in done.stdout
     with pytest.raises(ConfigError, match="flash"):
         run(path, "--gpu", "T4")
+    nowhere = write(tmp_path, execution={"recompute": 99})
+    with pytest.raises(ConfigError, match="the model has 32 layers"):
+        run(nowhere, "--gpu", "T4", "--sweep")
 
 
 def test_a_card_that_was_timed_gives_points_and_every_other_one_ranges(tmp_path: Path) -> None:
