@@ -94,7 +94,7 @@ def card_named(name: str) -> Card:
         where="--gpu",
         received=name or "nothing",
         allowed=known,
-        fix=(f"did you mean {close!r}? Else " if close else "") + "give its memory instead: --memory 16GiB",
+        fix=(f"did you mean {close!r}? Or " if close else "") + "give its memory instead: --memory 16GiB",
     )
 
 

@@ -264,7 +264,7 @@ def test_layers_that_the_base_has_not_are_told_before_training(tmp_path: Path, t
     ("options", "says"),
     [
         (("--gpu", "T44"), "did you mean 'T4'"),
-        (("--gpu", "RTX 6000 Ada"), "Else give its memory instead"),
+        (("--gpu", "RTX 6000 Ada"), "Or give its memory instead"),
         (("--gpu", ""), "no GPU named ''"),
         (("--memory", "much"), "15GiB"),
         (("--memory", "0"), "in no memory"),

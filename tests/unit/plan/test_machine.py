@@ -158,7 +158,8 @@ def test_an_unknown_card_lists_the_known_ones() -> None:
     with pytest.raises(ConfigError) as caught:
         card_named("T44")
     fault = caught.value.faults[0]
-    assert set(fault.allowed) == {card.name for card in CARDS} and fault.fix == "did you mean 'T4'?"
+    assert set(fault.allowed) == {card.name for card in CARDS}
+    assert fault.fix == "did you mean 'T4'? Or give its memory instead: --memory 16GiB"
     for other in ("GH200", "A100-24GB", ""):  # a card of its own, one that is not made, none
         with pytest.raises(ConfigError) as caught:
             card_named(other)
