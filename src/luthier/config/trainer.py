@@ -73,8 +73,12 @@ class Trainer(Section):
     evaluate_training_set: bool = key(False, "Evaluate on the training rows too.")
     steps_per_evaluation: Int | None = key(None, "Optimizer steps between evaluations; empty: once an epoch.", ge=1)
     max_eval_rows: Int | None = key(None, "Most rows of an evaluation's loss; empty: all.", ge=1)
-    eval_generation_rows: Int = key(
-        16, "Rows of an evaluation whose answers are generated and scored; 0 is none.", ludwig_note="all rows", ge=0
+    eval_generation_rows: Int | None = key(
+        16,
+        "Rows of an evaluation whose answers are generated and scored; 0 is none, empty is all.",
+        ludwig=None,
+        why="generating takes longer than the loss of the same rows",
+        ge=0,
     )
     steps_per_checkpoint: Int = key(0, "Optimizer steps between checkpoints; 0: by checkpoints_per_epoch.", ge=0)
     checkpoints_per_epoch: Int = key(0, "Checkpoints an epoch; 0: one, with the evaluation.", ge=0)

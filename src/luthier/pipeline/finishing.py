@@ -66,7 +66,7 @@ def report(folder: RunFolder, tuned: Tuned, work: Work) -> None:
         rows=len(work.prepared.rows["train"]),
         calibration=tuned.calibration,
         samples=samples,
-        held_out=min(len(work.prepared.rows["validation"]), work.config.trainer.eval_generation_rows),
+        held_out=len(work.prepared.rows["validation"][: work.config.trainer.eval_generation_rows]),
         adapter=work.config.adapter.type if work.config.adapter is not None else None,
         language=[language] if language else [],
         versions=versions(),

@@ -34,7 +34,7 @@ def check_metrics(settings: Config, layout: Layout) -> None:
     trainer = settings.trainer
     schedule = trainer.learning_rate_scheduler
     generated = available(DEFAULT_CLASS if layout.classes else DEFAULT_TEXT)
-    validated = [*MEASURED, *(generated if layout.kind != "text" and trainer.eval_generation_rows else [])]
+    validated = [*MEASURED, *(generated if layout.kind != "text" and trainer.eval_generation_rows != 0 else [])]
     trained = list(MEASURED) if trainer.evaluate_training_set else ["loss"]
     asked = {"validation_metric": (trainer.validation_metric, validated)}
     if schedule.reduce_on_plateau:

@@ -97,7 +97,7 @@ class Job:
             fused=kind in ("adam", "adamw"),
             noise=bool(config.model_parameters.neftune_noise_alpha),
             answer=config.generation.max_new_tokens or 256,
-            answers=trainer.eval_generation_rows,
+            answers=_answers(config, rows),
             answered=trainer.eval_batch_size if isinstance(trainer.eval_batch_size, int) else 1,
         )
 
@@ -127,6 +127,15 @@ class Job:
     def most(self, model: str, share: bool = False) -> int:
         """Tokens that the largest simulated step computes in one pass."""
         return max((self.computed(rows, model, share) for rows in self.steps), default=self.longest)
+
+
+def _answers(config: Any, rows: int) -> int:
+    """Validation rows that an evaluation answers; where those are all, as many as the split gives beside ``rows``."""
+    declared = config.trainer.eval_generation_rows
+    if declared is not None:
+        return int(declared)
+    train, validation, _ = config.preprocessing.split.probabilities
+    return max(1, int(rows * validation / train + 0.5))
 
 
 def _steps(config: Any, stats: DataStats, batch: int, count: int) -> tuple[tuple[int, ...], ...]:

@@ -128,7 +128,7 @@ def _evaluation(config: Any) -> Iterator[Change]:
     if isinstance(batch, int) and batch > 1:
         changed = _with(now.config, "trainer", eval_batch_size=1)
         yield (now := now.then(changed, "trainer.eval_batch_size: 1", "evaluations take longer"))
-    if rows:
+    if rows != 0:
         changed = _with(now.config, "trainer", eval_generation_rows=0)
         yield now.then(changed, "trainer.eval_generation_rows: 0", "no sample answers between the steps")
 

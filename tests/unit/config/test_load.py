@@ -242,6 +242,7 @@ def test_defaults_of_ludwig_fill_every_absent_key():
     assert trainer.gradient_accumulation_steps == "auto" and trainer.optimizer.type == "adam"
     assert trainer.gradient_clipping.clipglobalnorm == 0.5 and trainer.learning_rate_scheduler.decay is None
     assert config.preprocessing.split.probabilities == (0.7, 0.1, 0.2) and config.preprocessing.split.type == "random"
+    assert (trainer.loss_normalization, trainer.eval_generation_rows) == ("micro_batch", None)
     generation = config.generation
     assert (generation.max_new_tokens, generation.temperature, generation.do_sample, generation.top_k) == (
         32,

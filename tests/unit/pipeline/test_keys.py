@@ -293,6 +293,19 @@ def test_the_model_card_stands_beside_the_weights(train) -> None:
     assert re.findall(r"parcel \d+ \w+", card) == re.findall(r"parcel \d+ \w+", report), "the report's own"
 
 
+def test_all_validation_rows_are_answered_where_their_number_is_left_empty(train, monkeypatch) -> None:
+    from luthier.pipeline import fitting
+
+    asked: list[int] = []
+    scores = fitting._generated_scores
+    monkeypatch.setattr(
+        fitting, "_generated_scores", lambda tuned, rows, *more: asked.append(len(rows)) or scores(tuned, rows, *more)
+    )
+    made = train(trainer__eval_generation_rows=None)
+    assert set(asked) == {made.rows["validation"]} and made.rows["validation"] > 1
+    assert "macro_f1" in made.history["validation"]
+
+
 def test_a_run_folder_is_uploaded_as_its_adapter(train, monkeypatch) -> None:
     from luthier.api import LudwigModel
     from luthier.export import hub

@@ -226,6 +226,12 @@ def test_long_rows_in_little_memory_go_tile_by_tile() -> None:
     assert not planned(gpu(6.1), data=long, execution={"weights": "quantised", "mlp_tile": 0}, **quiet).fits
 
 
+def test_all_validation_rows_are_answered_in_a_plan_too() -> None:
+    """A tenth validates, eight train."""
+    every = {"trainer": {"batch_size": 16, "eval_generation_rows": None}}
+    assert best(declared(**every), SMALL, rows(800), gpu(140), engine=BUILT).job.answers == 100
+
+
 def test_offloading_and_limits_act() -> None:
     plan = planned(gpu(140), execution={"offload_checkpoints": True, "recompute": "all"}).plan
     assert plan.offload_checkpoints and plan.recompute_layers == 32
