@@ -79,10 +79,26 @@ def same(found: Ran, want: Ran, within: float = 1e-6) -> None:
     assert [split for split, _ in found[1]] == [split for split, _ in want[1]]
     for (_, loss), (_, wanted) in zip(found[1], want[1], strict=True):
         assert loss == pytest.approx(wanted, abs=within)
-    weights, wanted_weights = (load_file(one[0] / "adapter" / "adapter_model.safetensors") for one in (found, want))
+    weights, wanted_weights = (result(one[0]) for one in (found, want))
     assert weights.keys() == wanted_weights.keys()
     assert max(float((weights[name] - wanted_weights[name]).abs().max()) for name in weights) < 1e-6
-    assert max(float(one.abs().max()) for name, one in weights.items() if "lora_B" in name) > 1e-4  # it has learned
+    learned = {name: one for name, one in weights.items() if "lora_B" in name}
+    assert not learned or max(float(one.abs().max()) for one in learned.values()) > 1e-4
+
+
+def result(run: Path) -> dict[str, torch.Tensor]:
+    """The adapter that a run made, or all its weights."""
+    adapter = run / "adapter" / "adapter_model.safetensors"
+    return load_file(adapter if adapter.is_file() else run / "weights" / "model.safetensors")
+
+
+def all_weights(settings: Path, folder: Path) -> Path:
+    """The settings of `settings` with every weight trained."""
+    made = json.loads(settings.read_text(encoding="utf-8"))
+    made["config"]["adapter"] = None
+    path = folder / "full.json"
+    path.write_text(json.dumps(made), encoding="utf-8")
+    return path
 
 
 @pytest.mark.parametrize(("trained", "architecture"), [("adapter", "llama"), ("full", "gemma2")])
@@ -126,6 +142,26 @@ def test_ranks_begin_with_the_same_factors(ran: Callable[..., Ran], settings: Pa
     same(two, one, within=5e-6)  # a loss of about 5 in fp32, of products that cancel
     kept = [(found[0] / "start.safetensors").read_bytes() for found in (one, two)]
     assert kept[0] == kept[1]
+
+
+def test_two_ranks_give_what_one_gives_where_all_weights_are_trained(
+    ran: Callable[..., Ran], settings: Path, tiny_llama: Path, tmp_path: Path
+) -> None:
+    path = all_weights(settings, tmp_path)
+    one, two = ran("one-full", 1, made=path), ran("two-full", 2, made=path)
+    same(two, one)
+    before, after = load_file(tiny_llama / "model.safetensors"), result(one[0])
+    norms = [name for name in after if "norm" in name]
+    assert norms and all(float((after[name] - before[name]).abs().max()) > 1e-6 for name in norms)  # they learned too
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_two_gpus_give_what_one_gives_where_all_weights_are_trained(
+    ran: Callable[..., Ran], settings: Path, tmp_path: Path
+) -> None:
+    path = all_weights(settings, tmp_path)
+    same(ran("gpus-full", 2, made=path), ran("gpu-full", 1, made=path), within=5e-6)
 
 
 @pytest.mark.gpu
