@@ -68,6 +68,10 @@ class Preprocessing(Section):
     """How rows are read, split and cut."""
 
     split: SplitConfig = key(SplitConfig, "Which rows train, validate and test.")
+    sample_ratio: Float = key(
+        1.0, "Share of the rows that is used, drawn with random_seed before the split; over 0, up to 1.", gt=0, le=1
+    )
+    sample_size: Int | None = key(None, "Rows that are used at most, drawn as by sample_ratio.", ge=1)
     max_sequence_length: Int | None = key(
         None, "Longest example in tokens, prompt and answer together; empty: what the base model can take.", ge=8
     )
@@ -93,6 +97,17 @@ class Preprocessing(Section):
     encoding: str | None = key(None, "Text encoding of the data file, such as cp932; empty: detected.")
     sheet: str | Int | None = key(None, "Sheet of an Excel file, by name or number from 0; empty: the first.")
     limits: ReadLimits = key(ReadLimits, "How large a dataset may be before it is refused.")
+
+    @model_validator(mode="after")
+    def _one_sample(self) -> Preprocessing:
+        if self.sample_size is not None and self.sample_ratio < 1:
+            raise Conflict(
+                "sample_ratio and sample_size both say how many rows are used",
+                received=f"sample_ratio: {self.sample_ratio:g}, sample_size: {self.sample_size}",
+                allowed="one of the two",
+                fix="leave sample_ratio or sample_size out",
+            )
+        return self
 
     @model_validator(mode="before")
     @classmethod

@@ -19,8 +19,6 @@ KEYS: dict[str, str] = {
     "retrieval": LATER,
     "calibration": LATER,
     "prompt.retrieval": f"{LATER}; put the retrieved text into a column and name it in the template",
-    "preprocessing.sample_ratio": "cut the table before training",
-    "preprocessing.sample_size": "cut the table before training",
     "preprocessing.oversample_minority": "use preprocessing.balance_classes",
     "preprocessing.undersample_majority": "use preprocessing.balance_classes",
     "preprocessing.cache_encoder_embeddings": "leave it out; nothing is embedded before training",

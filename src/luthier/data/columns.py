@@ -110,8 +110,15 @@ def detect(
     ``category`` says whether the target is a class (None: found out); ``exclude`` names columns that are neither
     (a group, a date to split by), ``written`` what a template names. Columns that are no part of it are told.
 
+    One input that is no column names the prompt that the template writes, as Ludwig has it: the template's columns
+    are the inputs.
+
     Raises DataError ``data-missing-column`` or ``data-no-target``.
     """
+    told = ""
+    if (asked := _prompt_of(table, inputs or (), target, written)) and inputs:
+        told = f"{inputs[0]!r} is no column but the prompt, which prompt.template makes of {', '.join(asked)}"
+        inputs = asked
     for name in [*(inputs or ()), *([target] if target else [])]:
         if name not in table.columns:
             raise missing_column(name, table.columns, table.name)
@@ -128,6 +135,8 @@ def detect(
     free = [c for c in table.columns if c != SPLIT_COLUMN and c not in exclude]
     layout = _said(table, free, inputs, target) if inputs or target else None
     layout = layout or _chat(table, free) or _conventional(table, free) or _guessed(table, free)
+    if told:
+        layout = replace(layout, explanation=(told, *layout.explanation))
     if layout.kind not in ("chat", "text"):
         system = _named(free, ("system", "system_prompt"))
         if system and system not in (*layout.inputs, layout.target):
@@ -135,6 +144,14 @@ def detect(
         layout = _with_classes(table, layout, category)
     used = (*layout.inputs, layout.target, layout.system, layout.tools, *written)
     return _telling_unused(layout, [c for c in free if c not in used])
+
+
+def _prompt_of(table: Table, inputs: Sequence[str], target: str | None, written: Sequence[str]) -> tuple[str, ...]:
+    """The columns of the template, where the one input is no column and the template says all that is asked."""
+    written = [name for name in written if name != "__task__"]
+    if len(inputs) != 1 or inputs[0] in table.columns or any(name not in table.columns for name in written):
+        return ()
+    return tuple(name for name in written if name != target)
 
 
 def _telling_unused(layout: Layout, unused: list[str]) -> Layout:

@@ -19,7 +19,8 @@ from luthier.infer.sampling import idle
 from luthier.metrics.calibration import Calibration
 from luthier.pipeline.located import base_name
 from luthier.pipeline.opening import declared_precision, open_base, open_tuned
-from luthier.pipeline.preparing import divide, read_table, renderer_of
+from luthier.pipeline.preparing import divide, renderer_of
+from luthier.pipeline.reading import read_table
 from luthier.plan import machine as machines
 from luthier.plan import planner
 from luthier.run import Lock, RunFolder

@@ -13,11 +13,11 @@ from luthier import events
 from luthier.assets.resolve import terms_of
 from luthier.assets.sketch import Sketch, sketch
 from luthier.config import Config
-from luthier.data import columns, sources
 from luthier.errors import LuthierError
 from luthier.pipeline.located import base_name
 from luthier.pipeline.named import check_layers
 from luthier.pipeline.preparing import examine
+from luthier.pipeline.reading import layout_of, read_table
 from luthier.plan import answering, estimate, planner
 from luthier.plan import machine as machines
 from luthier.plan.answering import Answering
@@ -154,11 +154,8 @@ def _guessed(
 ) -> Need:
     """Lengths from the characters of the rows, where the tokenizer is not here."""
     given = settings.preprocessing
-    limits = sources.Limits(**given.limits.model_dump())
-    table = sources.read(dataset, encoding=encoding or given.encoding, sheet=given.sheet, limits=limits, sink=sink)
-    target = settings.output_features[0].name if settings.output_features else None
-    inputs = [feature.name for feature in settings.input_features] if settings.input_features else None
-    layout = columns.detect(table, inputs=inputs, target=target)
+    table = read_table(settings, dataset, encoding=encoding, sink=sink)
+    layout = layout_of(settings, table)
     frame = _tokens(settings.prompt.template or "") + 8
     prompts = [frame + sum(_tokens(table.row(i).get(name)) for name in layout.inputs) for i in range(len(table))]
     answers = [_tokens(table.row(i).get(layout.target)) + 1 if layout.target else 0 for i in range(len(table))]

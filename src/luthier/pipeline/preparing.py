@@ -12,12 +12,11 @@ from luthier.assets.cache import writable_cache
 from luthier.assets.spec import read_json
 from luthier.assets.tokenizer import Tokenizer
 from luthier.config import Config
-from luthier.data import columns, sources, split
+from luthier.data import columns, split
 from luthier.data.audit import Audit
 from luthier.data.columns import Layout
 from luthier.data.prepare import Prepared
 from luthier.data.prepare import prepare as tokenise
-from luthier.data.redact import redact
 from luthier.data.render import Renderer
 from luthier.data.render.template import fields_of, plain_text
 from luthier.data.source import TableSource
@@ -28,6 +27,7 @@ from luthier.parallel import place
 from luthier.pipeline.continuing import with_adapter_of
 from luthier.pipeline.located import base_name
 from luthier.pipeline.named import check_layers, check_metrics, check_trackers
+from luthier.pipeline.reading import layout_of, read_table
 from luthier.plan import machine as machines
 from luthier.plan import planner
 from luthier.plan.support import BUILT, refusal_of
@@ -138,17 +138,9 @@ def examine(
     """
     _refuse_unbuilt(settings)
     settings = with_adapter_of(settings)
-    given = settings.preprocessing
-    table = read_table(settings, dataset, encoding=encoding or given.encoding, sink=sink)
+    table = read_table(settings, dataset, encoding=encoding, sink=sink)
     declared = settings.output_features[0] if settings.output_features else None
-    layout = columns.detect(
-        table,
-        inputs=[f.name for f in settings.input_features] if settings.input_features else None,
-        target=declared.name if declared else None,
-        category=declared.type == "category" if declared and "type" in declared.model_fields_set else None,
-        exclude=[name for name in (given.split.group, given.split.column) if name is not None],
-        written=() if settings.prompt.template is None else fields_of(settings.prompt.template),
-    )
+    layout = layout_of(settings, table)
     settings = config.with_features(
         settings, layout.inputs, layout.target or "output", "category" if layout.classes else "text"
     )
@@ -188,17 +180,6 @@ def examine(
         sink(events.Warned(text=f"{named} an input that prompt.template does not name: the model never sees it"))
     prepared = tokenise(table, splits, renderer, sink=sink, cache=writable_cache())
     return Examined(settings, base, tokenizer, table, layout, splits, renderer, prepared)
-
-
-def read_table(settings: Config, dataset: Any, *, encoding: str | None, sink: events.Sink) -> Table:
-    """The dataset as the config wants it read, with what shall not be learned taken out of its rows."""
-    given = settings.preprocessing
-    limits = sources.Limits(**given.limits.model_dump())
-    table = sources.read(dataset, encoding=encoding, sheet=given.sheet, limits=limits, sink=sink)
-    table = redact(table, given.redact)
-    if given.redact:
-        sink(events.Note(text=table.notes[-1]))
-    return table
 
 
 def check(settings: Config, dataset: Any, *, encoding: str | None = None, sink: events.Sink = events.silent) -> Work:

@@ -110,7 +110,6 @@ def test_names_of_variants_and_values_are_suggested():
         ({"adapter": {"type": "lora", "loftq_config": {"loftq_iter": 2}}}, "one round"),
         ({"input_features": [{"name": "a", "type": "image"}]}, "text"),
         ({"prompt": {"retrieval": {"type": "semantic", "model_name": "m"}}}, "column"),
-        ({"preprocessing": {"sample_ratio": 0.5}}, "cut the table"),
         ({"generation": {"max_length": 9}}, "max_new_tokens"),
         ({"backend": {"type": "ray"}}, "local"),
         ({"defaults": {"text": {}}}, "features"),

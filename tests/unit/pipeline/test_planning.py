@@ -83,6 +83,14 @@ def test_a_model_that_is_not_here_is_planned_for_a_card_that_is_not_here(tmp_pat
     assert any("no dataset" in note for note in said["notes"])
 
 
+def test_lengths_of_a_sample_whose_prompt_the_template_makes_are_guessed(tmp_path: Path) -> None:
+    """Without the tokenizer as with it: the rows that are used, of the columns that the template names."""
+    features = {"input_features": [{"name": "prompt"}], "output_features": [{"name": "output"}]}
+    path = write(tmp_path, prompt={"template": "{instruction}"}, preprocessing={"sample_size": 20}, **features)
+    code, said = run(path, "--dataset", table(tmp_path), "--gpu", "T4")
+    assert code == 0 and any("a random sample of 20 of 40 rows" in note for note in said["notes"])
+
+
 @pytest.mark.parametrize(("free", "enough"), [(200, True), (14, False)])
 def test_the_disk_has_to_hold_the_download_and_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, enough: bool
