@@ -9,7 +9,7 @@ from typing import Any
 
 from luthier import json_reader
 from luthier.errors import missing_extra
-from luthier.metrics.words import ScriptAware, spaced_out, words
+from luthier.metrics.words import ScriptAware, signs, spaced_out, words
 
 
 def trimmed(text: str) -> str:
@@ -56,7 +56,7 @@ def rouge_l(predictions: Sequence[str], references: Sequence[str]) -> list[float
 
 
 def bleu(predictions: Sequence[str], references: Sequence[str]) -> float:
-    """Corpus BLEU over 1, by sacrebleu: 13a words, single characters where a script writes no spaces.
+    """Corpus BLEU over 1, by sacrebleu: 13a words, single signs where a script writes no spaces.
 
     Not smoothed: smoothing grants short unrelated answers a score. ``effective_order`` lets an answer shorter than four
     tokens reach 1.
@@ -75,7 +75,8 @@ def chrf(predictions: Sequence[str], references: Sequence[str]) -> float:
     if _identical(predictions, references):
         return 1.0
     CHRF = _sacrebleu("CHRF")
-    score = CHRF().corpus_score([trimmed(t) for t in predictions], [[trimmed(t) for t in references]])
+    got, want = ([signs(trimmed(text)) for text in texts] for texts in (predictions, references))
+    score = CHRF().corpus_score(got, [want])
     return float(min(1.0, score.score / 100))
 
 

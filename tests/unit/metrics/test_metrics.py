@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 
 import pytest
+from sacrebleu.metrics import BLEU, CHRF
 
 from luthier.errors import ConfigError, DependencyError
 from luthier.metrics import METRICS, available, class_report, per_row, score
@@ -13,9 +14,52 @@ from luthier.metrics.words import words
 TEXT = [n for n in METRICS if METRICS.get(n).classes is None]
 SAME = ["東京は日本の首都です。", "はい", "The cat sat.", "สวัสดีครับ", "हिन्दी में", "?", "🙂", "", "서울은 수도입니다"]
 UNRELATED = [
+    ("今日は天気がいいです。", "私の車は赤いです。"),
+    ("会議は中止になりました。", "彼は医者になりました。"),
+    ("おはようございます。", "ありがとうございます。"),
+    ("窓を閉めてください。", "名前を書いてください。"),
+    ("駅まで歩きます。", "本を読みます。"),
+    ("猫が好きです。", "明日は休みです。"),
+    ("昨日映画を見ました。", "父に電話をかけました。"),
+    ("駅はどこでしょうか。", "会議は何時でしょうか。"),
+    ("部屋を掃除しています。", "東京に住んでいます。"),
+    ("お金がありません。", "英語は話せません。"),
+    ("送料は無料です。", "営業時間は九時からです。"),
+    ("返品をお願いいたします。", "ご連絡をお待ちしております。"),
+    ("注文をキャンセルしたいです。", "パスワードを忘れました。"),
+    ("荷物が届いていません。", "画面が映りません。"),
     ("明日の会議は中止になりました。", "りんごは赤い果物です。"),
     ("本日はお越しいただきありがとうございます。", "この薬は食後に服用してください。"),
     ("東京は日本の首都です。", "彼女は音楽を聴くのが好きです。"),
+    ("ご注文の商品は本日発送いたしました。", "解約の手続きはサイトから行うことができます。"),
+    ("犬を飼っています。", "雨が降っています。"),
+    ("とても楽しかったです。", "値段が高かったです。"),
+    ("今天天气很好。", "我的车是红色的。"),
+    ("请问现在几点了？", "请问您贵姓？"),
+    ("我喜欢猫。", "他住在北京。"),
+    ("会议已经取消了。", "他当医生了。"),
+    ("订单已经发货了。", "密码忘记了怎么办？"),
+    ("谢谢您的帮助。", "请把窗户关上。"),
+    ("东京是日本的首都。", "她喜欢听音乐。"),
+    ("วันนี้อากาศดีครับ", "รถของผมสีแดงครับ"),
+    ("ขอบคุณมากค่ะ", "ประชุมกี่โมงค่ะ"),
+    ("กรุณาปิดหน้าต่างครับ", "แมวอยู่บนโต๊ะครับ"),
+    ("ผมชอบดนตรี", "เธออยู่ที่กรุงเทพ"),
+    ("ยกเลิกคำสั่งซื้อได้ไหมครับ", "ร้านเปิดกี่โมงครับ"),
+]
+# One word differs.
+NEAR = [
+    ("今日は天気がいいです。", "明日は天気がいいです。"),
+    ("東京は日本の首都です。", "京都は日本の首都です。"),
+    ("ご注文の商品は本日発送いたしました。", "ご注文の商品は昨日発送いたしました。"),
+    ("りんごはおいしいです。", "みかんはおいしいです。"),
+    ("この薬は食後に服用してください。", "この薬は食前に服用してください。"),
+    ("今天天气很好。", "明天天气很好。"),
+    ("东京是日本的首都。", "京都是日本的首都。"),
+    ("订单已经在昨天发货了。", "订单已经在今天发货了。"),
+    ("วันนี้อากาศดีครับ", "พรุ่งนี้อากาศดีครับ"),
+    ("รถของผมสีแดงครับ", "รถของผมสีดำครับ"),
+    ("กรุณาปิดหน้าต่างครับ", "กรุณาเปิดหน้าต่างครับ"),
 ]
 
 
@@ -33,8 +77,31 @@ def test_identical_and_different_rows_mixed(name):
 
 @pytest.mark.parametrize("name", TEXT)
 @pytest.mark.parametrize("pair", UNRELATED)
-def test_unrelated_japanese_scores_little(name, pair):
+def test_unrelated_sentences_without_spaces_score_little(name, pair):
+    """Also short ones with the same polite ending, which is half of their characters."""
     assert score([pair[0]], [pair[1]], [name])[name] < 0.2
+
+
+@pytest.mark.parametrize("name", [name for name in TEXT if "match" not in name])
+@pytest.mark.parametrize("pair", NEAR)
+def test_sentences_without_spaces_of_which_one_word_differs_score_much(name, pair):
+    assert 0.5 < score([pair[0]], [pair[1]], [name])[name] < 1
+
+
+@pytest.mark.parametrize("name", [name for name in TEXT if "match" not in name])
+@pytest.mark.parametrize(
+    "pair", [("駅まで歩きます。", "駅まで歩きません。"), ("行きます", "行きました"), ("です", "ます")]
+)
+def test_how_a_polite_sentence_ends_counts(name, pair):
+    assert score([pair[0]], [pair[1]], [name])[name] < 1
+
+
+def test_text_with_spaces_is_compared_as_by_the_libraries_themselves():
+    got, want = ["The cat (a big one) sat\non the mat."], ["The old cat sat down on the mat."]
+    values = score(got, want, ["bleu", "chrf"])
+    by_them = BLEU(smooth_method="none", effective_order=True).corpus_score(got, [want]).score
+    assert values["bleu"] == pytest.approx(by_them / 100) and values["bleu"] > 0
+    assert values["chrf"] == pytest.approx(CHRF().corpus_score(got, [want]).score / 100)
 
 
 def test_partly_right_japanese_scores_between():
@@ -49,6 +116,8 @@ def test_english_rouge_is_over_words():
 def test_words():
     assert words("Ｈello, 日本語 x") == ["hello", "日本", "本語", "x"]
     assert words("हिन्दी") == ["हिन्दी"]
+    assert len(words("行きました。")) == 2  # 行き and き with the ending
+    assert words("です") != words("ます") and len(words("です")) == 1
 
 
 @pytest.mark.parametrize(
