@@ -25,8 +25,15 @@ class SplitConfig(Section):
     probabilities: tuple[Float, Float, Float] = key(
         (0.8, 0.1, 0.1), "Shares of train, validation and test; they sum to 1.", ludwig=(0.7, 0.1, 0.2)
     )
-    column: str | None = key(None, "Column that fixed, stratify, datetime or hash reads.")
-    group: str | None = key(None, "Column whose equal values never stand on two sides, such as customer_id.")
+    column: str | None = key(
+        None,
+        "Column that fixed, stratify, datetime or hash reads. Dates are written year first (2024-05-31, 2024/5/31, "
+        "2024年5月31日) or with day and month in the one order that fits every row.",
+    )
+    group: str | None = key(
+        None,
+        "Column whose equal values never stand on two sides, such as customer_id; a row without one stands alone.",
+    )
     seed: Int | None = key(None, "Seed of the split; empty: random_seed.", ge=0)
 
     @field_validator("probabilities")

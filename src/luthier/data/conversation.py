@@ -105,7 +105,8 @@ def _message(turn: Any, where: str) -> Message:
     calls = turn.get("tool_calls") or turn.get("function_call")
     if calls and role != "assistant":
         raise _fault(where, f"a {role} turn calls a tool", calls)
-    if _first(turn, CONTENT_KEYS) is None and not calls:
+    said_nothing = role == "assistant" and any(key in turn for key in CONTENT_KEYS)  # null is an empty answer
+    if _first(turn, CONTENT_KEYS) is None and not calls and not said_nothing:
         raise _fault(where, "a turn has no content", dict(turn))
     return Message(
         role=role,

@@ -46,7 +46,12 @@ def keys(table: Table, columns: Sequence[str]) -> array[int]:
 
 def value_keys(table: Table, column: str) -> array[int]:
     """The fingerprint of each row's value; 0 where there is none."""
-    return array("Q", (0 if v is None else fingerprint(text(v) or "\0") for v in table.values(column)))
+    return array("Q", (0 if is_blank(v) else fingerprint(text(v)) for v in table.values(column)))
+
+
+def is_blank(value: Any) -> bool:
+    """Whether a cell has no value: it is missing, or text of blanks."""
+    return value is None or (isinstance(value, str) and not value.strip())
 
 
 def distinct(keys: array[int]) -> int:
@@ -54,6 +59,15 @@ def distinct(keys: array[int]) -> int:
     import numpy as np
 
     return len(np.unique(np.frombuffer(keys, dtype="u8"))) if keys else 0
+
+
+def leaked(sides: Sequence[int], keys: array[int]) -> int:
+    """Rows outside train that repeat a row in train."""
+    import numpy as np
+
+    here, found = np.array(sides, np.int8), np.frombuffer(keys, dtype="u8") if keys else np.empty(0, "u8")
+    train = found[(here == 0) & (found != 0)]
+    return int(np.isin(found[here != 0], train).sum())
 
 
 def text(value: Any) -> str:

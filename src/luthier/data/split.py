@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import datetime
 import functools
 import hashlib
 import json
 import random
-import re
 from array import array
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +19,7 @@ from luthier.data import rowkeys
 from luthier.data.duplicates import Groups, near_pairs
 from luthier.data.sources.splits import SPLIT_COLUMN, number
 from luthier.data.table import Table
+from luthier.data.times import seconds_of
 from luthier.errors import DataError
 from luthier.registry import Registry
 from luthier.types import SPLITS, Split
@@ -144,10 +143,14 @@ def _assign(
         if alike:
             notes.append(f"{alike} rows are nearly alike; taken as a common form, not as duplicates of each other")
     if split.group is not None:
-        groups.join_equal(rowkeys.value_keys(table, split.group))
+        named = rowkeys.value_keys(table, split.group)
+        groups.join_equal(named)
+        if alone := sum(1 for key in named if not key):
+            are = "1 row has no value" if alone == 1 else f"{alone:,} rows have no value"
+            notes.append(f"{are} in {split.group!r} (preprocessing.split.group): each counts as a group of its own")
     own_seed = seed if split.seed is None else split.seed
-    units, alone = groups.sets()
-    job = Job(table, split, units, alone, keys, _shares(split.probabilities), own_seed, target, notes)
+    units, single = groups.sets()
+    job = Job(table, split, units, single, keys, _shares(split.probabilities), own_seed, target, notes)
     sides = METHODS.get(kind, "preprocessing.split.type")(job)
     counts: dict[Split, int] = {name: sides.count(i) for i, name in enumerate(SPLITS)}
     if not counts["train"]:
@@ -159,7 +162,7 @@ def _assign(
             allowed="at least one row in train",
             fix="give more rows, a larger first share in preprocessing.split.probabilities, or mark rows as train",
         )
-    leaked = _leaked(sides, keys)
+    leaked = rowkeys.leaked(sides, keys)
     if leaked:
         notes.append(f"{leaked} rows outside train repeat a row in train; scores on them flatter the model")
     return SplitResult(sides, kind, counts, tuple(notes), duplicates, leaked)
@@ -168,7 +171,7 @@ def _assign(
 @functools.cache
 def _code() -> str:
     here = Path(__file__)
-    return code_hash(here, here.with_name("duplicates.py"), here.with_name("rowkeys.py"))
+    return code_hash(here, here.with_name("duplicates.py"), here.with_name("rowkeys.py"), here.with_name("times.py"))
 
 
 def split_column(table: Table, column: str = SPLIT_COLUMN) -> list[int] | None:
@@ -229,20 +232,26 @@ def _stratify(job: Job) -> list[int]:
             fix="set preprocessing.split.column to the column with the classes, or split.type: random",
         )
     labels = np.frombuffer(rowkeys.value_keys(job.table, column), dtype="u8")
+    units, alone = job.units, job.alone
+    if column == job.target:  # rows without an answer teach nothing and test nothing: they are not divided
+        answered = [[row for row in unit if labels[row]] for unit in units]
+        units = [unit for unit in answered if len(unit) > 1]
+        left = [unit[0] for unit in answered if len(unit) == 1]
+        alone = np.sort(np.concatenate([alone[labels[alone] != 0], np.array(left, alone.dtype)]))
     together: dict[int, list[list[int]]] = {}
-    for unit in job.units:
+    for unit in units:
         together.setdefault(Counter(labels[unit].tolist()).most_common(1)[0][0], []).append(unit)
     sides = _sides(job)
     wanted = sum(1 for share in job.shares if share)
     for label in np.unique(labels).tolist():
-        units, alone = together.get(label, []), job.alone[labels[job.alone] == label]
-        if 0 < len(units) + len(alone) < wanted:
-            first = units[0][0] if units else int(alone[0])
-            named = job.table.at(first, [column])[column]
-            job.notes.append(
-                f"the class {named!r} has {len(units) + len(alone)} separate rows, too few for every split"
-            )
-        _draw(job, units, alone, sides, least=1)
+        sets, single = together.get(label, []), alone[labels[alone] == label]
+        if 0 < len(sets) + len(single) < wanted:
+            first = sets[0][0] if sets else int(single[0])
+            named = f"the class {job.table.at(first, [column])[column]!r}" if label else f"no value in {column!r}"
+            job.notes.append(f"{named} has {len(sets) + len(single)} separate rows, too few for every split")
+        _draw(job, sets, single, sides, least=1)
+    for unit in job.units if column == job.target else ():  # and stand where the row stands that they repeat
+        sides[unit] = max(sides[row] for row in unit)
     return _listed(sides)
 
 
@@ -261,9 +270,9 @@ def _datetime(job: Job) -> list[int]:
             allowed=job.table.columns,
             fix="set preprocessing.split.column to the column with the dates, or split.type: random",
         )
-    name = job.table.name
-    values = enumerate(job.table.values(column))
-    times = np.fromiter((_time(v, f"{name} row {i} column {column}") for i, v in values), float, len(job.table))
+    seconds, told = seconds_of(job.table.values(column), f"{job.table.name} column {column}")
+    job.notes.extend(told)
+    times = np.array(seconds)
     last, first = times.copy(), np.arange(len(times))
     for unit in job.units:
         last[unit] = times[unit].max()
@@ -282,9 +291,10 @@ def _datetime(job: Job) -> list[int]:
 def _hash(job: Job) -> list[int]:
     """By what the row says, so that it stays on its side when the table grows."""
     column = job.config.group or job.config.column
-    keys = map(str, job.keys if column is None else job.table.values(column))
+    values = job.table.values(column) if column is not None else (None for _ in job.keys)
     sides = []
-    for key in keys:
+    for own, value in zip(job.keys, values, strict=True):
+        key = str(own) if rowkeys.is_blank(value) else str(value)  # rows without a value do not belong together
         point = int.from_bytes(hashlib.sha256(f"{job.seed}\n{key}".encode()).digest()[:8], "big") / 2**64
         sides.append(0 if point < job.shares[0] else 1 if point < job.shares[0] + job.shares[1] else 2)
     return sides
@@ -298,7 +308,7 @@ def _automatic(table: Table, split: SplitConfig, target: str | None) -> str:
     seen: set[str] = set()
     answered = 0
     for value in table.values(target):
-        if value is None:
+        if rowkeys.is_blank(value):
             continue
         answered += 1
         seen.add(rowkeys.text(value))
@@ -379,41 +389,3 @@ def _shares(probabilities: Sequence[float]) -> tuple[float, float, float]:
         )
     total = sum(given)
     return given[0] / total, given[1] / total, given[2] / total
-
-
-def _leaked(sides: Sequence[int], keys: array[int]) -> int:
-    """Rows outside train that repeat a row in train."""
-    import numpy as np
-
-    here, found = np.array(sides, np.int8), np.frombuffer(keys, dtype="u8") if keys else np.empty(0, "u8")
-    train = found[(here == 0) & (found != 0)]
-    return int(np.isin(found[here != 0], train).sum())
-
-
-def _time(value: Any, where: str) -> float:
-    """Seconds since the epoch of a date, a number, or ISO 8601 text; a time without zone counts as UTC."""
-    given = value
-    if isinstance(value, str) and re.fullmatch(r"\s*[0-9]{9,}(\.[0-9]*)?\s*", value):
-        value = float(value)  # seconds or milliseconds; as ISO 8601, 1701011512345 is 1701-01-15, "1" and 23:45
-    if isinstance(value, str):
-        try:
-            value = datetime.datetime.fromisoformat(value.strip().replace("/", "-"))
-        except ValueError:
-            try:
-                value = float(value)
-            except ValueError:
-                value = None
-    if isinstance(value, datetime.datetime):
-        return (value if value.tzinfo else value.replace(tzinfo=datetime.UTC)).timestamp()
-    if isinstance(value, datetime.date):
-        return datetime.datetime(value.year, value.month, value.day, tzinfo=datetime.UTC).timestamp()
-    if isinstance(value, (int, float)):
-        return float(value)
-    raise DataError(
-        "data-split",
-        "a value is not a date or time",
-        where=where,
-        received="nothing" if given is None else given,
-        allowed="a date such as 2024-05-31 or 2024-05-31T12:00:00, or a number",
-        fix="mend the value, or split in another way",
-    )

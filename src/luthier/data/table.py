@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 JSON_MARK = {b"luthier": b"json"}  # field metadata of a column whose strings are JSON documents
+MIN, MAX = -(2**63), 2**63 - 1  # whole numbers that Arrow holds as such
 BLOCK = 512  # rows converted to Python at a time
 ROW_HASH = 8  # bytes that tell one row's values from another's
 
@@ -197,8 +198,10 @@ def _as(table: Table, title: str, kind: pa.DataType) -> pa.ChunkedArray:
 
 
 def kinds_of(values: Iterable[Any]) -> set[type]:
-    """The types among ``values`` that are not missing."""
-    return {type(v) for v in map(_plain, values) if v is not None}
+    """The types among ``values`` that are not missing; a whole number beyond 64 bits counts as written text."""
+    return {
+        Written if type(v) is int and not MIN <= v <= MAX else type(v) for v in map(_plain, values) if v is not None
+    }
 
 
 def column_array(

@@ -179,6 +179,17 @@ def test_conversations_that_cannot_be_understood(value):
     assert caught.value.code == "data-chat" and "t row 4" in caught.value.faults[0].where
 
 
+@pytest.mark.parametrize("key", ["content", "value"])
+def test_an_answer_of_null_is_an_empty_one(key):
+    """It stops nothing: the row is dropped and counted. A turn without the key is no turn."""
+    asked = {"role": "user", key: "x"}
+    chats = table(messages=[[asked, {"role": "assistant", key: None}], [asked, {"role": "assistant", key: ""}]])
+    layout = detect(chats)
+    assert conversation(chats.row(0), layout) == conversation(chats.row(1), layout)
+    with pytest.raises(DataError, match="no content"):
+        conversation({"messages": [asked, {"role": "assistant"}]}, layout)
+
+
 @pytest.mark.parametrize("text", ["[" * 100_000, '[{"a":' * 100_000])
 def test_a_cell_that_nests_too_deep_is_no_conversation(text):
     assert detect(table(messages=[text, text])).kind != "chat"

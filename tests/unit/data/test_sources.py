@@ -778,3 +778,10 @@ def test_packed_files_are_said_to_be_unpacked(tmp_path):
 def test_a_list_of_objects_beside_a_split_is_told_of_and_no_column(tmp_path):
     table = read(put(tmp_path / "x.json", '{"train": [{"q": "a"}], "extra": [{"q": "b"}]}'))
     assert list(table) == [{"q": "a"}] and any("'extra' (1 rows)" in note for note in table.notes)
+
+
+@pytest.mark.parametrize("name", ["x.json", "x.jsonl", "rows"])
+def test_whole_numbers_beyond_64_bits_are_kept_as_written(tmp_path, name):
+    rows = [{"a": 1, "b": 2**64}, {"a": -(2**63), "b": 123456789012345678901234567890}, {"a": 2**63 - 1, "b": 3}]
+    text = json.dumps(rows) if name == "x.json" else "\n".join(map(json.dumps, rows))
+    assert list(read(rows if name == "rows" else put(tmp_path / name, text))) == rows

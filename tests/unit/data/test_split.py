@@ -70,6 +70,19 @@ def test_every_split_gets_rows_of_every_class_that_has_a_set_for_each(sets, rows
         assert all(drawn.counts.values()) or len(named) < 10
 
 
+@pytest.mark.parametrize("empty", [None, "", "  "])
+def test_rows_without_an_answer_are_no_class(empty):
+    """They are dropped: the others are divided as if they were not there, and nothing is said of them."""
+    labels = ["a"] * 50 + ["b"] * 45
+    asked = [f"q {i}" for i in range(95)]
+    whole = assign(table(q=asked, y=labels), config(), seed=3, target="y")
+    result = assign(table(q=[*asked, "q new", "q 0"], y=[*labels, empty, empty]), config(), seed=3, target="y")
+    assert (result.type, list(result.notes)) == ("stratify", [])
+    assert result.rows == [*whole.rows, 0, whole.rows[0]]
+    other = assign(table(q=asked, y=labels, w=[empty, *labels[1:]]), config("stratify", column="w"), seed=3, target="y")
+    assert any("no value in 'w' has 1 separate rows" in note for note in other.notes)
+
+
 def test_too_few_sets_for_every_split_are_told():
     result = assign(numbered(40, who=[i % 2 for i in range(40)]), config("random", group="who"), seed=1)
     assert any("2 sets, too few for every split" in note for note in result.notes)
@@ -83,6 +96,19 @@ def test_groups_and_duplicates_stay_on_one_side():
     result = assign(twice, config(), seed=1, target="a", columns=["q"])
     assert result.rows[0::2] == result.rows[1::2] and result.duplicates == 50
     assert result.counts["test"] == 10
+
+
+@pytest.mark.parametrize("kind", ["random", "hash"])
+def test_rows_without_a_group_are_told_and_do_not_belong_together(kind):
+    people = [None if i % 4 == 0 else "" if i % 4 == 1 else f"p{i % 20}" for i in range(200)]
+    result = assign(numbered(200, who=people), config(kind, column="who", group="who"), seed=1)
+    told = "100 rows have no value in 'who' (preprocessing.split.group): each counts as a group of its own"
+    assert told in result.notes
+    alone = [side for who, side in zip(people, result.rows, strict=True) if not who]
+    assert 40 < alone.count(0) < 100 and set(alone) == {0, 1, 2}
+    assert not any(
+        "no value" in note for note in assign(numbered(20, who=["a", "b"] * 10), config(group="who"), seed=1).notes
+    )
 
 
 def test_near_duplicates_stay_on_one_side():
@@ -118,11 +144,45 @@ def test_datetime_puts_the_latest_rows_last():
         [str(1701011512345 - 9_000_000 * i) for i in reversed(range(30))],  # the last is ISO 8601 too, of the year 1701
         [f"{1701011512345 - 9_000_000 * i}.5" for i in reversed(range(30))],
         [f"202405{i + 1:02d}" for i in range(30)],
+        [f"2024/5/{i + 1}" for i in range(30)],
+        [f"2024年05月{i + 1:02d}日" for i in range(30)],
+        [f"2024年5月{i + 1}日 9時30分" for i in range(30)],
+        [f"{i + 1:02d}/05/2024" for i in range(30)],
+        [f"5/{i + 1}/2024 1:05 PM" for i in range(30)],
+        [f"{i + 1}.5.2024" if i < 25 else f"2024-05-{i + 1}" for i in range(30)],
+        [f"5/1/2024 {(i // 2 + 11) % 12 + 1}:{i % 2 * 30:02d} {'AM' if i < 24 else 'PM'}" for i in range(29)]
+        + ["5/13/2024"],
     ],
 )
-def test_datetime_takes_long_digits_as_numbers_and_eight_as_a_date(times):
+def test_datetime_reads_dates_that_have_one_reading(times):
     result = assign(numbered(30, day=times), config("datetime", column="day"), seed=1)
     assert result.rows == [0] * 24 + [1] * 3 + [2] * 3
+
+
+def test_datetime_tells_the_order_that_the_column_decides():
+    result = assign(
+        numbered(3, day=["01/02/2024", "13/02/2024", "03/02/2024"]), config("datetime", column="day"), seed=1
+    )
+    assert (
+        "the dates of t.csv column day are read as day/month/year, the one order that fits all of them" in result.notes
+    )
+
+
+@pytest.mark.parametrize(
+    ("days", "row", "said"),
+    [
+        (["05/05/2024", "01/02/2024"], 1, ["2024-02-01 (day/month/year)", "2024-01-02 (month/day/year)", "2024-05-31"]),
+        (["05/05/2024"] * 2, 0, ["2024-05-05 (day/month/year)", "two ways"]),
+        (["13/01/2024", "01/13/2024"], 1, ["13/01/2024 (row 0) is no month/day/year", "no one order"]),
+        (["13/01/2024", "14/01/2024 25:00"], 1, ["is not a date"]),
+        (["2024年2月30日", "2024-01-01"], 0, ["is not a date"]),
+    ],
+)
+def test_dates_of_more_than_one_reading_are_refused(days, row, said):
+    with pytest.raises(DataError) as caught:
+        assign(numbered(2, day=days), config("datetime", column="day"), seed=1)
+    assert f"row {row}" in caught.value.faults[0].where
+    assert all(part in str(caught.value) for part in said), str(caught.value)
 
 
 def test_hash_keeps_rows_when_the_table_grows():
