@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -308,6 +309,27 @@ def _classes(table: Table, column: str, *, said: bool = False) -> tuple[str, ...
     rare = sum(count for count in counts.values() if count < ROWS_PER_CLASS)
     few = len(counts) >= 2 and answered >= ROWS_PER_CLASS * len(counts) and rare <= 0.05 * answered
     return tuple(sorted(counts)) if said or few else None
+
+
+def spelled_alike(table: Table, layout: Layout) -> str | None:
+    """What is told of classes that differ in case, width or blanks alone: answers are not told apart by these."""
+    from luthier.data.render.template import plain_text
+
+    alike: dict[str, list[str]] = {}
+    for name in layout.classes or ():
+        alike.setdefault(" ".join(unicodedata.normalize("NFKC", name).casefold().split()), []).append(name)
+    several = [names for names in alike.values() if len(names) > 1]
+    if not several or layout.target is None:
+        return None
+    found = Counter(map(plain_text, table.values(layout.target)))
+    shown = [
+        "; ".join(" and ".join(f"{name!r} ({found[name]:,} rows)" for name in names) for names in several[:MOST_SHOWN])
+    ]
+    shown += [f"and {len(several) - MOST_SHOWN} more such groups"] if len(several) > MOST_SHOWN else []
+    return (
+        f"classes of {layout.target!r} that differ in case, width or blanks alone are learned as different answers: "
+        f"{'; '.join(shown)}. If each is one class, write it in one way in the table"
+    )
 
 
 def _holds_chat(table: Table, column: str, *, any_role: bool = False) -> bool:

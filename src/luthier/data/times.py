@@ -107,9 +107,9 @@ def _read_text(row: int, given: str) -> float | Unordered | None:
     except ValueError:
         pass
     if found := YEAR_FIRST.fullmatch(text):
-        year, *days = (int(part) for part in found.groups()[:5] if part is not None)
+        year, month, day = (int(part) for part in found.groups()[:5] if part is not None)
         seconds = _time_of_day(found.groups()[5:])
-        return None if seconds is None else _seconds(year, *days, seconds)
+        return None if seconds is None else _seconds(year, month, day, seconds)
     if found := YEAR_LAST.fullmatch(text):
         one, other, year = (int(part) for part in found.groups()[:3])
         seconds = _time_of_day(found.groups()[3:])

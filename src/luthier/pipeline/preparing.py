@@ -161,6 +161,8 @@ def examine(
     splits = divided.rows
     for line in (*layout.explanation, *divided.notes):
         sink(events.Note(text=line))
+    if alike := columns.spelled_alike(table, layout):
+        sink(events.Warned(text=alike))
     if not divided.counts["validation"]:
         sink(events.Warned(text="no row validates: training cannot tell when it gets worse, and the last step is kept"))
     renderer = renderer_of(settings, layout, tokenizer, base, table.columns, table.name)

@@ -199,3 +199,21 @@ def test_rows_with_an_answer_that_is_not_allowed_are_refused(settings, rows) -> 
     allowed = {**feature, "preprocessing": {"vocab": ["lost", "late", "early"]}}
     work = pipeline.prepare(config.load({**settings, "output_features": [allowed]}), rows)
     assert work.layout.classes == ("lost", "late", "early")
+
+
+@pytest.mark.parametrize(
+    ("labels", "told"),
+    [
+        (["Yes", "yes ", "No", "NO"], ["'NO' (10 rows) and 'No' (10 rows)", "'Yes' (10 rows) and 'yes ' (10 rows)"]),
+        (["はい", "いいえ", "ＯＫ", "ok"], ["'ok' (10 rows) and 'ＯＫ' (10 rows)"]),
+        (["yes", "no", "y es", "maybe"], []),
+    ],
+)
+def test_classes_that_differ_in_case_or_blanks_alone_are_told_and_not_merged(settings, labels, told) -> None:
+    heard: list[Any] = []
+    rows = [{"text": f"parcel {i}", "label": labels[i % 4]} for i in range(40)]
+    work = pipeline.check(config.load(settings), rows, sink=heard.append)
+    warned = [one.text for one in heard if isinstance(one, events.Warned) and "classes of 'label'" in one.text]
+    assert len(warned) == bool(told) and work.layout.classes == tuple(sorted(labels))
+    for part in [*told, *(["one way in the table"] if told else [])]:
+        assert part in warned[0]
