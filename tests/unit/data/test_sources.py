@@ -754,6 +754,51 @@ def test_excel_values_are_what_the_sheet_shows(tmp_path):
     assert any("1 hidden rows are read" in note for note in table.notes)
 
 
+@pytest.mark.parametrize(
+    ("value", "number_format", "read_as", "told"),
+    [
+        (0.25, "0%", "25%", "percentages are read as the sheet shows them"),
+        (0.2567, "0%", "26%", "A2 holds 0.2567 and is read as 26%"),
+        (0.2567, "0.00%", "25.67%", "percentages"),
+        (0.255, "0%", "26%", "rounded"),  # a half is rounded up, as a sheet does it
+        (-0.005, "0.0##%;[Red]-0.0##%", "-0.5%", "percentages"),
+        (12.5, "#,##0%", "1,250%", "percentages"),
+        (1, "0 %", "100%", "percentages"),
+        (1234.5, "#,##0", 1234.5, "1 numbers of column A are read as they are stored"),
+        (1234, "#,##0_);[Red](#,##0)", 1234, "A2 is 1234 under the format #,##0_);[Red](#,##0)"),
+        (-5, "#,##0_);(#,##0)", -5, "write them as text"),
+        (5, '"$"#,##0', 5, "as they are stored"),
+        (5, "[$¥-411]#,##0", 5, "as they are stored"),
+        (5, "0.00", 5, "as they are stored"),
+        (1.5e9, "0.0,,", 1.5e9, "as they are stored"),
+        (0.5, "# ?/?", 0.5, "as they are stored"),
+        (5, "#,##0", 5, ""),
+        (0, "#,##0_);(#,##0)", 0, ""),
+        (0, '0;-0;"-"', 0, "as they are stored"),
+        (1.5e300, "0.00", 1.5e300, "as they are stored"),
+        (-0.001, "0%", "0%", "is read as 0%"),
+        (1.25, "0.00", 1.25, ""),
+        (1.25, "0.##", 1.25, ""),
+        (5, "[$-409]0", 5, ""),
+        (5, "General", 5, ""),
+        (0.25, "@", 0.25, ""),
+        (True, "0%", True, ""),
+    ],
+)
+def test_excel_numbers_are_percentages_or_as_stored_and_what_differs_is_told(
+    tmp_path, value, number_format, read_as, told
+):
+    openpyxl = pytest.importorskip("openpyxl")
+    book = openpyxl.Workbook()
+    for row in (["rate", "q"], [value, "a"], [None, "b"]):
+        book.active.append(row)
+    book.active["A2"].number_format = number_format
+    book.save(tmp_path / "x.xlsx")
+    table = read(tmp_path / "x.xlsx")
+    assert table.column("rate") == [read_as, None]
+    assert any(told in note for note in table.notes) if told else list(table.notes) == []
+
+
 def test_excel_headings_that_are_numbers_do_not_make_a_row_the_header(tmp_path):
     pd.DataFrame([[1, 2], ["a", "x"], ["b", "y"]]).to_excel(tmp_path / "x.xlsx", index=False, header=False)
     assert "which row is the header" in str(fails("data-unreadable", tmp_path / "x.xlsx"))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
 import itertools
-import re
 import statistics
 import warnings
 import zipfile
@@ -12,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from luthier.data.sources.cells import Shown
 from luthier.data.sources.formats import (
     FORMATS,
     Options,
@@ -26,9 +25,6 @@ from luthier.data.sources.workbook import TooMany, require_cells
 from luthier.data.table import Table
 from luthier.errors import DataError, missing_extra
 
-ESCAPED = re.compile("_x([0-9A-Fa-f]{4})_")
-SHOWS_TIME = re.compile("h", re.IGNORECASE).search  # of a number format
-PADDED = re.compile("00+")  # a number format, such as that of 00501
 LOOKED_AT = 50  # rows in which the header is looked for
 MOST_LABELS = 12  # rows of two cells and more (Author, Date) that may stand above a table
 REPEATED = 5  # rows a value, from which on a column holds classes
@@ -44,6 +40,7 @@ class Grid:
     errors: int = 0  # cells with an Excel error, which count as missing
     merged: int = 0  # ranges
     hidden: int = 0  # rows with a value that are not shown, as a filter leaves them
+    shown: Shown = field(default_factory=Shown)  # what cells show otherwise than they hold it
     across: set[Place] = field(default_factory=set)
     down: set[Place] = field(default_factory=set)
 
@@ -67,6 +64,7 @@ def read_excel(path: Path, name: str, options: Options) -> Table:
         notes.append(f"{grid.hidden} hidden rows are read like the others: delete those that shall not be learned")
     if grid.merged:
         notes.append(f"{grid.merged} merged ranges were filled with their value")
+    notes += grid.shown.notes()
     _check_formulas(path, name, sheet.title, grid.rows)
     return _table(grid, name, f"{name} sheet {sheet.title!r}", notes)
 
@@ -192,7 +190,9 @@ def _grid(sheet: Any) -> Grid:
         hidden = number in sheet.row_dimensions and sheet.row_dimensions[number].hidden
         grid.hidden += hidden and any(cell.value is not None for cell in row)
         grid.errors += sum(1 for cell in row if cell.data_type == "e")
-        grid.rows.append([None if cell.data_type == "e" or cell.value == "" else _plain(cell) for cell in row])
+        grid.rows.append(
+            [None if cell.data_type == "e" or cell.value == "" else grid.shown.value_of(cell) for cell in row]
+        )
     left, top = sheet.min_column, sheet.min_row
     for area in sheet.merged_cells.ranges:
         first_r, first_c = area.min_row - top, area.min_col - left
@@ -206,21 +206,6 @@ def _grid(sheet: Any) -> Grid:
                     if r > first_r:
                         grid.down.add((r, c))
     return grid
-
-
-def _plain(cell: Any) -> Any:
-    """The value as the sheet shows it: a day without a time of 00:00, a number with leading zeros, text unescaped.
-
-    With escapes a workbook holds what XML cannot: _x000D_ is a carriage return.
-    """
-    value = cell.value
-    if isinstance(value, str):
-        return ESCAPED.sub(lambda found: chr(int(found[1], 16)), value)
-    if isinstance(value, datetime.datetime) and value.time() == datetime.time() and not SHOWS_TIME(cell.number_format):
-        return value.date()
-    if isinstance(value, int) and value >= 0 and PADDED.fullmatch(cell.number_format):
-        return str(value).zfill(len(cell.number_format))
-    return value
 
 
 def _check_formulas(path: Path, name: str, title: str, grid: list[list[Any]]) -> None:
