@@ -23,13 +23,16 @@ _UNSPACED_CHARACTER = re.compile(f"[{_UNSPACED}]")
 _SIGN = re.compile(f"[{_SIGNS}]")
 _RUN = re.compile(f"[{_SIGNS}]+|[^{_SIGNS}]+")
 
-_HELPING = "(?:し|い|おり|あり|なり|でき|いたし|ござい|いただき|しまい|まいり)"  # verbs that endings are made of
+# Japanese endings as they are built: what an ending hangs on, the verbs and nouns that help, the polite form, particles.
+_HANGING = "(?:っ?ても?|でも?|う|こと[がは]|かも|なければ|なくては|ように|お願い|申し訳)"
+_HELPING = "(?:し|い|くれ|もらえ|おり|あり|なり|でき|しれ|いたし|ござい|いただき|いただけ|しまい|まいり|申し上げ)"
+_MEANT = "(?:かった|たい|ない|(?:っ?ても|でも)?いい|い|の|ん|そう|よう|はず|つもり)"
 _POLITE = re.compile(
-    f"(?:(?:(?:っ?て|[でう])?{_HELPING}){{0,4}}(?:ます|ました|ません(?:でした)?|ましょう)"
-    "|(?:っ?て|で)?ください(?:ませ)?|(?:かった|たい|ない|い|の)?(?:です|でした|でしょう))"
+    f"(?:(?:{_HANGING}?{_HELPING}){{0,4}}(?:ます|ました|ません(?:でした)?|ましょう)"
+    f"|(?:[しっ]?て|で)?ください(?:ませ)?|{_MEANT}?(?:です|でした|でしょう))"
     "(?:か|ね|よ|が|から|ので|けど){0,2}(?![\u3041-\u3096])"  # where hiragana ends, as a clause does
     "|请问|請問|您好|谢谢|謝謝"
-    "|(?:นะ)?(?:ครับ|คับ|ค่ะ|คะ|จ้ะ)(?![\u0e00-\u0e7f])"
+    "|(?:ด้วย|หน่อย|แล้ว|(?:ได้)?ไหม)?(?:นะ)?(?:ครับ|คับ|ค่ะ|คะ|จ้ะ)(?![\u0e00-\u0e7f])"
 )
 
 
