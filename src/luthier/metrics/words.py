@@ -23,7 +23,7 @@ _UNSPACED_CHARACTER = re.compile(f"[{_UNSPACED}]")
 _SIGN = re.compile(f"[{_SIGNS}]")
 _RUN = re.compile(f"[{_SIGNS}]+|[^{_SIGNS}]+")
 
-# Japanese endings as they are built: what an ending hangs on, the verbs and nouns that help, the polite form, particles.
+# How Japanese endings are built: what they hang on, verbs and nouns that help, the polite form, particles.
 _HANGING = "(?:っ?ても?|でも?|う|こと[がは]|かも|なければ|なくては|ように|お願い|申し訳)"
 _HELPING = "(?:し|い|くれ|もらえ|おり|あり|なり|でき|しれ|いたし|ござい|いただき|いただけ|しまい|まいり|申し上げ)"
 _MEANT = "(?:かった|たい|ない|(?:っ?ても|でも)?いい|い|の|ん|そう|よう|はず|つもり)"
