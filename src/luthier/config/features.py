@@ -60,7 +60,12 @@ class FeaturePreprocessing(Section):
 class Feature(Section):
     """One column."""
 
-    name: str = key(..., "The column, and the name of the predictions.", min_length=1)
+    name: str = key(
+        ...,
+        "The column, and the name of the predictions. The one input beside a `prompt.template` may name the prompt "
+        "instead, as Ludwig's examples do: the columns of the template are the inputs then.",
+        min_length=1,
+    )
     type: Literal["text", "category"] = key("text", "text, or category for one of few answers.")
     column: str | None = key(None, "The column, where it is not called as the feature is.")
     preprocessing: FeaturePreprocessing = key(FeaturePreprocessing, "How the column is read.")

@@ -18,7 +18,7 @@ def sampled(table: Table, ratio: float, size: int | None, seed: int) -> Table:
     count = count if size is None else min(count, size)
     if size is not None and size >= len(table) and count == len(table):
         told = f"preprocessing.sample_size is {size:,}, and there are {len(table):,} rows: all are used"
-        return Table(table.rows, table.name, [*table.notes, told])
+        return Table(table.rows, table.name, [*table.notes, told], hashes=table.__dict__.get("_hashes"))
     if count == len(table):
         return table
     if not count:

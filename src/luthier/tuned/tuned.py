@@ -453,13 +453,18 @@ class Tuned:
         if numbers is None:
             numbers = split_column(table)
         if numbers is None:
+            given = self.config.preprocessing
+            part = given.sample_ratio < 1 or given.sample_size is not None
+            known = (
+                "leave the table out: the run has learned a sample of it" if part else "give the table of the training"
+            )
             raise DataError(
                 "data-split",
                 f"split={split!r} was asked for and the table has no `split` column",
                 where=table.name,
                 received=table.columns,
                 allowed="a table with a `split` column, or that of the training",
-                fix='ask for split="full", or give the table that was trained on',
+                fix=f'ask for split="full", or {known}',
             )
         return [i for i, number in enumerate(numbers) if number == SPLITS.index(name)]
 

@@ -830,3 +830,7 @@ def test_whole_numbers_beyond_64_bits_are_kept_as_written(tmp_path, name):
     rows = [{"a": 1, "b": 2**64}, {"a": -(2**63), "b": 123456789012345678901234567890}, {"a": 2**63 - 1, "b": 3}]
     text = json.dumps(rows) if name == "x.json" else "\n".join(map(json.dumps, rows))
     assert list(read(rows if name == "rows" else put(tmp_path / name, text))) == rows
+
+
+def test_a_data_set_of_ludwigs_own_is_told_as_such():
+    assert "its id on the hub" in fails("data-unreadable", "ludwig://alpaca").faults[0].fix

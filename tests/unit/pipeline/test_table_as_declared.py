@@ -69,6 +69,9 @@ def test_ludwig_model_takes_the_example_and_a_sample_of_it(readme, alpaca, tmp_p
     stats, _, data, _ = model.experiment(frame, output_directory=str(tmp_path))
     assert sum(data.training_set_metadata["examples"].values()) == 20 and stats["output"]
     assert len(model.predict(frame[:2].drop(columns="output"))[0]) == 2
+    assert len(model.predict(split="test")[0]) == len(data.test_set)
+    with pytest.raises(DataError, match="has learned a sample of it"):
+        model.predict(frame, split="test")
     base = LudwigModel({**readme, "trainer": {"type": "none"}})
     assert len(base.predict(frame[:2])[0]) == 2
     assert len(base.predict(frame[:2].drop(columns="output"))[0]) == 2

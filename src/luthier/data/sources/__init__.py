@@ -89,13 +89,14 @@ def _read_path(dataset: str | Path, options: Options, sink: events.Sink) -> Tabl
 
 
 def _nowhere(path: Path, name: str) -> DataError:
+    of_ludwig = "`ludwig://` names the data sets that Ludwig fetches: give the file, or its id on the hub (owner/name)"
     return DataError(
         "data-unreadable",
         f"there is no dataset {name!r}",
         where=str(path.absolute()),
         received=name,
         allowed="an existing file, a folder saved by `datasets`, or a hub dataset id such as owner/name",
-        fix=_nearby(path),
+        fix=of_ludwig if name.startswith("ludwig://") else _nearby(path),
     )
 
 
