@@ -22,6 +22,8 @@ from typing import Any, ClassVar
 from luthier.error_codes import CODES
 from luthier.secrets import hidden
 
+LISTS = (list, tuple, set, frozenset)  # of what is allowed, each is told
+
 
 @dataclass(frozen=True, slots=True)
 class Fault:
@@ -48,23 +50,23 @@ class Fault:
 
     def lines(self) -> list[str]:
         """The fault as plain lines of text, the message first. No line holds a secret (see `secrets`)."""
-        out = [self.message]
+        out = [_text(self.message)]
         if self.where:
-            out.append(f"where:    {self.where}")
+            out.append(f"where:    {_text(self.where)}")
         if self.received is not None:
             out.append(f"received: {_short(self.received)}")
         if self.allowed is not None:
-            allowed = self.allowed if isinstance(self.allowed, str) else ", ".join(map(str, self.allowed))
-            out.append(f"allowed:  {allowed}")
+            listed = self.allowed if isinstance(self.allowed, LISTS) else [self.allowed]
+            out.append(f"allowed:  {', '.join(map(_text, listed))}")
         if self.fix:
-            out.append(f"fix:      {self.fix}")
+            out.append(f"fix:      {_text(self.fix)}")
         return [hidden(line) for line in out]
 
     def to_json(self) -> dict[str, Any]:
         """The fault as JSON types, for ``--json``. No text holds a secret (see `secrets`)."""
         return {
             "code": self.code,
-            "message": hidden(self.message),
+            "message": _told(self.message),
             "where": _told(self.where),
             "received": None if self.received is None else _short(self.received),
             "allowed": _told(self.allowed),
@@ -153,11 +155,24 @@ def missing_extra(package: str, extra: str, purpose: str) -> DependencyError:
 
 
 def _told(value: Any) -> Any:
-    if isinstance(value, (list, tuple)):
+    """``value`` as JSON types, without secrets."""
+    if isinstance(value, LISTS):
         return [_told(one) for one in value]
-    return hidden(value) if isinstance(value, str) else value
+    return None if value is None else hidden(_text(value))
+
+
+def _text(value: Any) -> str:
+    """Any value as text: a fault that cannot be told would hide what went wrong."""
+    try:
+        return value if isinstance(value, str) else str(value)
+    except Exception:  # whatever a foreign type raises, such as ValueError for an int of many thousand digits
+        return f"a {type(value).__name__} that cannot be shown"
 
 
 def _short(value: Any, limit: int = 200) -> str:
-    text = hidden(value if isinstance(value, str) else repr(value))  # before it is cut: half a secret is still one
+    try:
+        shown = value if isinstance(value, str) else repr(value)
+    except Exception:
+        shown = _text(value)
+    text = hidden(shown)  # before it is cut: half a secret is still one
     return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,6 +39,18 @@ def test_an_error_carries_all_faults() -> None:
     faults = [Fault("config-bad-value", "one"), Fault("config-conflict", "two")]
     error = ConfigError(faults)
     assert str(error).count("[config-") == 2
+
+
+class Unspeakable:
+    def __repr__(self) -> str:
+        raise RuntimeError("no words")
+
+
+@pytest.mark.parametrize("value", [16, 0.5, False, ["a", 2, None], {"b"}, Path("x"), 10**5000, Unspeakable()], ids=type)
+def test_a_fault_can_be_told_whatever_it_holds(value: Any) -> None:
+    error = ConfigError("config-conflict", "one thing", where=value, received=value, allowed=value, fix=value)
+    assert "received: " in str(error) and "allowed:  " in str(error)
+    assert json.loads(json.dumps(error.faults[0].to_json()))["message"] == "one thing"
 
 
 def test_an_undeclared_code_is_our_own_bug() -> None:

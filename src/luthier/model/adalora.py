@@ -11,18 +11,21 @@ MOMENTS = ("ipt", "exp_avg_ipt", "exp_avg_unc")  # PEFT's names for the importan
 
 
 class AdaLora:
-    """The moving parts of one AdaLoRA adapter: made for a PEFT model that has one, None for any other."""
+    """The moving parts of one AdaLoRA adapter: made for a PEFT model that trains one, None for any other."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, name: str) -> None:
         self._tuner = model.base_model
-        self._config = self._tuner.peft_config[self._tuner.trainable_adapter_name]
+        self._config = self._tuner.peft_config[name]
 
     @classmethod
     def of(cls, model: Any) -> AdaLora | None:
-        """The AdaLoRA of this model, if it has one that is trained."""
-        trained = hasattr(model, "peft_config") and any(p.requires_grad for p in model.parameters())
-        found = trained and any(one.peft_type == "ADALORA" for one in model.peft_config.values())
-        return cls(model) if found else None
+        """The AdaLoRA of this model, if it has one that is trained.
+
+        PEFT makes no allocator for one that is only asked; weights beside it (biases) may want a gradient all the same.
+        """
+        adapters = getattr(model, "peft_config", {}).items()
+        trained = [name for name, one in adapters if one.peft_type == "ADALORA" and not one.inference_mode]
+        return cls(model, trained[0]) if trained else None
 
     def penalty(self) -> torch.Tensor:
         """How far the factors are from orthogonal: the mean Frobenius norm of AᵀA - I (eq. 4), times its weight."""

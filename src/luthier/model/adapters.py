@@ -15,6 +15,7 @@ from luthier.assets.adapter_bounds import check_adapter
 from luthier.assets.adapter_files import adapter_folder, adapter_values, no_adapter
 from luthier.errors import AssetError
 from luthier.model import starts
+from luthier.model.adapted import put_on, without_remarks
 from luthier.model.decoder.lora import start_a
 from luthier.model.load import MISREAD, read_weights
 from luthier.registry import Registry
@@ -27,11 +28,6 @@ if TYPE_CHECKING:
 
 RECORD = "luthier.json"
 WEIGHTS = "adapter_model.safetensors"
-REMARKS = (
-    "`is_gradient_checkpointing`", "The PEFT config's", "Unsupported layer type", "Failed to load the CUDA",
-    "Setting boft_n_butterfly", "Could not find a config file", "Model has `tie_word_embeddings=True`",
-    "Model with `tie_word_embeddings=True`",
-)  # fmt: skip
 Values = dict[str, Any]
 KINDS: Registry[Callable[[Any], Values]] = Registry("adapter")
 CLASSES = {
@@ -145,19 +141,17 @@ def add_adapter(
     training; ``kept`` is the file of a start that is not drawn, see `starts.begin`.
     Raises AssetError: asset-unsupported when the adapter does not fit the model, asset-wrong-base.
     """
-    import peft
-
     if adapter_config.pretrained_adapter_weights:
         return _continue_from(model, adapter_config, expect_base_hash)
     device = next(model.parameters()).device
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), _without_remarks():
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), without_remarks():
         torch.manual_seed(seed)
         try:
             made, ready = peft_config_with_steps(adapter_config, total_steps), _ready(model)
             factors: starts.Factors = {}
             if starts.kind_of(adapter_config):
                 made, factors = starts.begin(ready, cast("LoraConfig", made), adapter_config, rows, kept, sink)
-            tuned: PeftModel = peft.get_peft_model(ready, made)
+            tuned = put_on(ready, made)
             _start(tuned, adapter_config, seed)
             starts.put(tuned, factors, adapter_config)
         except torch.OutOfMemoryError:
@@ -240,8 +234,8 @@ def load_adapter(
         config.inference_mode = not trainable
         for name, value in (changes or {}).items():
             setattr(config, name, value)
-        with torch.random.fork_rng(devices=[]), _without_remarks():
-            tuned: PeftModel = peft.get_peft_model(_ready(model), config)
+        with torch.random.fork_rng(devices=[]), without_remarks():
+            tuned = put_on(_ready(model), config)
     except MISREAD as error:
         why = next(iter(str(error).splitlines()), type(error).__name__)
         raise AssetError(
@@ -296,7 +290,7 @@ def require_same(found: Mapping[str, torch.Tensor], wanted: Mapping[str, torch.T
 def merge(model: PeftModel) -> PreTrainedModel:
     """The base model with the adapter's update added to its weights; the adapter is gone afterwards."""
     untie(model)
-    with _without_remarks():
+    with without_remarks():
         merged: PreTrainedModel = model.merge_and_unload(safe_merge=True)
     return merged
 
@@ -348,15 +342,6 @@ def _all_ranks(model: PeftModel) -> Iterator[None]:
     finally:
         for name, pattern in patterns.items():
             adapters[name].rank_pattern = pattern
-
-
-@contextlib.contextmanager
-def _without_remarks() -> Iterator[None]:
-    """PEFT remarks on its own use of transformers, on missing compilers and on paths; none is the user's doing."""
-    with warnings.catch_warnings():
-        for start in REMARKS:
-            warnings.filterwarnings("ignore", message=start)
-        yield
 
 
 def _ready(model: PreTrainedModel) -> PreTrainedModel:

@@ -26,7 +26,7 @@ def with_adapter_of(settings: Config) -> Config:
             f"`adapter.{name}` is not that of the adapter to go on from",
             f"adapter.{name}",
             said,
-            value,
+            list(map(str, value)) if isinstance(value, (list, tuple)) else str(value),
             f"leave adapter.{name} out; only a new adapter can have another",
         )
         for name, value in known.items()

@@ -15,6 +15,7 @@ from luthier.infer.generate import HfEngine
 from luthier.infer.memory import free_bytes
 from luthier.model import adapters
 from luthier.model.adalora import AdaLora
+from luthier.model.adapted import switched_off
 from luthier.model.generic import GenericModel
 from luthier.model.tunable import Tokens, no_base
 from luthier.plan.slots import Sizes, positions_of
@@ -72,7 +73,7 @@ class Generic(GenericModel):
     def base_only(self) -> AbstractContextManager[Any]:
         """The adapter is off while it is open. Raises RunError when all weights were tuned."""
         if self.tuned == "adapter":
-            return self.model.disable_adapter()  # type: ignore[operator,no-any-return]
+            return switched_off(self.model)
         if self.tuned == "nothing":
             return nullcontext()
         raise no_base()
