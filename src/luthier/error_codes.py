@@ -208,7 +208,7 @@ CODES: dict[str, Code] = {
         "The run was ended by SIGINT or SIGTERM, after a checkpoint at its last finished step.", None, None
     ),
     "run-damaged": Code(
-        "A checkpoint or record whose content does not match its manifest.",
+        "A checkpoint, a trained model or a record whose content does not match its manifest.",
         "whole files, as Luthier wrote them",
         "restore the file from a copy or a mirror, or begin again in another --output folder",
     ),

@@ -7,17 +7,23 @@ from typing import Any
 from luthier.assets.adapter_files import adapter_folder, adapter_values
 from luthier.config import Config
 from luthier.errors import AssetError, ConfigError, Fault
+from luthier.pipeline.unchanged import require_whole
+from luthier.run import manifest
 
 
 def with_adapter_of(settings: Config) -> Config:
     """``settings`` with the shape of the adapter that is gone on from where its section leaves it out.
 
-    Raises ConfigError for each key that says otherwise, AssetError when the adapter is not there or of another type.
+    Raises ConfigError for each key that says otherwise, AssetError when the adapter is not there or of another type,
+    RunError when it is that of a run and not as the run left it.
     """
     section = settings.adapter
     if section is None or not section.pretrained_adapter_weights:
         return settings
-    found = adapter_values(adapter_folder(section.pretrained_adapter_weights), section.type)
+    folder = adapter_folder(section.pretrained_adapter_weights)
+    found = adapter_values(folder, section.type)
+    if (folder / manifest.NAME).is_file():  # that of a run; others have none
+        require_whole(folder)
     known = {name: value for name, value in found.items() if name in type(section).model_fields}
     _check(section, known)
     faults = [

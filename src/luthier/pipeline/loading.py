@@ -21,6 +21,7 @@ from luthier.pipeline.located import base_name
 from luthier.pipeline.opening import declared_precision, open_base, open_tuned
 from luthier.pipeline.preparing import divide, renderer_of
 from luthier.pipeline.reading import read_table
+from luthier.pipeline.unchanged import require_unchanged
 from luthier.plan import machine as machines
 from luthier.plan import planner
 from luthier.run import Lock, RunFolder
@@ -85,10 +86,11 @@ class Found:
 
 
 def find(path: str | Path, *, overrides: Sequence[str] = (), sink: events.Sink = events.silent) -> Found:
-    """Read a finished run's records. Raises RunError when ``path`` is none."""
+    """Read a finished run's records. Raises RunError when ``path`` is none, or its model is not what was trained."""
     from luthier.plan.precision import resolve_precision
 
     folder = RunFolder.load(path)
+    require_unchanged(folder, sink)
     settings = config.load(folder.path / "config.yaml", overrides)
     lock = folder.lock
     assert lock is not None, "a run with a model has a lock"

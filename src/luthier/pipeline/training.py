@@ -31,6 +31,7 @@ from luthier.run import Lock, RunFolder, atomic, hash_config, not_writable, read
 from luthier.run.folder import Standing
 from luthier.run.inputs import RECORD, ROWS
 from luthier.run.mirror import ENDED_WAIT, Mirror
+from luthier.run.verify import sums_of
 from luthier.tuned import Tuned
 from luthier.types import Plan
 
@@ -183,7 +184,7 @@ def _on_ranks(
         if work.layout.classes is not None:
             tuned.calibrate(work.prepared.rows["validation"], sink)
         report(folder, tuned, work)
-        folder.finish()
+        folder.finish(**sums_of(folder))
     if copies is not None:
         copies.close()
     return _trained(folder, standing, tuned, work)

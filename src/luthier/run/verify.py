@@ -9,6 +9,8 @@ from typing import Any
 from luthier.run import manifest, sealed
 from luthier.run.folder import RunFolder
 
+RECORDED = "model_sha256"  # in run.json: of the manifest of the trained model
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -27,8 +29,36 @@ def verify(run: RunFolder) -> list[Verdict]:
     """Read every byte of what was begun with, of the checkpoints and of the trained model, and compare the sums."""
     folders = sorted(one for one in run.checkpoints.glob("*step-*") if one.is_dir() and not one.name.startswith("."))
     model = run.model_path
-    whole = [_verdict(run.path, folder) for folder in [*folders, *([model] if model is not None else [])]]
+    whole = [_verdict(run, folder) for folder in [*folders, *([model] if model is not None else [])]]
     return [*([_alone(run.start)] if run.start.is_file() else []), *whole]
+
+
+def sums_of(run: RunFolder) -> dict[str, str]:
+    """What run.json shall hold of a model that has been trained, so that no other is taken for it."""
+    assert run.model_path is not None, "training has saved what it trained"
+    return {RECORDED: manifest.hash_of(run.model_path / manifest.NAME)}
+
+
+def has_sums(run: RunFolder) -> bool:
+    """Whether there is anything to compare the trained model with; a run of an early version has nothing."""
+    return RECORDED in run.record or run.model_path is None or (run.model_path / manifest.NAME).is_file()
+
+
+def faults_of(folder: Path, known: str | None = None, **how: Any) -> list[str]:
+    """One line for each file of a folder that is not as its manifest says, or is not of it though it holds weights.
+
+    ``known``: the sha256 of the manifest itself, where that is recorded; ``how``: as `manifest.faults`.
+    """
+    name = folder / manifest.NAME
+    try:
+        if not name.is_file():
+            return [f"{manifest.NAME} is missing"]
+        if known is not None and manifest.hash_of(name) != known:
+            return [f"{manifest.NAME} is not that of this run: another model lies here, or it was edited"]
+        added = [f"{one} is new" for one in manifest.unlisted(folder) if one.endswith(".safetensors")]
+        return manifest.faults(folder, **how) + added
+    except (OSError, ValueError) as error:
+        return [f"{manifest.NAME} cannot be read: {error}"]
 
 
 def _alone(path: Path) -> Verdict:
@@ -39,12 +69,9 @@ def _alone(path: Path) -> Verdict:
     return Verdict(path.name, (why,) if why else ())
 
 
-def _verdict(root: Path, folder: Path) -> Verdict:
-    what = folder.relative_to(root).as_posix()
-    if not (folder / manifest.NAME).is_file():
-        whole = folder.parent == root  # a model of a version that wrote none; a checkpoint always has one
-        return Verdict(what, () if whole else (f"{manifest.NAME} is missing",), known=False)
-    try:
-        return Verdict(what, tuple(manifest.faults(folder)))
-    except (OSError, ValueError) as error:
-        return Verdict(what, (f"{manifest.NAME} cannot be read: {error}",))
+def _verdict(run: RunFolder, folder: Path) -> Verdict:
+    what, model = folder.relative_to(run.path).as_posix(), folder == run.model_path
+    if model and not has_sums(run):
+        return Verdict(what, known=False)
+    faults = faults_of(folder, run.record.get(RECORDED) if model else None)
+    return Verdict(what, tuple(faults), (folder / manifest.NAME).is_file())

@@ -50,6 +50,7 @@ def test_hostile_values(
     values: dict[str, Any], made: Path, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = shutil.copytree(made, tmp_path / "adapter")
+    (folder / "manifest.json").unlink()  # as one from elsewhere, which has no sums
     (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'trace')!r}, 'w').write('executed')\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     known = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
