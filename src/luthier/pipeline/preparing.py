@@ -31,6 +31,8 @@ from luthier.pipeline.reading import layout_of, read_table
 from luthier.plan import machine as machines
 from luthier.plan import planner
 from luthier.plan.support import BUILT, refusal_of
+from luthier.tuned.choosing import told_of_beams
+from luthier.tuned.reading import reader_of
 from luthier.types import Base, DataStats, Machine, Plan
 
 
@@ -154,8 +156,8 @@ def examine(
     base = base_of(settings.base_model)
     tokenizer = Tokenizer.load(base.path)
     # What cannot be generated is told now, before training, which may take long.
-    resolve(settings.generation, tokenizer=tokenizer, vocabulary=base.spec.vocab)
-    for line in idle(settings.generation):
+    sampling = resolve(settings.generation, tokenizer=tokenizer, vocabulary=base.spec.vocab)
+    for line in [*idle(settings.generation), *told_of_beams(reader_of(settings, layout.classes), sampling)]:
         sink(events.Warned(text=line))
     divided = divide(settings, table, layout)
     splits = divided.rows

@@ -9,6 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
+from luthier.errors import ConfigError
+from luthier.infer.sampling import BEAMED, DRAWN
+from luthier.tuned.reading import Reader
 from luthier.types import Completion, Example, Request, Sampling
 
 if TYPE_CHECKING:
@@ -63,6 +66,34 @@ def is_choice(sampling: Sampling, texts: Sequence[str]) -> bool:
     plain = Sampling(temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p)
     same = replace(sampling, max_new_tokens=plain.max_new_tokens, stop=(), seed=None, extra={})
     return same == plain
+
+
+def searched(sampling: Sampling, texts: Sequence[str]) -> Sampling:
+    """Settings of beam search as those of a choice among ``texts``: what beams look for, scoring all of them finds.
+
+    Raises ConfigError config-conflict beside settings that move or add answers.
+    """
+    if sampling.num_beams == 1:
+        return sampling
+    alone = {name: value for name, value in sampling.extra.items() if name not in (*BEAMED, *DRAWN)}
+    found = replace(sampling, num_beams=1, do_sample=False, temperature=1.0, top_k=0, top_p=1.0, extra=alone)
+    if is_choice(found, texts):
+        return found
+    raise ConfigError(
+        "config-conflict",
+        "beams hold no answer to the classes beside settings that change scores, stop answers or ask for several",
+        where="generation.num_beams",
+        received=sampling.num_beams,
+        allowed="1, or beams with none of these",
+        fix="leave num_beams out, or set `constrained: false` on the output for answers of free text",
+    )
+
+
+def told_of_beams(reader: Reader | None, sampling: Sampling) -> list[str]:
+    """What to tell of beams where answers are held to classes. Raises ConfigError as `searched`."""
+    if reader is None or reader.choices is None or searched(sampling, reader.choices) is sampling:
+        return []
+    return [f"generation.num_beams: {sampling.num_beams} has no effect: every class is scored, and the likeliest taken"]
 
 
 def chosen(model: Tunable, choices: Choices, requests: Sequence[Request]) -> Iterator[Scored]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from luthier.config import Config
 from luthier.config.features import Feature
 from luthier.metrics import normal_class
 from luthier.metrics.text import trimmed
@@ -67,6 +68,14 @@ class Reader:
         if probabilities is not None:
             return max(zip(probabilities, self.classes, strict=True))[1]
         return named
+
+
+def reader_of(config: Config, classes: Sequence[str] | None, *, learned: bool = True) -> Reader | None:
+    """The reader of a config's output; None where it has no classes."""
+    if classes is None:
+        return None
+    features = config.output_features
+    return Reader.of(features[0] if features else None, classes, held=config.defaults != "ludwig", learned=learned)
 
 
 def _spelled(name: str, rules: Mapping[str, Any]) -> str:

@@ -29,9 +29,9 @@ from luthier.run import atomic
 from luthier.run.staging import staged
 from luthier.tuned.answered import Answered
 from luthier.tuned.asking import answers, check
-from luthier.tuned.choosing import Choices, Scored, chosen, is_choice, scored
+from luthier.tuned.choosing import Choices, Scored, chosen, is_choice, scored, searched, told_of_beams
 from luthier.tuned.conversation import Conversation
-from luthier.tuned.reading import Reader
+from luthier.tuned.reading import Reader, reader_of
 from luthier.tuned.trained_on import TrainedOn
 from luthier.types import SPLITS, Completion, Engine, Request, Sampling
 
@@ -171,7 +171,7 @@ class Tuned:
         Where nothing but the likeliest class is asked for, the classes are scored and nothing is generated.
         """
         sampling = self.sampling(generation)
-        for line in idle(self.config.generation, generation or {}):
+        for line in [*idle(self.config.generation, generation or {}), *told_of_beams(self.reader, sampling)]:
             sink(events.Warned(text=line))
         requests, failed = self.requests_of(table, rows, sampling, prompts)
         yield from ((done, ()) for done in failed)
@@ -222,6 +222,7 @@ class Tuned:
         model, adapter_off = self._model(use_base)
         with model.base_only() if adapter_off else nullcontext():
             if choices is not None and reader is not None and reader.choices is not None:
+                sampling = searched(sampling, choices.texts)
                 if is_choice(sampling, choices.texts):
                     found = chosen(model, choices, requests)
                     yield from events.progress(sink, "generate", found, total=len(requests), unit="rows")
@@ -239,7 +240,7 @@ class Tuned:
 
     def _held(self, sampling: Sampling, choices: Choices, sink: events.Sink) -> Sampling:
         """Settings under which an answer is one of the choices, unless they hold it to something else already."""
-        if sampling.num_beams > 1 or any(sampling.extra.get(kind) is not None for kind in KINDS):
+        if any(sampling.extra.get(kind) is not None for kind in KINDS):
             return sampling
         if find_spec("llguidance") is None:
             told = "answers are drawn from free text: holding draws to the classes needs luthier[constrain]"
@@ -295,11 +296,7 @@ class Tuned:
     @property
     def reader(self) -> Reader | None:
         """What reads the answers of a category output as classes."""
-        if self.layout.classes is None:
-            return None
-        features = self.config.output_features
-        held = self.config.defaults != "ludwig"
-        return Reader.of(features[0] if features else None, self.layout.classes, held=held, learned=self.learned)
+        return reader_of(self.config, self.layout.classes, learned=self.learned)
 
     @property
     def temperature(self) -> float:

@@ -217,3 +217,38 @@ def test_classes_that_differ_in_case_or_blanks_alone_are_told_and_not_merged(set
     assert len(warned) == bool(told) and work.layout.classes == tuple(sorted(labels))
     for part in [*told, *(["one way in the table"] if told else [])]:
         assert part in warned[0]
+
+
+LUDWIGS = {"temperature": 0.1, "top_p": 0.75, "top_k": 40, "num_beams": 4}  # of its example of zero-shot classification
+
+
+@pytest.mark.parametrize("generation", [{"num_beams": 4}, LUDWIGS, {"num_beams": 2, "length_penalty": 2.0}])
+@pytest.mark.parametrize("model", ["decoder", "generic"])
+def test_beams_over_classes_find_the_likeliest(settings, rows, model, generation) -> None:
+    match = rules(late="too slow", early="quick", lost="gone")
+    settings["execution"] = {"model": model}
+    plain = pipeline.untuned(
+        zero_shot(settings, decoder={"type": "category_extractor", "match": match}, constrained=True)
+    )
+    settings["generation"] |= generation
+    beamed = zero_shot(settings, decoder={"type": "category_extractor", "match": match}, constrained=True)
+    told: list[Any] = []
+    found, want = pipeline.untuned(beamed).predict(rows[:6], sink=told.append), plain.predict(rows[:6])
+    assert found.texts == want.texts and set(found.texts) <= {"too slow", "quick", "gone"}
+    assert found.probabilities == want.probabilities
+    assert [one.text for one in told if "num_beams" in getattr(one, "text", "")] == [
+        f"generation.num_beams: {generation['num_beams']} has no effect: every class is scored, and the likeliest taken"
+    ]
+
+
+@pytest.mark.parametrize("more", [{"n": 2}, {"repetition_penalty": 1.3}, {"no_repeat_ngram_size": 2}])
+def test_beams_that_cannot_be_held_to_classes_are_refused_before_training(settings, rows, train, more) -> None:
+    settings["generation"] |= {"num_beams": 4, **more}
+    with pytest.raises(ConfigError, match="beams hold no answer to the classes") as caught:
+        train()
+    assert caught.value.code == "config-conflict" and "constrained: false" in str(caught.value)
+    tuned = pipeline.untuned(zero_shot(settings, preprocessing={"vocab": ["late", "early"]}))
+    with pytest.raises(ConfigError, match="beams hold no answer"):
+        tuned.predict(rows[:2])
+    settings["output_features"] = [{"name": "label", "type": "category", "constrained": False}]
+    assert len(train("free").tuned.predict(rows[:2]).texts) == 2  # free text, as it says
