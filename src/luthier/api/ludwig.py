@@ -15,28 +15,19 @@ from typing import TYPE_CHECKING, Any
 
 from luthier import config as config_module
 from luthier import console
-from luthier.api import sets
+from luthier.api import arguments, results, sets
 from luthier.api.model import Dataset, Model
 from luthier.api.results import PreprocessedData, TrainingResults, TrainingStats
-from luthier.errors import ConfigError
 from luthier.run import RunFolder, atomic, numbered, read_metrics
+from luthier.tuned.measuring import measures
 from luthier.types import SPLITS
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from luthier.data.table import Table
+    from luthier.pipeline import Trained
     from luthier.tuned import Answered
-
-# Ludwig's names of data formats -> the suffixes that Luthier reads them under
-DATA_FORMATS: dict[str, tuple[str, ...]] = {
-    "csv": (".csv",),
-    "tsv": (".tsv", ".tab"),
-    "json": (".json",),
-    "jsonl": (".jsonl", ".ndjson"),
-    "parquet": (".parquet", ".pq"),
-    "excel": (".xlsx", ".xlsm"),
-    "feather": (".feather",),
-}
 
 
 class LudwigModel:
@@ -58,7 +49,7 @@ class LudwigModel:
         Raises ConfigError for a config that cannot be used, and for ``backend`` (other than local), ``gpus``,
         ``gpu_memory_limit`` and ``callbacks``, which would otherwise be ignored.
         """
-        _refuse_machine(backend, gpus, gpu_memory_limit, allow_parallel_threads, callbacks)
+        arguments.refuse_machine(backend, gpus, gpu_memory_limit, allow_parallel_threads, callbacks)
         self._model = Model(config, trust_remote_code=trust_remote_code, quiet=logging_level > logging.INFO)
 
     @property
@@ -103,13 +94,13 @@ class LudwigModel:
         go on with. ``random_seed`` overrides the config's. A run folder always holds the trained model, its
         checkpoints and its metrics: asking to leave those out warns. Processed input is never kept in it.
         """
-        _refuse("callbacks", callbacks or None, "read metrics.jsonl in the run folder, or set trainer.track")
-        _refuse("training_set_metadata", training_set_metadata, "leave it out; it is made from the data")
+        arguments.refuse("callbacks", callbacks or None, "read metrics.jsonl in the run folder, or set trainer.track")
+        arguments.refuse("training_set_metadata", training_set_metadata, "leave it out; it is made from the data")
         given = sets.named(training_set, validation_set, test_set)
         sets.check_alone(dataset, given)
         for one in (dataset, *given.values()):
-            _check_format(data_format, one)
-        _warn_kept(
+            arguments.check_format(data_format, one)
+        arguments.warn_kept(
             skip_save_training_description=skip_save_training_description,
             skip_save_training_statistics=skip_save_training_statistics,
             skip_save_model=skip_save_model,
@@ -130,7 +121,8 @@ class LudwigModel:
         trained = self._model.train(dataset, output=output, config=settings)
         lines = read_metrics(trained.folder / "metrics.jsonl")
         known = PreprocessedData(trained.tuned.table, trained.tuned.splits, {"examples": dict(trained.rows)})
-        return TrainingResults(TrainingStats.of(trained.output_feature, lines), known, str(trained.folder))
+        stats = TrainingStats.of(trained.output_feature, lines, self._of_test_rows(trained))
+        return TrainingResults(stats, known, str(trained.folder))
 
     def predict(
         self,
@@ -150,8 +142,8 @@ class LudwigModel:
         ``skip_save_predictions=False`` writes predictions.parquet into ``output_directory``. Without ``dataset`` the
         table is the one that was trained on.
         """
-        _check_asking(data_format, dataset, skip_save_unprocessed_output, return_type, callbacks)
-        answered = self._answered(dataset, split, batch_size, generation_config)
+        arguments.check_asking(data_format, dataset, skip_save_unprocessed_output, return_type, callbacks)
+        answered, _ = self._answered(dataset, split, batch_size, generation_config)
         if not skip_save_predictions:
             answered.write(Path(output_directory) / "predictions.parquet")
         return answered.ludwig_frame(), output_directory
@@ -170,15 +162,21 @@ class LudwigModel:
         output_directory: str = "results",
         return_type: Any = None,
         callbacks: Sequence[Any] | None = None,
-    ) -> tuple[dict[str, dict[str, float]], pd.DataFrame, str]:
+    ) -> tuple[dict[str, dict[str, Any]], pd.DataFrame, str]:
         """Metrics of the tuned model's answers to ``dataset``, the predictions, and the directory.
 
-        ``skip_save_eval_stats=False`` writes test_statistics.json into ``output_directory``. All metrics are always
-        computed, so ``collect_overall_stats`` adds none; ``collect_predictions=False`` returns an empty frame.
+        The metrics of an output are the loss, perplexity and token accuracy of the answers that the rows hold, and
+        those of the answers that the model gives; ``combined`` holds the loss. ``collect_overall_stats`` adds the
+        confusion matrix of a category and what is counted from it; of text there is none, as in Ludwig.
+        ``skip_save_eval_stats=False`` writes test_statistics.json into ``output_directory``;
+        ``collect_predictions=False`` returns an empty frame.
         """
-        _check_asking(data_format, dataset, skip_save_unprocessed_output, return_type, callbacks)
-        answered = self._answered(dataset, split, batch_size, None)
-        stats = {answered.output: answered.scores()}
+        arguments.check_asking(data_format, dataset, skip_save_unprocessed_output, return_type, callbacks)
+        answered, table = self._answered(dataset, split, batch_size, None)
+        scores = answered.scores()
+        with console.sink(quiet=self._model.quiet) as sink:
+            measured = measures(self._model._ready(), table, answered.rows, sink)
+        stats = results.evaluation(answered, {**measured, **scores}, overall=collect_overall_stats)
         folder = Path(output_directory)
         if not skip_save_eval_stats:
             folder.mkdir(parents=True, exist_ok=True)
@@ -221,8 +219,8 @@ class LudwigModel:
         run folder; the evaluation is None where the split has no rows. Raises ConfigError, before anything is trained,
         for an ``eval_split`` that there is not.
         """
-        _check_split(eval_split)
-        _check_asking(None, None, skip_save_unprocessed_output, None, None)
+        arguments.check_split(eval_split)
+        arguments.check_asking(None, None, skip_save_unprocessed_output, None, None)
         results = self.train(
             dataset,
             training_set,
@@ -288,8 +286,10 @@ class LudwigModel:
         trust_remote_code: bool = False,
     ) -> LudwigModel:
         """The model of a run folder (its ``model`` subfolder, in Ludwig's spelling, is understood)."""
-        _refuse_machine(backend, gpus, gpu_memory_limit, allow_parallel_threads, callbacks)
-        _refuse("from_checkpoint", from_checkpoint or None, "train(model_resume_path=…) goes on from a checkpoint")
+        arguments.refuse_machine(backend, gpus, gpu_memory_limit, allow_parallel_threads, callbacks)
+        arguments.refuse(
+            "from_checkpoint", from_checkpoint or None, "train(model_resume_path=…) goes on from a checkpoint"
+        )
         made = cls.__new__(cls)
         made._model = Model.load(model_dir, trust_remote_code=trust_remote_code, quiet=logging_level > logging.INFO)
         return made
@@ -309,7 +309,9 @@ class LudwigModel:
         """
         from luthier.export import hub
 
-        _refuse("repo_type", None if repo_type == "model" else repo_type, "a tuned model is a repository of type model")
+        arguments.refuse(
+            "repo_type", None if repo_type == "model" else repo_type, "a tuned model is a repository of type model"
+        )
         path = Path(model_path)
         if (path / "run.json").is_file():
             path = RunFolder.load(path).model_path or path
@@ -319,87 +321,22 @@ class LudwigModel:
 
     def _answered(
         self, dataset: Dataset, split: str, batch_size: int | None, generation: Mapping[str, Any] | None
-    ) -> Answered:
+    ) -> tuple[Answered, Table]:
+        tuned = self._model._ready()
         with console.sink(quiet=self._model.quiet) as sink:
-            answered = self._model._ready().predict(
-                dataset, generation=generation, split=split, batch_size=batch_size, probabilities=True, sink=sink
+            table, rows = tuned.asked(dataset, split, sink=sink)
+            answered = tuned.answer(
+                table, rows, generation=generation, batch_size=batch_size, probabilities=True, sink=sink
             )
         if answered.unasked:  # also where the console is quiet: the frame alone would hide it in empty answers
             warnings.warn(answered.unasked, stacklevel=3)
-        return answered
+        return answered, table
 
-
-def _refuse(name: str, value: Any, fix: str) -> None:
-    """Raise for an argument that asks for something which Luthier does not do."""
-    if value is not None:
-        message, where = f"LudwigModel: {name}=… is not supported", f"LudwigModel {name}"
-        raise ConfigError("config-not-implemented", message, where=where, received=value, allowed="None", fix=fix)
-
-
-def _refuse_machine(
-    backend: Any, gpus: Any, memory_limit: Any, parallel_threads: bool, callbacks: Sequence[Any] | None
-) -> None:
-    named = backend.get("type", "local") if isinstance(backend, Mapping) else backend
-    _refuse("backend", None if named == "local" else named, "leave it out: one device of this machine is used")
-    _refuse("gpus", gpus, "leave it out and set `execution.device` in the config, or CUDA_VISIBLE_DEVICES")
-    _refuse("gpu_memory_limit", memory_limit, "set `execution.memory` in the config")
-    _refuse("callbacks", callbacks or None, "read metrics.jsonl in the run folder, or set trainer.track")
-    if not parallel_threads:
-        import torch
-
-        torch.set_num_threads(1)
-
-
-def _check_asking(
-    data_format: str | None, dataset: Dataset, skip_unprocessed: bool, return_type: Any, callbacks: Any
-) -> None:
-    """What `predict` and `evaluate` share with Ludwig's and do not do."""
-    _check_format(data_format, dataset)
-    _refuse("callbacks", callbacks or None, "read the returned frame")
-    _refuse("skip_save_unprocessed_output", None if skip_unprocessed else False, "there are no raw outputs; leave it")
-    named = getattr(return_type, "__name__", return_type)
-    if named not in (None, "DataFrame", "dataframe", "df"):
-        _refuse("return_type", named, "predictions are a pandas DataFrame; frame.to_dict('list') makes a dict of it")
-
-
-def _check_split(split: str) -> None:
-    """Raise ConfigError for a split that no table has, in Ludwig's names or in ours."""
-    if split not in ("full", "training", *SPLITS):
-        raise ConfigError(
-            "config-bad-value",
-            "LudwigModel: eval_split is no split",
-            where="eval_split",
-            received=split,
-            allowed=["full", "training", *SPLITS[1:]],
-            fix='eval_split="test"',
-        )
-
-
-def _check_format(data_format: str | None, dataset: Dataset) -> None:
-    """Raise ConfigError when ``data_format`` says another format than ``dataset`` has, which is told by its suffix."""
-    if data_format in (None, "auto") or dataset is None:
-        return
-    if isinstance(dataset, (str, Path)):
-        fits = Path(dataset).suffix.lower() in DATA_FORMATS.get(data_format, ())
-    else:
-        fits = {"df": hasattr(dataset, "columns"), "dict": isinstance(dataset, Mapping)}.get(data_format, False)
-    if not fits:
-        raise ConfigError(
-            "config-conflict",
-            f"data_format={data_format!r} is not what the dataset is",
-            received=str(dataset) if isinstance(dataset, (str, Path)) else type(dataset).__name__,
-            allowed=["auto", *DATA_FORMATS, "df", "dict"],
-            fix="leave data_format out: the format is told by the suffix",
-        )
-
-
-def _warn_kept(**asked: bool) -> None:
-    """Warn of what was asked to be left out and is a part of every run folder."""
-    wanted = [name for name, value in asked.items() if value]
-    if wanted:
-        warnings.warn(
-            f"{', '.join(wanted)}: a run folder always holds the model, its checkpoints and its metrics; "
-            "delete what you do not need afterwards",
-            UserWarning,
-            stacklevel=3,
-        )
+    def _of_test_rows(self, trained: Trained) -> dict[str, float]:
+        """What Ludwig tells of the test rows, of the model that was kept: they are not looked at while training."""
+        tuned, splits = trained.tuned, trained.tuned.splits
+        held = [i for i, side in enumerate(splits or ()) if side == SPLITS.index("test")]
+        if not held or tuned.table is None or tuned.config.generation.engine == "vllm":  # which tells no loss
+            return {}
+        with console.sink(quiet=self._model.quiet) as sink:
+            return measures(tuned, tuned.table, held, sink)

@@ -7,12 +7,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from luthier.metrics.confusion import confusion
 from luthier.types import SPLITS
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from luthier.data.table import Table
+    from luthier.tuned import Answered
 
 Curves = dict[str, dict[str, list[float]]]  # output feature -> metric -> one value an evaluation
 NOT_VALUES = ("time", "step", "epoch", "split")
@@ -22,7 +24,8 @@ NOT_VALUES = ("time", "step", "epoch", "split")
 class TrainingStats:
     """``training[output][metric]`` holds one value an evaluation (an epoch, where there is none), likewise the others.
 
-    ``test`` is empty: the test rows are not looked at while training. `LudwigModel.evaluate` looks at them.
+    ``combined`` beside the output holds the loss. ``test`` holds one value, of the model that was kept: the test rows
+    are not looked at while training, so that nothing is chosen by them.
     """
 
     training: Curves
@@ -30,15 +33,21 @@ class TrainingStats:
     test: Curves
 
     @classmethod
-    def of(cls, output: str, lines: Sequence[Mapping[str, Any]]) -> TrainingStats:
-        """The statistics in a run's metrics, ``lines`` as `luthier.run.read_metrics` gives them."""
+    def of(
+        cls, output: str, lines: Sequence[Mapping[str, Any]], tested: Mapping[str, float] | None = None
+    ) -> TrainingStats:
+        """The statistics in a run's metrics, ``lines`` as `luthier.run.read_metrics` gives them.
+
+        ``tested``: the values of the test rows.
+        """
         by_split: dict[str, list[Mapping[str, Any]]] = {}
         for line in lines:
             by_split.setdefault(line["split"], []).append(line)
         validation = by_split.get("validation", [])
         # rows that were evaluated as they are say more than the mean over an epoch in which the model changed
         training = by_split.get("train_evaluation") or _means(by_split.get("train", []), validation)
-        return cls(*({output: _curves(found)} if found else {} for found in (training, validation, [])))
+        sides = (training, validation, [tested] if tested else [])
+        return cls(*(_of_output(output, _curves(found)) for found in sides))
 
 
 @dataclass
@@ -89,6 +98,22 @@ class TrainingResults:
 
     def __getitem__(self, index: int) -> Any:
         return (self.train_stats, self.preprocessed_data, self.output_directory)[index]
+
+
+def evaluation(answered: Answered, scores: Mapping[str, float], *, overall: bool) -> dict[str, dict[str, Any]]:
+    """The statistics of an evaluation; ``overall``: with what is counted of a category's classes."""
+    counted: dict[str, Any] = {}
+    if overall and answered.classes:
+        pairs = zip(answered.predictions, answered.references, strict=True)
+        known = [(said, right) for said, right in pairs if right is not None]
+        counted = confusion([said for said, _ in known], [right for _, right in known], answered.classes)
+    return _of_output(answered.output, {**scores, **counted})
+
+
+def _of_output(output: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """What is known of the only output, and of all of them together: their loss is its own."""
+    together = {"combined": {"loss": values["loss"]}} if "loss" in values else {}
+    return {output: dict(values), **({} if output in together else together)} if values else {}
 
 
 def frame_of(table: Table, rows: Sequence[int] | None = None) -> pd.DataFrame:

@@ -46,7 +46,8 @@ def _said(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{NAME} cannot be read: {error}") from error
     if not isinstance(said, dict) or not isinstance(said.get("files"), dict) or said.get("format") != FORMAT:
         raise ValueError(f"{NAME} is not a manifest")
-    return said["files"]
+    files: dict[str, Any] = said["files"]
+    return files
 
 
 def hash_of(path: Path) -> str:

@@ -113,8 +113,7 @@ class Tuned:
         Without ``dataset`` that table is answered.
         ``probabilities``: say how sure the model is of each; None: of a category's answers, where it costs little.
         """
-        table = self.training_table()[0] if dataset is None else self.read(dataset, encoding, sink)
-        rows = list(range(len(table))) if split == "full" else self._rows_of(table, split)
+        table, rows = self.asked(dataset, split, encoding=encoding, sink=sink)
         return self.answer(
             table,
             rows,
@@ -124,6 +123,13 @@ class Tuned:
             probabilities=probabilities,
             sink=sink,
         )
+
+    def asked(
+        self, dataset: Any, split: str = "full", *, encoding: str | None = None, sink: events.Sink = events.silent
+    ) -> tuple[Table, list[int]]:
+        """The table that `predict` answers, and which rows of it."""
+        table = self.training_table()[0] if dataset is None else self.read(dataset, encoding, sink)
+        return table, list(range(len(table))) if split == "full" else self._rows_of(table, split)
 
     def answer(
         self,

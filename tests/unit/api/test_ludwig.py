@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,8 @@ def test_without_evaluations_a_value_stands_for_an_epoch() -> None:
     lines = [
         {"split": "train", "step": s, "epoch": s / 3, "loss": float(s), "supervised_tokens": 1} for s in range(1, 7)
     ]
-    assert TrainingStats.of("output", lines).training == {"output": {"loss": [2.0, 5.0], "supervised_tokens": [1, 1]}}
+    values = {"loss": [2.0, 5.0], "supervised_tokens": [1, 1]}
+    assert TrainingStats.of("output", lines).training == {"output": values, "combined": {"loss": [2.0, 5.0]}}
     # one that ended within an epoch
     assert TrainingStats.of("output", lines[:5]).training["output"]["loss"] == [2.0, 4.5]
     assert TrainingStats.of("output", []).training == {}
@@ -94,6 +96,54 @@ def test_evaluate_writes_when_asked(trained, frame, tmp_path) -> None:
     assert json.loads((tmp_path / "test_statistics.json").read_text()) == stats
     _, none, _ = model.evaluate(frame, split="test", collect_predictions=False)
     assert none.empty
+
+
+def test_losses_are_those_that_training_measures(trained, frame) -> None:
+    model, (stats, _, _) = trained
+    names = ("loss", "perplexity", "token_accuracy")
+    kept = stats.validation["output"]["loss"].index(min(stats.validation["output"]["loss"]))
+    validated, _, _ = model.evaluate(frame, split="validation")
+    for name in names:
+        assert validated["output"][name] == pytest.approx(stats.validation["output"][name][kept], rel=1e-5)
+    tested, _, _ = model.evaluate(frame, split="test")
+    assert tested["combined"] == {"loss": tested["output"]["loss"]} and {"rouge_l", "exact_match"} <= set(
+        tested["output"]
+    )
+    assert stats.test["output"] == {name: [pytest.approx(tested["output"][name], rel=1e-6)] for name in names}
+    assert stats.test["combined"] == {"loss": stats.test["output"]["loss"]}
+    assert stats.validation["combined"]["loss"] == stats.validation["output"]["loss"]
+
+
+def test_the_loss_is_of_rows_with_an_answer_and_of_the_tuned_model(trained, frame) -> None:
+    from luthier.infer.score import logprobs_of
+
+    model, _ = trained
+    rows = frame.head(6).copy()
+    rows.loc[3:, "output"] = None
+    found, answers, _ = model.evaluate(rows)
+    tuned = model._model._ready()
+    examples = [tuned.renderer.examples(dict(row), i)[0] for i, row in enumerate(rows.head(3).to_dict("records"))]
+    likely = [value for each in logprobs_of(tuned.model, examples) for value in each]
+    assert len(answers) == 6 and found["output"]["loss"] == pytest.approx(-sum(likely) / len(likely), rel=1e-5)
+    assert found["output"]["perplexity"] == pytest.approx(math.exp(found["output"]["loss"]))
+    with pytest.raises(DataError, match="no row holds a reference"):
+        model.evaluate(rows.tail(2))
+
+
+def test_stats_of_all_are_counted_where_there_are_classes(settings, frame, trained, tmp_path) -> None:
+    model, _ = trained
+    with_all, _, _ = model.evaluate(frame, split="test", collect_overall_stats=True)
+    assert with_all == model.evaluate(frame, split="test")[0]  # of text Ludwig has none
+    rows = frame.assign(output=["late" if i % 3 == 0 else "early" for i in range(len(frame))])
+    output = [{"name": "output", "type": "category"}]
+    classed = LudwigModel({**settings, "output_features": output, "trainer": {**settings["trainer"], "train_steps": 1}})
+    stats, _, _, folder = classed.experiment(rows, output_directory=str(tmp_path))
+    assert sum(map(sum, stats["output"]["confusion_matrix"])) == 4 and stats["output"]["overall_stats"]
+    assert json.loads((Path(folder) / "test_statistics.json").read_text()) == stats
+    plain, answers, _ = classed.evaluate(rows, split="test")
+    assert not {"confusion_matrix", "overall_stats", "per_class_stats"} & set(plain["output"])
+    right = (answers["output_predictions"] == list(rows["output"][26:])).mean()
+    assert stats["output"]["overall_stats"]["token_accuracy"] == pytest.approx(right)
 
 
 def test_experiment_evaluates_the_held_out_rows_of_a_frame_without_a_split(settings, frame, tmp_path) -> None:

@@ -9,6 +9,7 @@ from sacrebleu.metrics import BLEU, CHRF
 
 from luthier.errors import ConfigError, DependencyError
 from luthier.metrics import METRICS, available, class_report, per_row, score
+from luthier.metrics.confusion import confusion
 from luthier.metrics.words import words
 
 TEXT = [n for n in METRICS if METRICS.get(n).classes is None]
@@ -197,3 +198,21 @@ def test_refusals(monkeypatch):
 def test_available_leaves_out_what_is_not_installed(monkeypatch):
     monkeypatch.setattr("luthier.metrics.registry.find_spec", lambda package: None)
     assert available(["exact_match", "bleu", "rouge_l"]) == ["exact_match"]
+
+
+def test_confusion_counts_what_was_taken_for_what() -> None:
+    want = ["a", "a", "a", "b", "b", "c", "c", "a"]
+    said = ["a", "b", "a", "b", "b", "a", "C", "none of them"]
+    found = confusion(said, want, ["a", "b", "c"])
+    assert found["confusion_matrix"] == [[2, 1, 0], [0, 2, 0], [1, 0, 1]]
+    overall, each = found["overall_stats"], found["per_class_stats"]
+    assert overall["token_accuracy"] == 5 / 8
+    assert overall["avg_recall_macro"] == pytest.approx((2 / 4 + 1 + 1 / 2) / 3)
+    assert overall["avg_precision_macro"] == pytest.approx((2 / 3 + 2 / 3 + 1) / 3)
+    assert overall["avg_precision_micro"] == 5 / 7 and overall["avg_recall_micro"] == 5 / 8
+    assert overall["avg_recall_weighted"] == pytest.approx((4 * 2 / 4 + 2 * 1 + 2 * 1 / 2) / 8)
+    chance = (4 * 3 + 2 * 3 + 2 * 1) / 64
+    assert overall["kappa_score"] == pytest.approx((5 / 8 - chance) / (1 - chance))
+    counted = {"true_positives": 2, "true_negatives": 3, "false_positives": 1, "false_negatives": 2}
+    assert counted.items() <= each["a"].items()
+    assert (each["a"]["specificity"], each["a"]["f1_score"]) == (3 / 4, pytest.approx(4 / 7))

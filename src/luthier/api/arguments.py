@@ -1,0 +1,100 @@
+"""What Ludwig's methods can be given and Luthier does not do: refused by name, or told, never ignored."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from luthier.api.model import Dataset
+from luthier.errors import ConfigError
+from luthier.types import SPLITS
+
+# Ludwig's names of data formats -> the suffixes that Luthier reads them under
+DATA_FORMATS: dict[str, tuple[str, ...]] = {
+    "csv": (".csv",),
+    "tsv": (".tsv", ".tab"),
+    "json": (".json",),
+    "jsonl": (".jsonl", ".ndjson"),
+    "parquet": (".parquet", ".pq"),
+    "excel": (".xlsx", ".xlsm"),
+    "feather": (".feather",),
+}
+
+
+def refuse(name: str, value: Any, fix: str) -> None:
+    """Raise for an argument that asks for something which Luthier does not do."""
+    if value is not None:
+        message, where = f"LudwigModel: {name}=… is not supported", f"LudwigModel {name}"
+        raise ConfigError("config-not-implemented", message, where=where, received=value, allowed="None", fix=fix)
+
+
+def refuse_machine(
+    backend: Any, gpus: Any, memory_limit: Any, parallel_threads: bool, callbacks: Sequence[Any] | None
+) -> None:
+    """Raise for what would choose machines otherwise than the config does."""
+    named = backend.get("type", "local") if isinstance(backend, Mapping) else backend
+    refuse("backend", None if named == "local" else named, "leave it out: one device of this machine is used")
+    refuse("gpus", gpus, "leave it out and set `execution.device` in the config, or CUDA_VISIBLE_DEVICES")
+    refuse("gpu_memory_limit", memory_limit, "set `execution.memory` in the config")
+    refuse("callbacks", callbacks or None, "read metrics.jsonl in the run folder, or set trainer.track")
+    if not parallel_threads:
+        import torch
+
+        torch.set_num_threads(1)
+
+
+def check_asking(
+    data_format: str | None, dataset: Dataset, skip_unprocessed: bool, return_type: Any, callbacks: Any
+) -> None:
+    """What `predict` and `evaluate` share with Ludwig's and do not do."""
+    check_format(data_format, dataset)
+    refuse("callbacks", callbacks or None, "read the returned frame")
+    refuse("skip_save_unprocessed_output", None if skip_unprocessed else False, "there are no raw outputs; leave it")
+    named = getattr(return_type, "__name__", return_type)
+    if named not in (None, "DataFrame", "dataframe", "df"):
+        refuse("return_type", named, "predictions are a pandas DataFrame; frame.to_dict('list') makes a dict of it")
+
+
+def check_split(split: str) -> None:
+    """Raise ConfigError for a split that no table has, in Ludwig's names or in ours."""
+    if split not in ("full", "training", *SPLITS):
+        raise ConfigError(
+            "config-bad-value",
+            "LudwigModel: eval_split is no split",
+            where="eval_split",
+            received=split,
+            allowed=["full", "training", *SPLITS[1:]],
+            fix='eval_split="test"',
+        )
+
+
+def check_format(data_format: str | None, dataset: Dataset) -> None:
+    """Raise ConfigError when ``data_format`` says another format than ``dataset`` has, which is told by its suffix."""
+    if data_format in (None, "auto") or dataset is None:
+        return
+    if isinstance(dataset, (str, Path)):
+        fits = Path(dataset).suffix.lower() in DATA_FORMATS.get(data_format, ())
+    else:
+        fits = {"df": hasattr(dataset, "columns"), "dict": isinstance(dataset, Mapping)}.get(data_format, False)
+    if not fits:
+        raise ConfigError(
+            "config-conflict",
+            f"data_format={data_format!r} is not what the dataset is",
+            received=str(dataset) if isinstance(dataset, (str, Path)) else type(dataset).__name__,
+            allowed=["auto", *DATA_FORMATS, "df", "dict"],
+            fix="leave data_format out: the format is told by the suffix",
+        )
+
+
+def warn_kept(**asked: bool) -> None:
+    """Warn of what was asked to be left out and is a part of every run folder."""
+    wanted = [name for name, value in asked.items() if value]
+    if wanted:
+        warnings.warn(
+            f"{', '.join(wanted)}: a run folder always holds the model, its checkpoints and its metrics; "
+            "delete what you do not need afterwards",
+            UserWarning,
+            stacklevel=3,
+        )
