@@ -21,7 +21,7 @@ from luthier.pipeline.located import base_name
 from luthier.pipeline.opening import declared_precision, open_base, open_tuned
 from luthier.pipeline.preparing import divide, renderer_of
 from luthier.pipeline.reading import read_table
-from luthier.pipeline.unchanged import require_unchanged
+from luthier.pipeline.unchanged import require_same_adapter, require_unchanged
 from luthier.plan import machine as machines
 from luthier.plan import planner
 from luthier.run import Lock, RunFolder
@@ -86,7 +86,11 @@ class Found:
 
 
 def find(path: str | Path, *, overrides: Sequence[str] = (), sink: events.Sink = events.silent) -> Found:
-    """Read a finished run's records. Raises RunError when ``path`` is none, or its model is not what was trained."""
+    """Read a finished run's records.
+
+    Raises RunError when ``path`` is none, or its model is not what was trained, ConfigError where its config is of
+    another adapter.
+    """
     from luthier.plan.precision import resolve_precision
 
     folder = RunFolder.load(path)
@@ -94,6 +98,7 @@ def find(path: str | Path, *, overrides: Sequence[str] = (), sink: events.Sink =
     settings = config.load(folder.path / "config.yaml", overrides)
     lock = folder.lock
     assert lock is not None, "a run with a model has a lock"
+    require_same_adapter(folder, lock, settings)
     known = folder.read_json(RECORD)
     machine = machines.probe(settings.execution.device)
     precision = resolve_precision(declared_precision(settings), machine)
@@ -109,6 +114,11 @@ def tuned_of(found: Found, base: Base, model: Tunable, sink: events.Sink = event
     data = partial(_training_data, settings, found.record, layout, found.lock, sink)
     tokenizer = Tokenizer.load(base.path)
     renderer = renderer_of(settings, layout, tokenizer, base, found.record["columns"], "data")
+    if renderer.template_hash != found.lock.template_hash:
+        told = (
+            "prompts are not written as in the training: the config's prompt, or the base's chat template, is another"
+        )
+        sink(events.Warned(text=told))
     open_it = partial(open_base, settings, base, found.precision, found.device, sink)
     calibration = None
     if (folder.path / CALIBRATION).is_file():

@@ -7,10 +7,13 @@ from pathlib import Path
 
 from luthier import events
 from luthier.assets.cache import remembered_hash, writable_cache
-from luthier.errors import RunError
-from luthier.run import RunFolder, manifest, verify
+from luthier.config import Config
+from luthier.errors import ConfigError, Fault, RunError
+from luthier.run import Lock, RunFolder, manifest, verify
 
 LARGE = 64 * 2**20  # bytes from which on a file is hashed once and remembered; smaller ones take less than a moment
+# keys of an adapter that say how it is trained, not what it is
+OF_TRAINING = {"dropout", "init_rows", "loraplus_lr_ratio", "postprocessor", "pretrained_adapter_weights"}
 
 
 def require_unchanged(run: RunFolder, sink: events.Sink = events.silent) -> None:
@@ -30,6 +33,21 @@ def require_unchanged(run: RunFolder, sink: events.Sink = events.silent) -> None
         )
     assert run.model_path is not None, "a run that is loaded has a model"
     require_whole(run.model_path, run.record.get(verify.RECORDED))
+
+
+def require_same_adapter(run: RunFolder, lock: Lock, settings: Config) -> None:
+    """Raise ConfigError where the run's config, edited or overridden, describes another adapter than was trained."""
+    if "adapter" not in lock.config:
+        return
+    trained, now = lock.config["adapter"] or {}, settings.to_dict()["adapter"] or {}
+    names = sorted((trained.keys() & now.keys() if trained and now else trained.keys() | now.keys()) - OF_TRAINING)
+    faults = [
+        Fault("config-conflict", "this is not the adapter that was trained", f"adapter.{name} of {run.path}",
+              now.get(name), str(trained.get(name)), "put it back in config.yaml; other keys may be overridden")
+        for name in names if trained.get(name) != now.get(name)
+    ]  # fmt: skip
+    if faults:
+        raise ConfigError(faults)
 
 
 def require_whole(folder: Path, known: str | None = None) -> None:

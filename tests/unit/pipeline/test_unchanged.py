@@ -15,7 +15,7 @@ from luthier import config, pipeline
 from luthier.api import LudwigModel, Model, Models
 from luthier.assets import cache
 from luthier.cli import runs
-from luthier.errors import RunError
+from luthier.errors import ConfigError, RunError
 from luthier.pipeline import unchanged
 from luthier.run import RunFolder, manifest
 from luthier.run.verify import RECORDED
@@ -143,3 +143,24 @@ def test_verify_knows_a_model_of_another_run(made: Path, capsys: pytest.CaptureF
     with pytest.raises(typer.Exit):
         runs.command([Path("verify"), made / "one"])
     assert "not that of this run" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("key", "value"), [("alpha", 64), ("use_rslora", True), ("r", 8)])
+def test_a_config_of_another_adapter_is_refused(made: Path, key: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=f"adapter.{key} of") as caught:
+        pipeline.load(made / "one", overrides=[f"adapter.{key}={json.dumps(value)}"])
+    assert caught.value.code == "config-conflict"
+    path = made / "one/config.yaml"
+    known = config.load(path).to_dict()
+    known["adapter"][key] = value
+    path.write_text(json.dumps(known), encoding="utf-8")
+    with pytest.raises(ConfigError, match="not the adapter that was trained"):
+        pipeline.load(made / "one")
+
+
+def test_prompts_that_are_written_otherwise_are_told(made: Path) -> None:
+    told: list[Any] = []
+    pipeline.load(made / "one", sink=told.append)
+    assert not any("not written as in the training" in getattr(one, "text", "") for one in told)
+    pipeline.load(made / "one", overrides=['prompt.template="Q: {text}"'], sink=told.append)
+    assert any("not written as in the training" in getattr(one, "text", "") for one in told)
