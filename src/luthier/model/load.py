@@ -52,7 +52,6 @@ def load_base(
                 base.path,
                 config=config,
                 dtype=dtype,
-                attn_implementation="sdpa",
                 use_safetensors=True,
                 quantization_config=_bitsandbytes(quantization, dtype),
                 device_map={"": device} if quantization is not None else None,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from architectures import CASES, make
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from luthier.assets import resolve
@@ -280,6 +281,17 @@ def test_a_row_is_not_stretched_by_the_longest_beside_it(base: Base, kind: str) 
     asked = GenericModel(model).logprobs(batch(), order)
     alone = torch.cat([GenericModel(model).logprobs(batch(), at[None]) for at in order])
     torch.testing.assert_close(asked, alone, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_architecture_runs_on_the_generic_path(case: str, tiny_llama: Path, tmp_path: Path) -> None:
+    """Also one that has no implementation by torch's own attention (Gemma 2)."""
+    make(tmp_path / "base", case)
+    for path in tiny_llama.glob("*token*"):
+        shutil.copy(path, tmp_path / "base" / path.name)
+    model = load_base(resolve(str(tmp_path / "base"), cache=tmp_path / "cache"))
+    with torch.no_grad():
+        torch.testing.assert_close(GenericModel(model).logprobs(batch()), reference(model), atol=1e-5, rtol=1e-5)
 
 
 def test_full_weights_come_back(base: Base, tmp_path: Path) -> None:

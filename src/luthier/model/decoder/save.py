@@ -77,7 +77,7 @@ def named_weights(decoder: Decoder) -> Iterator[tuple[str, torch.Tensor]]:
             for part, rows in parts.items():
                 yield f"{prefix}{part}.weight", matrix[rows].clone()  # a frozen matrix is there until the next one
                 if op.bias is not None:
-                    yield f"{prefix}{part}.bias", op.bias[rows]
+                    yield f"{prefix}{part}.bias", op.bias[rows].clone()  # parts of one tensor would not be written
             if op.norm is not None:
                 yield f"{prefix}{norm_names(decoder.shape)[product]}.weight", op.norm.weight
         for name, norm in layer.norms.items():

@@ -17,6 +17,7 @@ from luthier.data.collate import collate
 from luthier.model.decoder import shape
 from luthier.model.decoder.decoder import Decoder
 from luthier.model.decoder.load import Placing, load_decoder
+from luthier.model.decoder.save import save_weights
 from luthier.model.decoder.shape import Unsupported, read_shape, shape_of
 from luthier.types import Example
 
@@ -133,3 +134,17 @@ def test_a_complete_config_is_read_as_the_library_reads_it(tmp_path: Path, case:
     if not isinstance(next(iter((library.rope_parameters or {}).values()), None), dict):
         assert read_shape(tmp_path, stretch) == shape_of(library, stretch) != read_shape(tmp_path)
     assert shape._complete({key: value for key, value in values.items() if key != "rms_norm_eps"}) is None
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_all_weights_are_written_and_read_again(case: str, tmp_path: Path) -> None:
+    """In the type that they are trained in, in which nothing copies them on the way."""
+    make(tmp_path / "base", case)
+    decoder = load(tmp_path / "base", trained=True, dtype=torch.float32)
+    with torch.no_grad():
+        for weight in decoder.parameters():
+            weight.add_(0.5)
+    save_weights(decoder, tmp_path / "base", tmp_path / "saved", torch.float32)
+    again = load(tmp_path / "saved", trained=True, dtype=torch.float32)
+    read = dict(again.named_parameters())
+    assert all(torch.equal(weight, read[name]) for name, weight in decoder.named_parameters()) and read
