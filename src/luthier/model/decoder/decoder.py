@@ -168,7 +168,8 @@ class Decoder(nn.Module):
         again = self.execution.recompute_layers if torch.is_grad_enabled() else 0
         anchor = next(self.parameters(), None)
         for layer in layers:
-            if layer.number < again and anchor is not None:
+            learns = x_th.requires_grad or next(layer.parameters(), None) is not None  # else nothing is kept of it
+            if layer.number < again and anchor is not None and learns:
                 x_th = recomputed(partial(layer, now=now), x_th, anchor, offload=self.execution.offload)
             else:
                 x_th = layer(x_th, now)

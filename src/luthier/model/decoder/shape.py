@@ -89,6 +89,9 @@ NEEDED = (
     "vocab_size", "rms_norm_eps", "hidden_act", "tie_word_embeddings",
 )  # fmt: skip
 
+# What the library's defaults say otherwise than by leaving it out: a window of 4,096, heads of 128.
+OF_ITS_OWN = {"MistralForCausalLM": "sliding_window", "Qwen3ForCausalLM": "head_dim"}
+
 
 def _complete(values: Mapping[str, Any]) -> Any:
     """The config as the file has it, where that says everything; None where a library's defaults must fill it in.
@@ -99,7 +102,8 @@ def _complete(values: Mapping[str, Any]) -> Any:
     rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
     kinds = {str(rope[key]) for key in ("rope_type", "type") if rope.get(key) is not None}
     theta = "rope_theta" in values or "rope_theta" in rope
-    if name not in COMPLETE or any(key not in values for key in NEEDED) or not theta:
+    needed = (*NEEDED, *((OF_ITS_OWN[name],) if name in OF_ITS_OWN else ()))
+    if name not in COMPLETE or any(key not in values for key in needed) or not theta:
         return None
     if kinds - {"default"} or "partial_rotary_factor" in values:
         return None

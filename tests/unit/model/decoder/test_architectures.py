@@ -148,3 +148,15 @@ def test_all_weights_are_written_and_read_again(case: str, tmp_path: Path) -> No
     again = load(tmp_path / "saved", trained=True, dtype=torch.float32)
     read = dict(again.named_parameters())
     assert all(torch.equal(weight, read[name]) for name, weight in decoder.named_parameters()) and read
+
+
+@pytest.mark.parametrize("case", ["llama", "mistral-window", "qwen2", "qwen3"])
+def test_a_key_that_a_config_leaves_out_is_what_transformers_takes_it_for(case: str, tmp_path: Path) -> None:
+    make(tmp_path, case)
+    file = tmp_path / "config.json"
+    whole = json.loads(file.read_text())
+    fixed = {"architectures", "model_type", "dtype", "transformers_version", "num_hidden_layers"}
+    for name in whole.keys() - fixed:
+        file.write_text(json.dumps({key: value for key, value in whole.items() if key != name}))
+        config = transformers.AutoConfig.from_pretrained(tmp_path)
+        assert read_shape(tmp_path) == shape_of(config), name

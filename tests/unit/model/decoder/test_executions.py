@@ -193,3 +193,16 @@ def test_a_wrong_scale_is_noticed(folder: Path) -> None:
     want = gradients(decoder, one_by_one(decoder))
     got = gradients(decoder, [examples()[:3]]) + gradients(decoder, [examples()[3:]])  # each divided by its own weight
     assert float((got - want).norm() / want.norm()) > 1e-3
+
+
+@pytest.mark.parametrize("way", [recomputed, *TILED], ids=lambda way: way.__name__)
+@pytest.mark.parametrize("layers", [(1,), (2,), (0, 2)])
+def test_layers_that_learn_nothing_are_recomputed_where_one_above_or_below_learns(
+    folder: Path, way: Way, layers: tuple[int, ...]
+) -> None:
+    """What enters a layer below the first adapter needs no gradient, and nothing in it does."""
+    decoder = adapted(folder, Lora(r=3, dropout=0.25, layers_to_transform=layers))
+    want = gradients(decoder, one_by_one(decoder))
+    got = gradients(decoder, way(decoder))
+    assert len(want) == len(got) and float(want.abs().max()) > 0
+    assert torch.allclose(got, want, rtol=1e-10, atol=1e-14)
