@@ -37,7 +37,7 @@ def refuse_machine(
     named = backend.get("type", "local") if isinstance(backend, Mapping) else backend
     refuse("backend", None if named == "local" else named, "leave it out: one device of this machine is used")
     refuse("gpus", gpus, "leave it out and set `execution.device` in the config, or CUDA_VISIBLE_DEVICES")
-    refuse("gpu_memory_limit", memory_limit, "set `execution.memory` in the config")
+    refuse("gpu_memory_limit", memory_limit, "set `execution.memory_limit` in the config")
     refuse("callbacks", callbacks or None, "read metrics.jsonl in the run folder, or set trainer.track")
     if not parallel_threads:
         import torch

@@ -433,6 +433,15 @@ def test_datasets_objects_and_folders_have_clean_headings_and_no_index(datasets,
     assert list(read(tmp_path / "other")) == CLEAN  # and not a split of which nothing validates
 
 
+@pytest.mark.parametrize("kept", ["column", "row"])
+def test_one_column_without_its_table_is_refused_with_what_to_do(kept):
+    frame = pd.DataFrame({"q": ["a", "b"], "n": ["1", "2"]})
+    with pytest.raises(DataError, match="one column") as caught:
+        read(frame["q"] if kept == "column" else frame.iloc[0])
+    assert caught.value.code == "data-unreadable" and "to_frame" in str(caught.value.faults[0].fix)
+    assert read(frame[["q"]]).column("q") == ["a", "b"]
+
+
 def test_classes_that_datasets_numbers_are_read_by_their_names(datasets, tmp_path):
     kinds = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["no", "yes"])})
     made = datasets.Dataset.from_dict({"text": ["a", "b", "c", "d"], "label": [1, 0, -1, None]}, features=kinds)

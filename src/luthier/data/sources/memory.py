@@ -186,7 +186,17 @@ def from_arrow(dataset: Any) -> Table:
     if _is_dataset(dataset):
         dataset = dataset.with_format("arrow")[:]
     if isinstance(dataset, pa.Table) or hasattr(dataset, "__arrow_c_stream__"):
-        return arrow.from_arrow(pa.table(dataset), name)
+        try:
+            rows = pa.table(dataset)
+        except pa.ArrowInvalid as error:  # a stream of one column without a name, as a Series offers
+            raise DataError(
+                "data-unreadable",
+                f"a {name} is one column, not a table",
+                received=f"a {name}",
+                allowed="a table: a DataFrame, a dict of columns, a list of dicts",
+                fix="name the column: df[['column']], or series.to_frame()",
+            ) from error
+        return arrow.from_arrow(rows, name)
     raise DataError(
         "data-unreadable",
         f"a {name} is not a dataset",
