@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from luthier.model.dropout import key_dropouts, token_keys
 from luthier.plan.support import ROTARY_BY_LENGTH
 from luthier.types import Batch
 
@@ -28,7 +29,8 @@ class GenericModel:
         """Wrap a transformers or PEFT model.
 
         ``checkpointing`` recomputes activations in the backward pass. ``neftune_alpha`` scales uniform noise on the
-        embeddings while the model is in training mode (Jain et al. 2023), drawn from ``seed``, the step and the sample.
+        embeddings while the model is in training mode (Jain et al. 2023), drawn from ``seed``, the step and the sample;
+        so are the masks of dropout.
         """
         self.model = model
         get_base = getattr(model, "get_base_model", None)
@@ -38,16 +40,20 @@ class GenericModel:
         self._positions = "position_ids" in names
         self.noise = Neftune(core.get_input_embeddings(), neftune_alpha, seed) if neftune_alpha else None
         self._core = core
+        self._seed, self._dropped = seed, key_dropouts(model)
         self._by_length = stretched_by_length(getattr(core, "config", None))
         if checkpointing:
             self.recompute()
 
     def recompute(self) -> None:
         """From now on, compute activations again in the backward pass instead of keeping them."""
+        how: dict[str, Any] = {"use_reentrant": False}
+        if self._dropped is not None:
+            how["context_fn"] = self._dropped.recalled
         if hasattr(self._core, "activation_checkpointing_enable"):  # the name in newer transformers
-            self._core.activation_checkpointing_enable({"use_reentrant": False})
+            self._core.activation_checkpointing_enable(how)
         else:
-            self._core.gradient_checkpointing_enable({"use_reentrant": False})
+            self._core.gradient_checkpointing_enable(how)
 
     def logprobs(self, batch: Batch, positions: torch.Tensor | None = None) -> torch.Tensor:
         """[n] fp32: log p(ids[i] | what precedes it in its segment) for each ``positions[i]`` of the batch.
@@ -87,6 +93,12 @@ class GenericModel:
             inputs["logits_to_keep"] = kept
         if self.noise is not None:
             self.noise.expect(batch)
+        if self._dropped is not None:
+            self._dropped.key_bl = None
+            if batch.key is not None and self.model.training:
+                keys = torch.zeros_like(padded)
+                keys[segment, place] = token_keys(batch.key, self._seed).to(device)
+                self._dropped.key_bl = keys
         logits = self.model(**inputs).logits
         return logits[rows, columns], ids[positions]
 

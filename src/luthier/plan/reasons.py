@@ -26,7 +26,7 @@ def why(
     said = {
         "device": gpu.name if gpu else "no GPU was found" if not machine.gpus else SET,
         "model": not_decoder(config, spec, engine) or "the decoder of this architecture packs rows without padding",
-        "tokens_per_pass": _tokens(job, plan) + _drawn(job, plan),
+        "tokens_per_pass": _tokens(job, plan),
         "attention": "rows are packed and never see each other" if plan.attention == "flash" else
         "the generic path pads rows" if plan.model == "generic" else str(no_flash),
         "recompute_layers": _recompute(config, job, plan, layers),
@@ -53,8 +53,6 @@ def why(
         said |= {name: LEANEST for name in SIZED if name in said and not forced.get(name)}
     names = {"recompute_layers": "recompute"}
     declared = {field: SET for field in said if names.get(field, field) in pinned}
-    if "tokens_per_pass" in declared:
-        declared["tokens_per_pass"] += _drawn(job, plan)
     if "share_prefix" in declared:  # it may be in vain
         declared["share_prefix"] += f" {said['share_prefix']}"
     return said | declared
@@ -67,13 +65,6 @@ def _tokens(job: Job, plan: Plan) -> str:
     if plan.device == "cpu":
         return "larger passes leave the CPU's cache, smaller ones read the weights more often"
     return f"the largest pass that fits; a step of {job.batch} rows has up to {most:,} tokens"
-
-
-def _drawn(job: Job, plan: Plan) -> str:
-    """What to tell of dropout on the generic path, whose masks are those of a pass; the decoder keys them by sample."""
-    if plan.model != "generic" or not job.dropout:
-        return ""
-    return "; dropout draws other masks where a step is cut otherwise, on another number of ranks too"
 
 
 def _shared(job: Job) -> str:

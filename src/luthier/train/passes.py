@@ -13,6 +13,7 @@ from luthier.data.share import shared_by_all
 from luthier.errors import TrainingError
 from luthier.events import Planned
 from luthier.infer.answer import is_out_of_memory
+from luthier.model.dropout import drawn_by_pass
 from luthier.train.comm import Comm, OneRank
 from luthier.train.memory import give_back
 from luthier.types import Example, Plan
@@ -83,7 +84,7 @@ def passes_that_fit(
                 fix="lower preprocessing.max_sequence_length; `luthier plan` shows what fits",
             )
         put_in_force(setup, now, leaner)
-        others = "; dropout draws other masks from here on" if _drawn_by_pass(setup, leaner) else ""
+        others = "; dropout draws other masks from here on" if drawn_by_pass(setup.model) else ""
         setup.sink(Planned(plan=asdict(leaner), why=f"out of memory in {moment}{others}"))
 
 
@@ -98,21 +99,3 @@ def put_in_force(setup: Setup, now: Training, plan: Plan) -> None:
     now.plan = plan
     give_back()
     torch.cuda.empty_cache()
-
-
-def _drawn_by_pass(setup: Setup, plan: Plan) -> bool:
-    """Whether dropout depends on how a step is cut; the decoder's is keyed by sample and position."""
-    return plan.model == "generic" and any(map(_drops, setup.model.modules()))
-
-
-def _drops(module: torch.nn.Module) -> bool:
-    if isinstance(module, torch.nn.modules.dropout._DropoutNd):
-        return module.p > 0
-    for name in ("rank_dropout", "module_dropout"):  # PEFT's LoHa and LoKr hold a share for each adapter
-        shares = getattr(module, name, None)
-        if isinstance(shares, dict) and any(float(one) > 0 for one in shares.values()):
-            return True
-    if type(module).__name__ == "MultiplicativeDropoutLayer":  # of PEFT's BOFT
-        return float(getattr(module, "p", 0.0)) > 0
-    share = getattr(module, "attention_dropout", 0.0)  # transformers' attention hands it to its kernel
-    return isinstance(share, float) and share > 0

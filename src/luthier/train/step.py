@@ -12,6 +12,7 @@ from luthier.data.collate import collate
 from luthier.errors import TrainingError
 from luthier.events import Planned, Warned
 from luthier.infer.answer import is_out_of_memory
+from luthier.model.dropout import drawn_by_pass
 from luthier.plan.recorded import state_on_host
 from luthier.train.hosted import keep_on_host
 from luthier.train.memory import peak_gib
@@ -36,6 +37,7 @@ class Training:
     skipped: int = 0  # updates skipped in a row
     torn: bool = False  # an update was broken off: some weights may be new and others not
     rate_scale: float = 1.0  # what reduce-on-plateau has made of the learning rate
+    by_pass: bool = False  # some of the model draws over a whole pass, whatever its samples
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,8 @@ class StepResult:
 
 def new_training(setup: Setup, optimizer: torch.optim.Optimizer) -> Training:
     """The state before the first step."""
-    return Training(optimizer, setup.plan, scaler(setup.precision, setup.plan.device))
+    own = scaler(setup.precision, setup.plan.device)
+    return Training(optimizer, setup.plan, own, by_pass=bool(drawn_by_pass(setup.model)))
 
 
 def make_state_that_fits(setup: Setup, now: Training) -> None:
@@ -156,8 +159,9 @@ def _run_passes(setup: Setup, now: Training, passes: Passes, constants: Mapping[
     for number, examples in enumerate(passes):
         if not examples:
             continue
-        # Dropout depends on (seed, step, pass) alone, so neither a resume nor an evaluation changes it.
-        place = number * setup.comm.world + setup.comm.rank
+        # What is drawn by weights depends on (seed, step) alone: it is the same in all passes of a step, on all ranks.
+        # What is drawn over a pass depends on the pass too. Neither a resume nor an evaluation changes it.
+        place = number * setup.comm.world + setup.comm.rank if now.by_pass else 0
         torch.manual_seed((setup.seed * 1_000_003 + now.step) * 1_009 + place)
         batch = collate(examples, now.step, share=now.plan.share_prefix)
         logprobs = setup.logprobs(batch)  # it moves what it needs itself: shapes are known on the host alone

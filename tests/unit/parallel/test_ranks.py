@@ -132,6 +132,20 @@ def test_two_ranks_give_what_one_gives(ran: Callable[..., Ran], alone: Ran) -> N
     assert json.loads((found[0] / "run.json").read_text(encoding="utf-8"))["state"] == "finished"
 
 
+@pytest.mark.parametrize("adapter", [
+    {"type": "lora", "r": 4, "dropout": 0.2, "use_dora": True},
+    {"type": "loha", "r": 4, "rank_dropout": 0.3},
+], ids=["dora", "loha"])  # fmt: skip
+def test_ranks_of_the_generic_path_drop_the_same(
+    ran: Callable[..., Ran], settings: Path, tmp_path: Path, adapter: dict[str, object]
+) -> None:
+    made = json.loads(settings.read_text(encoding="utf-8"))
+    made["config"]["adapter"] = adapter
+    path, name = tmp_path / "settings.json", str(adapter["type"])
+    path.write_text(json.dumps(made), encoding="utf-8")
+    same(ran(f"{name}-two", 2, made=path), ran(f"{name}-one", 1, made=path))
+
+
 def test_ranks_begin_with_the_same_factors(ran: Callable[..., Ran], settings: Path, tmp_path: Path) -> None:
     """One looks at the rows and keeps what it made of them, the other reads it."""
     made = json.loads(settings.read_text(encoding="utf-8"))

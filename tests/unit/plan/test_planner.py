@@ -226,16 +226,6 @@ def test_long_rows_in_little_memory_go_tile_by_tile() -> None:
     assert not planned(gpu(6.1), data=long, execution={"weights": "quantised", "mlp_tile": 0}, **quiet).fits
 
 
-@pytest.mark.parametrize("pinned", [{}, {"tokens_per_pass": 2048}])
-def test_a_plan_tells_where_dropout_depends_on_how_a_step_is_cut(pinned: dict[str, int]) -> None:
-    lora = {"type": "lora", "dropout": 0.1}
-    for execution, told in ((pinned, False), (pinned | {"model": "generic"}, True)):
-        reasons = best(declared(adapter=lora, execution=execution), SMALL, rows(200), gpu(140)).plan.reasons
-        assert ("other masks" in reasons["tokens_per_pass"]) is told
-    quiet = best(declared(adapter={"type": "lora"}, execution={"model": "generic"}), SMALL, rows(200), gpu(140))
-    assert "other masks" not in quiet.plan.reasons["tokens_per_pass"]
-
-
 def test_all_validation_rows_are_answered_in_a_plan_too() -> None:
     """A tenth validates, eight train."""
     every = {"trainer": {"batch_size": 16, "eval_generation_rows": None}}

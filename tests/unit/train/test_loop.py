@@ -10,18 +10,19 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from peft.tuners.boft.layer import MultiplicativeDropoutLayer
+from peft import BOFTConfig, LoHaConfig, LoKrConfig, get_peft_model
+from tiny_training import make_examples, make_model
 
 from luthier.errors import ConfigError, Interrupted, RunError, TrainingError
 from luthier.events import Planned, Saved, Stepped, Warned
 from luthier.plan import recorded
 from luthier.run import MetricsWriter, atomic, read_metrics
-from luthier.train import checkpoint, evaluation, passes, step
+from luthier.train import checkpoint, evaluation, step
 from luthier.train.comm import OneRank
 from luthier.train.loop import fit, optimizer_of, trainable
 from luthier.train.optimizer import make_state
 from luthier.train.passes import passes_that_fit, planned
-from luthier.train.step import new_training
+from luthier.train.step import _run_passes, new_training
 from luthier.types import Plan
 
 
@@ -387,12 +388,14 @@ def test_an_update_without_memory_ends_with_what_to_do_and_saves_no_half_of_it(m
     assert fit(resumed).resumed_from == 2 and same(weights(resumed), weights(straight))
 
 
-@pytest.mark.parametrize(("dropout", "said"), [(0.1, "; dropout draws other masks from here on"), (0.0, "")])
-def test_a_leaner_plan_says_where_dropout_depends_on_the_cut(make_setup, dropout, said) -> None:
-    events = []
-    setup = make_setup(
-        tokens_per_pass=80, sink=events.append, dropout=dropout, evaluate=None, trainer={"train_steps": 1}
-    )
+@pytest.mark.parametrize(("of_the_base", "said"), [(0.1, "; dropout draws other masks from here on"), (0.0, "")])
+def test_a_leaner_plan_says_where_dropout_depends_on_the_cut(make_setup, tiny_llama, of_the_base, said) -> None:
+    """An adapter's does not."""
+    events, model = [], make_model(tiny_llama, dropout=0.1)
+    for module in model.modules():
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = of_the_base
+    setup = make_setup(model=model, tokens_per_pass=80, sink=events.append, evaluate=None, trainer={"train_steps": 1})
 
     def small(batch):
         if len(batch.lengths) > 2:
@@ -404,17 +407,35 @@ def test_a_leaner_plan_says_where_dropout_depends_on_the_cut(make_setup, dropout
     assert whys == {f"out of memory in step 1{said}"}
 
 
-def test_the_dropouts_of_pefts_own_layers_depend_on_the_cut_too() -> None:
-    def layer(**held: object) -> torch.nn.Module:
-        made = torch.nn.Linear(2, 2)
-        for name, value in held.items():
-            setattr(made, name, value)
-        return made
+@pytest.mark.filterwarnings("ignore:Failed to load the CUDA extension", "ignore:Setting boft_n")  # BOFT runs without
+@pytest.mark.parametrize("config", [
+    LoHaConfig(r=4, rank_dropout=0.4, module_dropout=0.2, target_modules=["q_proj", "down_proj"]),
+    LoKrConfig(r=4, rank_dropout=0.4, module_dropout=0.2, target_modules=["q_proj", "down_proj"]),
+    BOFTConfig(boft_block_size=4, boft_dropout=0.4, target_modules=["q_proj"]),
+], ids=["loha", "lokr", "boft"])  # fmt: skip
+def test_what_drops_weights_drops_the_same_in_all_passes_of_a_step(make_setup, tiny_llama, config) -> None:
+    model = make_model(tiny_llama, adapter=False).double()
+    torch.manual_seed(3)
+    model = get_peft_model(model, config).double().train()
+    for weight in model.parameters():
+        if weight.requires_grad:
+            torch.nn.init.normal_(weight, std=0.3)
+    setup = make_setup(model=model)
+    now = new_training(setup, torch.optim.SGD([weight for weight in model.parameters() if weight.requires_grad]))
+    examples = make_examples(6)
+    constants = setup.objective.prepare(examples)
 
-    assert passes._drops(layer(rank_dropout={"default": 0.3})) and passes._drops(layer(module_dropout={"default": 0.1}))
-    assert passes._drops(MultiplicativeDropoutLayer(p=0.2))
-    none = layer(rank_dropout={"default": 0.0}, module_dropout={"default": 0.0})
-    assert not passes._drops(none) and not passes._drops(MultiplicativeDropoutLayer(p=0.0))
+    def gradient(cut: list[list], step: int = 0) -> torch.Tensor:
+        now.step = step
+        _run_passes(setup, now, cut, constants)
+        found = torch.cat([w.grad.flatten() for w in model.parameters() if w.grad is not None])
+        model.zero_grad()
+        return found
+
+    want = gradient([examples])
+    assert float((gradient([[one] for one in examples]) - want).norm() / want.norm()) < 1e-6
+    assert float((gradient([[], examples[:2], examples[2:]]) - want).norm() / want.norm()) < 1e-6
+    assert max(float((gradient([examples], step) - want).norm() / want.norm()) for step in (1, 2)) > 0.01
 
 
 def test_an_unknown_validation_metric_lists_what_there_is(make_setup) -> None:

@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from luthier.kernels import attention, host_training, keyed
+from luthier.kernels import attention, host_training
 from luthier.kernels.linear import Norm, Update
 from luthier.kernels.logprob import score, selected_logprob
 from luthier.model.decoder import lora
@@ -19,6 +19,7 @@ from luthier.model.decoder.graphs import Graphs
 from luthier.model.decoder.layer import Layer, Pass
 from luthier.model.decoder.nodes import normed, recomputed
 from luthier.model.decoder.shape import Rotary, Shape
+from luthier.model.dropout import token_keys
 from luthier.plan.passes import ROUND, padded, rounded
 from luthier.types import Batch
 
@@ -141,9 +142,7 @@ class Decoder(nn.Module):
         """[tokens] their keys for dropout, in 32 bits and with the seed in them; None where nothing is drawn."""
         if batch.key is None or not self.training or not any(pair.rank.p for pair in self.pairs):
             return None
-        key = _to_length(batch.key, tokens)
-        high, low = key >> 32, key & keyed.MASK
-        return keyed.mix(low ^ keyed.mix(high ^ keyed.hash_of(self._seed))).to(self.device, non_blocking=True)
+        return token_keys(_to_length(batch.key, tokens), self._seed).to(self.device, non_blocking=True)
 
     def refresh(self) -> None:
         """Bring the compute copies of the adapters up to date; to be called after their weights have changed."""

@@ -1,0 +1,156 @@
+"""Dropout on the generic path: however a step is cut the same masks, and the decoder's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, VeraConfig, get_peft_model
+from test_executions import SECTION, adapted, gradients
+from torch import nn
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+
+from luthier.data.collate import collate
+from luthier.kernels.keyed import dropout, hash_of, threshold
+from luthier.model.dropout import KeyedDropout, Tokens, drawn_by_pass, key_dropouts, token_keys
+from luthier.model.generic import GenericModel
+from luthier.types import Example
+
+P = SECTION.dropout
+
+
+def rows() -> list[Example]:
+    return [Example([5 + (3 * row + i) % 80 for i in range(4 + 2 * row)], [0.0] * 2 + [1.0] * (2 + 2 * row), row)
+            for row in range(5)]  # fmt: skip
+
+
+def made(folder: Path, config: Any, *, checkpointing: bool = False) -> GenericModel:
+    """An adapter on the tiny model whose B is not zero, in fp64."""
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        model = get_peft_model(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64), config).double()
+    generator = torch.Generator().manual_seed(1)
+    for name, weight in model.named_parameters():
+        if weight.requires_grad and ("lora_B" in name or "vera_lambda" in name):
+            weight.data.normal_(std=0.3, generator=generator)
+    return GenericModel(model.train(), checkpointing=checkpointing, seed=7)
+
+
+def gradient(generic: GenericModel, passes: list[list[Example]], step: int = 3) -> torch.Tensor:
+    for part in passes:
+        generic.logprobs(collate(part, step)).sum().backward()
+    weights = [weight for weight in generic.model.parameters() if weight.requires_grad]
+    found = torch.cat([weight.grad.flatten() for weight in weights if weight.grad is not None])
+    generic.model.zero_grad()
+    return found
+
+
+def error(got: torch.Tensor, want: torch.Tensor) -> float:
+    return float((got - want).norm() / want.norm())
+
+
+LORA = LoraConfig(r=4, lora_dropout=0.25, target_modules="all-linear", task_type="CAUSAL_LM")
+DORA = LoraConfig(r=4, lora_dropout=0.25, use_dora=True, target_modules="all-linear", task_type="CAUSAL_LM")
+VERA = VeraConfig(r=4, vera_dropout=0.25, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM")
+
+
+@pytest.mark.parametrize("config", [LORA, DORA, VERA], ids=["lora", "dora", "vera"])
+def test_gradients_do_not_depend_on_how_a_step_is_cut(tiny_llama: Path, config: Any) -> None:
+    generic, step = made(tiny_llama, config), rows()
+    want = gradient(generic, [step])
+    torch.manual_seed(99)  # no mask is torch's own
+    assert error(gradient(generic, [[row] for row in step]), want) < 1e-7  # transformers' norms round to fp32
+    assert error(gradient(generic, [[step[3], step[0]], [step[4], step[2], step[1]]]), want) < 1e-7
+    assert error(gradient(generic, [step], step=4), want) > 0.1
+    assert not drawn_by_pass(generic.model)
+
+
+def test_what_is_computed_again_drops_the_same(tiny_llama: Path) -> None:
+    generic, again = made(tiny_llama, LORA), made(tiny_llama, LORA, checkpointing=True)
+    want = gradient(generic, [rows()])
+    assert error(gradient(again, [rows()]), want) < 1e-7
+    # two passes before one backward, as where rows of a pass are computed one by one
+    sum(again.logprobs(collate([row], 3)).sum() for row in rows()).backward()
+    assert error(gradient(again, []), want) < 1e-7
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from test_architectures import make
+
+    where = tmp_path_factory.mktemp("llama")
+    make(where, "llama")
+    return where
+
+
+def test_the_decoder_draws_the_same(folder: Path) -> None:
+    """The same base, adapter, seed and step on both paths."""
+    decoder, step = adapted(folder), rows()
+    config = LoraConfig(r=SECTION.r, lora_alpha=2 * SECTION.r, lora_dropout=P, target_modules="all-linear",
+                        task_type="CAUSAL_LM")  # fmt: skip
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64), config).double()
+    for pair in decoder.pairs:
+        module: Any = model.get_submodule(f"base_model.model.{pair.name}")
+        module.lora_A["default"].weight.data.copy_(pair.lora_A)
+        module.lora_B["default"].weight.data.copy_(pair.lora_B)
+    generic = GenericModel(model.train(), seed=7)
+    total = sum(sum(row.weights[1:]) for row in step)
+    (-generic.logprobs(collate(step, 5)).sum() / total).backward()
+    found = [part.grad.flatten() for pair in decoder.pairs
+             for part in (model.get_submodule(f"base_model.model.{pair.name}").lora_A["default"].weight,
+                          model.get_submodule(f"base_model.model.{pair.name}").lora_B["default"].weight)]  # fmt: skip
+    want = gradients(decoder, [[row] for row in step])
+    assert error(torch.cat(found), want) < 2e-6  # transformers' norms and softmax round to fp32
+    decoder.eval()
+    assert error(torch.cat(found), _without(decoder, step)) > 0.1
+
+
+def _without(decoder: Any, step: list[Example]) -> torch.Tensor:
+    total = sum(sum(row.weights[1:]) for row in step)
+    (-decoder.logprobs(collate(step, 5)).sum() / total).backward()
+    return torch.cat([p.grad.flatten() for p in decoder.parameters() if p.grad is not None])
+
+
+def test_a_masked_value_is_its_own_and_nothing_is_drawn_in_evaluation() -> None:
+    tokens = Tokens()
+    one = KeyedDropout(0.4, 11, tokens, by_pass=False).train()
+    tokens.key_bl = token_keys(torch.arange(6).reshape(2, 3), 1)
+    x = torch.randn(2, 3, 500, requires_grad=True)
+    got = one(x)
+    assert torch.equal(got.reshape(6, -1), dropout(x.reshape(6, -1), tokens.key_bl.reshape(-1), 11, 0.4))
+    assert float((got == 0).float().mean()) == pytest.approx(0.4, abs=0.03)
+    got.sum().backward()
+    assert torch.equal(x.grad != 0, got != 0) and torch.equal(one(x.detach().reshape(6, 500)), got.reshape(6, 500))
+    assert one.eval()(x) is x and threshold(0.4) and not one.by_pass
+
+
+def test_shapes_without_tokens_are_drawn_by_pass_and_told() -> None:
+    model = nn.Sequential(nn.Dropout(0.0), nn.Linear(2, 2))
+    assert key_dropouts(model) is None and drawn_by_pass(model) == []
+    wrapped = nn.ModuleDict({"lora_dropout": nn.ModuleDict({"default": nn.Dropout(0.5)})})
+    outer = nn.ModuleDict({"expert": wrapped}).train()
+    tokens = key_dropouts(outer)
+    assert tokens is not None and drawn_by_pass(outer) == []
+    one: Any = wrapped["lora_dropout"]["default"]
+    assert one.salt == hash_of(*b"expert")
+    one(torch.ones(4, 8))
+    assert drawn_by_pass(outer) == []  # nothing known of the pass: no training of ours
+    tokens.key_bl = torch.zeros(2, 3, dtype=torch.int64)
+    one(torch.ones(4, 8))  # rows that were routed here
+    assert drawn_by_pass(outer) == ["expert.lora_dropout.default"]
+
+
+def test_a_base_with_dropout_of_its_own_is_told() -> None:
+    config = GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=90, n_positions=32)
+    model = GPT2LMHeadModel(config)
+    assert any("attn_dropout" in name for name in drawn_by_pass(model))
+    with torch.random.fork_rng():
+        generic = GenericModel(model.train(), seed=1)
+        gradient(generic, [rows()])
+    assert any("attn_dropout" in name for name in drawn_by_pass(model))
+    silent = GPT2LMHeadModel(
+        GPT2Config(**{**config.to_dict(), "attn_pdrop": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0})
+    )
+    assert drawn_by_pass(silent) == []
