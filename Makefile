@@ -20,6 +20,10 @@ with_pip = $(1)/bin/python -m pip --version >/dev/null 2>&1 || \
 # The modules under `mypy --strict`; override to look at one: make types TYPES="-p luthier.data"
 TYPES  ?= -p luthier
 export OMP_NUM_THREADS ?= 2
+
+# Test processes at once, each of which may hold a model; and the tests that `make test` leaves out.
+WORKERS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2); [ $$n -le 4 ] && echo $$n || echo 4)
+OTHERS  := long or gpu or vllm
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
@@ -55,8 +59,10 @@ picture: $(STAMP) ## the README's picture, from a demo that is run for it
 	PATH="$(CURDIR)/$(BIN):$$PATH" bash -o pipefail -c 'bash scripts/demo.sh 2>&1 | tee demo.log'
 	$(BIN)/python scripts/picture.py demo.log --skip "filled in:"
 
+# One worker a core, each on one thread; what measures time or memory comes after them, with nothing beside it.
 test: lint types ## the whole test suite but the long and the GPU tests
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope -m 'not ($(OTHERS) or alone)'
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m 'alone and not ($(OTHERS))'
 
 test-long: $(STAMP) ## the tests that take minutes; writes tests/results/long.json, which is committed
 	HF_HUB_OFFLINE=1 $(BIN)/python scripts/record_tests.py tests/results/long.json -m 'long and not gpu'

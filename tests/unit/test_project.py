@@ -55,10 +55,12 @@ def takes_under(limit: float, code: str, *arguments: str) -> bool:
     return False
 
 
+@pytest.mark.alone
 def test_importing_luthier_takes_under_a_fifth_of_a_second() -> None:
     assert takes_under(0.2, "import luthier")
 
 
+@pytest.mark.alone
 def test_help_takes_under_three_tenths_of_a_second() -> None:
     assert takes_under(0.3, "from luthier.cli import main; main()", "--help")
 

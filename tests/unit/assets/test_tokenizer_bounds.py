@@ -45,6 +45,7 @@ def refused(work: Any) -> AssetError:
     return caught.value
 
 
+@pytest.mark.alone
 def test_a_pattern_that_takes_minutes_is_left_after_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokenizer_bounds, "PATIENCE", 0.5)
     tokenizer = Tokenizer.load(hostile(tmp_path, **split(CUBIC)))
@@ -132,6 +133,7 @@ def hidden(folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("hide", [False, True])
 def test_loading_that_takes_minutes_is_killed(hide: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokenizer_bounds, "PATIENCE", 1.5)
@@ -183,6 +185,7 @@ def test_every_added_token_says_whether_it_is_normalised() -> None:
         type(byte_level()._backend).from_str(json.dumps(spec))
 
 
+@pytest.mark.alone
 def test_nothing_of_it_runs_while_it_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What it puts before a text is asked of its post-processor alone."""
     monkeypatch.setattr(tokenizer_bounds, "PATIENCE", 0.2)
@@ -199,6 +202,7 @@ def test_ordinary_normalizers_pass(tmp_path: Path) -> None:
     assert llama_style("normalizer").encode("hel")
 
 
+@pytest.mark.alone
 def test_watching_costs_little() -> None:
     taken = []
     for _ in range(5):

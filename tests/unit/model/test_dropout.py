@@ -154,3 +154,22 @@ def test_a_base_with_dropout_of_its_own_is_told() -> None:
         GPT2Config(**{**config.to_dict(), "attn_pdrop": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0})
     )
     assert drawn_by_pass(silent) == []
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_mask_on_a_gpu_is_the_cpus(tiny_llama: Path, dtype: torch.dtype) -> None:
+    here, there = made(tiny_llama, LORA), made(tiny_llama, LORA)
+    there.model.to("cuda")
+    found = {}
+    for name, generic in (("cpu", here), ("cuda", there)):
+        kept = []
+        for module in generic.model.modules():
+            if isinstance(module, KeyedDropout):
+                module.register_forward_hook(lambda module, inputs, out, kept=kept: kept.append((out != 0).cpu()))
+        generic.model.to(dtype)
+        gradient(generic, [rows()[:3], rows()[3:]])
+        found[name] = kept
+    assert len(found["cpu"]) == len(found["cuda"]) > 10
+    differ = [float((one != two).float().mean()) for one, two in zip(found["cpu"], found["cuda"], strict=True)]
+    assert max(differ) < 1e-3  # a value that is zero itself

@@ -43,6 +43,7 @@ def changed(base: Path, to: Path, values: dict[str, Any]) -> Path:
     return folder
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("name", SIZES)
 def test_sizes_that_are_none(name: str, tiny_llama: Path, tmp_path: Path) -> None:
     for number, value in enumerate(NO_SIZES):
@@ -82,6 +83,7 @@ def ending(work: Callable[[], object], pipe: Any) -> None:
     os._exit(0)
 
 
+@pytest.mark.alone
 @pytest.mark.skipif(sys.platform != "linux", reason="forks, and limits address space")
 @pytest.mark.parametrize("how", ["decoder", "generic"])
 def test_values_of_another_kind(how: str, tiny_llama: Path, tmp_path: Path) -> None:

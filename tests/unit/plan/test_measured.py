@@ -164,6 +164,7 @@ def test_weights_adapter_and_gradients_are_exact(case: tuple[Path, list[int]]) -
         assert found.device["adapter"] == (0 if section is None else 4 * trained), name
 
 
+@pytest.mark.alone
 def test_time_of_a_pass_on_one_core(tmp_path: Path) -> None:
     """Within a factor of 2.5 of the processor time of a real pass: so small a model is not what it was fitted to."""
     from transformers import LlamaConfig, LlamaForCausalLM
