@@ -28,7 +28,7 @@ def rows() -> list[Example]:
 
 def made(folder: Path, config: Any, *, checkpointing: bool = False) -> GenericModel:
     """An adapter on the tiny model whose B is not zero, in fp64."""
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(2)
         model = get_peft_model(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64), config).double()
     generator = torch.Generator().manual_seed(1)
@@ -146,7 +146,7 @@ def test_a_base_with_dropout_of_its_own_is_told() -> None:
     config = GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=90, n_positions=32)
     model = GPT2LMHeadModel(config)
     assert any("attn_dropout" in name for name in drawn_by_pass(model))
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         generic = GenericModel(model.train(), seed=1)
         gradient(generic, [rows()])
     assert any("attn_dropout" in name for name in drawn_by_pass(model))
