@@ -93,18 +93,23 @@ class Batch:
     segment_fields: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
 
+Beginnings = tuple[tuple[float, int], ...]  # share of the examples, and untrained tokens that these start with
+
+
 @dataclass(frozen=True, slots=True)
 class DataStats:
     """What the planner needs to know of the training data. Lengths in tokens, one an example; may be an array.
 
     shared_prefix: untrained tokens that all examples start with; 0 where they are too few to be worth sharing, None
-    where that is not known.
+    where that is not known. beginnings: what parts of them start with, in a sample; () where nothing was found, or
+    looked for.
     """
 
     lengths: Sequence[int]
     supervised_tokens: int
     data_hash: str
     shared_prefix: int | None = None
+    beginnings: Beginnings = ()
 
     @property
     def tokens(self) -> int:

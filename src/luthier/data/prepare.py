@@ -24,7 +24,7 @@ from typing import Any, Protocol
 from luthier.assets.cache import build_once, code_hash, forget_old, read_made
 from luthier.data.audit import Audit, AuditBuilder
 from luthier.data.render import Outcome, Renderer
-from luthier.data.share import Shared
+from luthier.data.share import Shared, beginnings
 from luthier.data.store import ExampleStore, StoreWriter
 from luthier.data.table import Table
 from luthier.errors import DataError
@@ -88,7 +88,7 @@ def _in_memory(table: Table, splits: Sides, renderer: Renderer, sink: Sink) -> P
     audit = builder.finish(renderer.tokenizer, rendering=renderer.describe, notes=table.notes)
     _require_supervision(table, splits, audit, builder.supervised)
     lengths = array("i", [e.length for e in examples["train"]])
-    stats = DataStats(lengths, builder.supervised, table.content_hash, shared.length)
+    stats = DataStats(lengths, builder.supervised, table.content_hash, shared.length, beginnings(examples["train"]))
     return Prepared(dict(examples), dict(rows), audit, stats)
 
 
@@ -103,7 +103,13 @@ def _write(folder: Path, table: Table, splits: Sides, renderer: Renderer, sink: 
             _share(shared, split, outcome)
         audit = builder.finish(renderer.tokenizer, rendering=renderer.describe)
         _require_supervision(table, splits, audit, builder.supervised)
-    stored = {"audit": audit.stored(), "supervised": builder.supervised, "shared": shared.length}
+    parts = beginnings(ExampleStore(folder, "train"))
+    stored = {
+        "audit": audit.stored(),
+        "supervised": builder.supervised,
+        "shared": shared.length,
+        "beginnings": parts,
+    }
     (folder / "prepared.json").write_text(json.dumps(stored, ensure_ascii=True), encoding="utf-8")
 
 
@@ -115,7 +121,13 @@ def _read(folder: Path, table: Table) -> Prepared:
         dict(stores),
         {split: store.rows for split, store in stores.items()},
         audit,
-        DataStats(stores["train"].lengths, stored["supervised"], table.content_hash, stored["shared"]),
+        DataStats(
+            stores["train"].lengths,
+            stored["supervised"],
+            table.content_hash,
+            stored["shared"],
+            tuple((part, tokens) for part, tokens in stored["beginnings"]),
+        ),
     )
 
 

@@ -6,12 +6,18 @@ shared: its loss belongs to one sample. One level: a shared beginning has no sha
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import random
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
-from luthier.types import Example
+from luthier.types import Beginnings, Example
 
 LEAST = 16  # tokens: what a shorter beginning saves, gathering its keys costs
+# What is looked at for beginnings of a part of the rows: so many rows, of fewer tokens where they are long.
+SAMPLED, SAMPLED_TOKENS, FEWEST = 2048, 2**21, 64
+PASS = 32  # rows of a pass in which those beginnings shall save most
+RARE = 0.01  # of the rows: a beginning of fewer seldom comes twice in a pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +43,35 @@ def shared_by_all(examples: Iterable[Example]) -> int:
     for example in examples:
         found.add(example)
     return found.length
+
+
+def beginnings(examples: Sequence[Example]) -> Beginnings:
+    """What parts of the examples start with (templates, system prompts): in a sample that is always the same one.
+
+    Each is the share of the examples and its tokens, those that save most first. The parts are those that save most in
+    a pass of `PASS` examples, grouped as `cut` does it; what fewer than `RARE` of them share is left out.
+    """
+    if not examples:
+        return ()
+    some = random.Random(0).sample(range(len(examples)), min(len(examples), FEWEST))
+    mean = max(1, sum(examples[index].length for index in some) // len(some))
+    count = min(len(examples), max(FEWEST, min(SAMPLED, SAMPLED_TOKENS // mean)))
+    chosen = [examples[index] for index in sorted(random.Random(0).sample(range(len(examples)), count))]
+    found = _groups(chosen, lambda rows, tokens: saved_of(((rows / count, tokens),), PASS))
+    parts = [(len(members) / count, tokens) for members, tokens in found if len(members) >= RARE * count]
+    return tuple(sorted(parts, key=lambda part: -part[0] * part[1]))
+
+
+@lru_cache(maxsize=4096)
+def begun_of(parts: Beginnings, rows: int, power: int = 1) -> float:
+    """Tokens of a shared beginning that each of ``rows`` rows of a pass goes on from, on average; or their squares."""
+    return sum(part * float(tokens) ** power * (1 - (1 - part) ** (rows - 1)) for part, tokens in parts)
+
+
+@lru_cache(maxsize=4096)
+def saved_of(parts: Beginnings, rows: int) -> float:
+    """Tokens that a pass of ``rows`` rows, drawn by chance, need not compute: exact where all rows start alike."""
+    return sum(tokens * (rows * part - 1 + (1 - part) ** rows) for part, tokens in parts)
 
 
 class Shared:
@@ -80,7 +115,14 @@ def cut(examples: Sequence[Example]) -> list[Piece]:
     return pieces
 
 
-def _groups(examples: Sequence[Example]) -> list[tuple[list[int], int]]:
+def _in_one_pass(rows: int, tokens: int) -> float:
+    """What ``rows`` that start with the same ``tokens`` save, all together."""
+    return (rows - 1) * tokens
+
+
+def _groups(
+    examples: Sequence[Example], saving: Callable[[int, int], float] = _in_one_pass
+) -> list[tuple[list[int], int]]:
     """Examples that share a beginning, in their order, and its tokens.
 
     Sorted by their tokens, neighbours have the longest beginnings in common. Runs of neighbours are joined from the
@@ -90,13 +132,13 @@ def _groups(examples: Sequence[Example]) -> list[tuple[list[int], int]]:
         return []
     order = sorted(range(len(examples)), key=lambda i: (list(examples[i].ids), i))
     frees = [free(examples[i]) for i in order]
-    runs = [_Run(0, 1, 0, [])]
+    runs = [_Run(0, 1, 0.0, [])]
     between: list[int] = []
 
     def join() -> None:
         common, right, left = between.pop(), runs.pop(), runs.pop()
         start, stop = left.start, right.stop
-        saved = (stop - start - 1) * common if common >= LEAST else 0
+        saved = saving(stop - start, common) if common >= LEAST else 0.0
         apart = left.saved + right.saved
         whole = saved > apart
         groups = [(start, stop, common)] if whole else left.groups + right.groups
@@ -108,7 +150,7 @@ def _groups(examples: Sequence[Example]) -> list[tuple[list[int], int]]:
         while between and between[-1] > common:
             join()
         between.append(common)
-        runs.append(_Run(at, at + 1, 0, []))
+        runs.append(_Run(at, at + 1, 0.0, []))
     while between:
         join()
     return [(sorted(order[start:stop]), common) for start, stop, common in runs[0].groups]
@@ -120,7 +162,7 @@ class _Run:
 
     start: int
     stop: int
-    saved: int
+    saved: float
     groups: list[tuple[int, int, int]]
 
 

@@ -18,7 +18,6 @@ from luthier.plan import estimate, planner
 from luthier.plan.estimate import Held, Times
 from luthier.plan.planner import Planned
 from luthier.plan.speed import speed
-from luthier.types import DataStats
 
 MOST_ROWS = 5_000_000  # more are not planned for
 Measured = tuple[float, float] | None
@@ -88,7 +87,7 @@ def with_rows(need: Need, count: int) -> Need:
     lengths = array("i", stats.lengths) * whole + array("i", [stats.lengths[index] for index in chosen])
     part = sum(lengths) / max(stats.tokens, 1)
     held = Held(round(need.held.rows * count / rows), round(need.held.tokens * count / rows))
-    changed = DataStats(lengths, round(stats.supervised_tokens * part), stats.data_hash, stats.shared_prefix)
+    changed = replace(stats, lengths=lengths, supervised_tokens=round(stats.supervised_tokens * part))
     return replace(need, stats=changed, held=held)
 
 

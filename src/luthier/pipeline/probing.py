@@ -101,7 +101,7 @@ def _cut(rows: tuple[int, ...], planned: Planned, most: float) -> tuple[int, ...
     """So many of the rows, and at last so much of the first, as are expected to take ``most`` seconds."""
     while len(rows) > 1 and _expected(rows, planned) > most:
         rows = rows[: len(rows) // 2]
-    least = planned.job.shared + LEAST
+    least = max((tokens for _, tokens in planned.job.beginnings), default=0) + LEAST
     while rows[0] > least and _expected(rows, planned) > most:
         rows = (max(least, rows[0] // 2),)
     return rows
@@ -179,9 +179,13 @@ def _drawn(settings: Config) -> Config:
 def _examples(job: Job, rows: Sequence[int], step: int) -> list[Example]:
     """Made-up rows of those lengths, other ones each step; as many of their tokens are trained as of the real ones."""
     draw, vocab = random.Random(step), job.shape.spec.vocab
-    start = random.Random(5).choices(range(vocab), k=job.shared)
+    starts = [random.Random(5 + n).choices(range(vocab), k=k) for n, (_, k) in enumerate(job.beginnings)]
+    parts = [part for part, _ in job.beginnings]
+    mixed = random.Random(f"beginnings of {step}").choices(
+        [*starts, []], [*parts, max(0.0, 1 - sum(parts))], k=len(rows)
+    )
     out = []
-    for place, length in enumerate(rows):
+    for place, (length, start) in enumerate(zip(rows, mixed, strict=True)):
         ids = [*start, *draw.choices(range(vocab), k=max(0, length - len(start)))][:length]
         prompt = round(length * (1 - job.share)) + (step % 3 - 1 if length > 8 else 0)
         prompt = min(length - 1, max(len(start), prompt))

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from luthier.data.share import saved_of
 from luthier.data.source import order
 from luthier.plan.precision import Precision, declared_precision, resolve_precision
 from luthier.plan.shape import Shape
 from luthier.plan.trained import Trained, trained
-from luthier.types import DataStats, Machine, ModelSpec
+from luthier.types import Beginnings, DataStats, Machine, ModelSpec
 
 SIMULATED = 2000  # steps whose lengths are looked at, from the first on
 
@@ -47,6 +48,7 @@ class Job:
     longest: int
     shared: int  # tokens that all rows start with, which the decoder can compute once a pass; 0 where that is unknown
     seen: bool  # whether it was looked for
+    beginnings: Beginnings  # what parts of the rows start with, all of them one part where they share something
     steps: tuple[tuple[int, ...], ...]
     total_steps: int
     steps_per_epoch: int
@@ -85,6 +87,7 @@ class Job:
             longest=max(stats.longest, 1),
             shared=stats.shared_prefix or 0,
             seen=stats.shared_prefix is not None,
+            beginnings=stats.beginnings or (((1.0, stats.shared_prefix),) if stats.shared_prefix else ()),
             steps=_steps(config, stats, batch, min(total, SIMULATED)),
             total_steps=total,
             steps_per_epoch=per_epoch,
@@ -118,15 +121,22 @@ class Job:
         mean = self.tokens / max(self.rows, 1)
         return mean / max(mean - self.shared, 1.0)
 
-    def computed(self, rows: Sequence[int], model: str, share: bool = False) -> int:
-        """Tokens that a pass of ``rows`` computes: padded on the generic path, without repetition where shared."""
+    def held(self, rows: Sequence[int], model: str, share: bool = False) -> int:
+        """Tokens that a pass of ``rows`` has at most: padded on the generic path; what all start with, once."""
         if model == "generic":
             return len(rows) * max(rows)
         return sum(rows) - (len(rows) - 1) * self.shared * share
 
+    def computed(self, rows: Sequence[int], model: str, share: bool = False) -> int:
+        """As `held`, on average: what a part of the rows starts with is computed once too."""
+        most = self.held(rows, model, share)
+        if not share or model == "generic":
+            return most
+        return max(min(most, round(sum(rows) - saved_of(self.beginnings, len(rows)))), 1)
+
     def most(self, model: str, share: bool = False) -> int:
-        """Tokens that the largest simulated step computes in one pass."""
-        return max((self.computed(rows, model, share) for rows in self.steps), default=self.longest)
+        """Tokens that the largest simulated step has in one pass, at most."""
+        return max((self.held(rows, model, share) for rows in self.steps), default=self.longest)
 
 
 def _answers(config: Any, rows: int) -> int:

@@ -32,7 +32,8 @@ TILE = 1024  # tokens of a feed-forward layer at a time: enough for full speed, 
 # of a new shape take over those of a known one.
 GRAPH_SECONDS, SHAPE_SECONDS = 0.11, 0.015
 # What a means must save to be worth it, as a share of the step's time.
-BURDEN = {"streamed": 1.0, "offload_checkpoints": 0.03, "mlp_tile": 0.02, "optimizer": 0.03, "embeddings": 0.01}
+BURDEN = {"streamed": 1.0, "offload_checkpoints": 0.03, "mlp_tile": 0.02, "optimizer": 0.03, "embeddings": 0.01,
+          "beginnings": 0.03}  # fmt: skip
 RESERVE = {"cuda": (0.04, 400 * MIB), "mps": (0.15, GIB), "cpu": (0.10, 512 * MIB)}  # share of free memory, at least
 
 
@@ -157,6 +158,7 @@ def cost(job: Job, plan: Plan, rates: Rates) -> float:
     seconds = speed(job, plan, rates, typical=True).seconds + new_lengths(job, plan)
     burden = BURDEN["streamed"] * (plan.weights == "streamed")
     burden += BURDEN["offload_checkpoints"] * plan.offload_checkpoints + BURDEN["mlp_tile"] * bool(plan.mlp_tile)
+    burden += BURDEN["beginnings"] * (plan.share_prefix and not job.shared)  # how many meet in a pass is chance
     burden += BURDEN["optimizer"] * (plan.optimizer == "host") + BURDEN["embeddings"] * (plan.embeddings == "host")
     return seconds * (1 + burden)
 
@@ -270,8 +272,8 @@ def _candidates(config: Any, job: Job, start: Plan, engine: Engine, rates: Rates
 
 
 def shareable(job: Job) -> bool:
-    """Whether rows have a beginning that can be computed once: with dropout each would have drawn its own."""
-    return job.shared > 0 and job.dropout == 0
+    """Whether rows have a beginnings that can be computed once: with dropout each would have drawn its own."""
+    return bool(job.beginnings) and job.dropout == 0
 
 
 def _chunks(job: Job, kind: str) -> list[int]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from luthier.plan.job import Job
-from luthier.plan.passes import EAGER, GRAPHED
+from luthier.plan.passes import EAGER, GRAPHED, passes_of
 from luthier.plan.support import Engine, flash, not_decoder
 from luthier.types import Machine, ModelSpec, Plan
 
 SET = "set in execution:"
+STEPS = 64  # that stand for all of them
 LEANEST = "of all plans this lacks least; none fits"
 SIZED = ("tokens_per_pass", "recompute_layers", "weights", "offload_checkpoints", "mlp_tile", "embeddings", "optimizer",
          "graphs")  # fmt: skip
@@ -47,7 +48,7 @@ def why(
     if plan.model == "decoder" and not plan.share_prefix:
         said["pad_to_multiple_of"] = _padding(plan)
     if plan.share_prefix:
-        said["share_prefix"] = _shared(job)
+        said["share_prefix"] = _shared(job, plan)
     if not fits:
         forced = {"weights": job.trained.full, "recompute_layers": config.trainer.enable_gradient_checkpointing is True}
         said |= {name: LEANEST for name in SIZED if name in said and not forced.get(name)}
@@ -67,12 +68,31 @@ def _tokens(job: Job, plan: Plan) -> str:
     return f"the largest pass that fits; a step of {job.batch} rows has up to {most:,} tokens"
 
 
-def _shared(job: Job) -> str:
-    if job.shared:
-        return f"all rows start with the same {job.shared:,} tokens"
-    if not job.seen:
-        return "whether rows start alike is not known here, and nothing is counted as shared"
-    return "not all rows start alike: only some of a pass may, and nothing is counted as shared"
+def _shared(job: Job, plan: Plan) -> str:
+    if not job.beginnings:
+        if not job.seen:
+            return "whether rows start alike is not known here, and nothing is counted as shared"
+        return "not all rows start alike: only some of a pass may, and nothing is counted as shared"
+    sizes = [tokens for _, tokens in job.beginnings]
+    if job.beginnings == ((1.0, job.shared),):
+        said = f"all rows start with the same {job.shared:,} tokens"
+    elif len(sizes) == 1:
+        said = f"{_share(job)} of the rows start with the same {sizes[0]:,} tokens"
+    else:
+        said = (
+            f"{_share(job)} of the rows have one of {len(sizes)} beginnings of {min(sizes):,} to {max(sizes):,} tokens"
+        )
+    passes = [
+        rows for step in job.steps[:STEPS] for rows in passes_of(step, plan.tokens_per_pass, "decoder", job.shared)
+    ]
+    tokens = sum(map(sum, passes))
+    saved = tokens - sum(job.computed(rows, "decoder", True) for rows in passes)
+    steps = max(len(job.steps[:STEPS]), 1)
+    return f"{said}, so that about {saved / steps:,.0f} of the {tokens / steps:,.0f} tokens of a step need no computing"
+
+
+def _share(job: Job) -> str:
+    return f"{100 * sum(part for part, _ in job.beginnings):.0f} %"
 
 
 def _padding(plan: Plan) -> str:

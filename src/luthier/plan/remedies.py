@@ -179,7 +179,11 @@ def _place(planned: Planned) -> str:
 def _cut(stats: DataStats, length: int) -> DataStats:
     lengths = tuple(min(one, length) for one in stats.lengths)
     share = stats.supervised_tokens / stats.tokens if stats.tokens else 0.0
-    return replace(stats, lengths=lengths, supervised_tokens=round(share * sum(lengths)))
+    supervised = round(share * sum(lengths))
+    if length > max((stats.shared_prefix or 0, *(tokens for _, tokens in stats.beginnings))):
+        return replace(stats, lengths=lengths, supervised_tokens=supervised)
+    alike = stats.shared_prefix if stats.shared_prefix is None else 0  # what is left of a beginning, nobody knows
+    return replace(stats, lengths=lengths, supervised_tokens=supervised, shared_prefix=alike, beginnings=())
 
 
 def _longest_that_fits(fits: Any, longest: int) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from luthier.data.share import begun_of
 from luthier.plan.cards import GIB, Card, card_of
 from luthier.plan.job import Job
 from luthier.plan.memory import layer_bytes
@@ -140,7 +141,7 @@ def speed(job: Job, plan: Plan, rates: Rates, *, typical: bool = False) -> Speed
     for lengths in steps:
         for rows in passes_of(lengths, plan.tokens_per_pass, plan.model, job.shared * plan.share_prefix):
             computed = job.computed(rows, plan.model, plan.share_prefix)
-            largest = max(largest, computed)
+            largest = max(largest, job.held(rows, plan.model, plan.share_prefix))
             if plan.model == "decoder" and not plan.share_prefix:
                 computed = padded(computed, plan.pad_to_multiple_of, plan.graphs)
             passes += 1
@@ -159,13 +160,14 @@ def pass_seconds(job: Job, plan: Plan, rates: Rates, tokens: int, rows: Sequence
     slower = tiled * (rate / rates.products(min(plan.mlp_tile or tokens, tokens)) - 1)  # small tiles, small products
     forward = 2.0 * shape.linear * tokens
     again = plan.recompute_layers / max(spec.layers, 1)
-    shared = job.shared * plan.share_prefix
+    shared = begun_of(job.beginnings, len(rows)) if plan.share_prefix else 0.0
+    squared = begun_of(job.beginnings, len(rows), 2) if plan.share_prefix else 0.0
     supervised = (sum(rows) if shared else tokens) * job.share
     training = 3 if job.trained.full else 2  # gradients of activations, and of weights where they are trained
     kept = supervised if plan.model == "decoder" else min(tokens, 1.3 * supervised)
     head = rates.products(min(tokens, plan.loss_chunk)) if plan.model == "decoder" else rate
     padded = plan.model == "generic" or plan.attention == "padded"
-    square = len(rows) * max(rows) * (max(rows) - shared) if padded else _squares(rows, shared)
+    square = len(rows) * max(rows) * max(max(rows) - shared, 0.0) if padded else _squares(rows, squared)
     gathered = len(rows) * shared * 2 * shape.kv * c * 5  # read and written, and their gradients
     out = {
         "products": training * (1 + slower) * forward / rate,
@@ -205,8 +207,9 @@ def _tiled(job: Job, plan: Plan, tokens: int) -> float:
     return 3 * job.shape.spec.hidden * job.shape.spec.intermediate * job.shape.spec.layers / job.shape.linear
 
 
-def _squares(rows: Sequence[int], shared: int) -> float:
-    return float(sum(length * length - shared * shared for length in rows)) / 2  # causal kernels skip the upper half
+def _squares(rows: Sequence[int], shared: float) -> float:
+    """Scores of a head. ``shared``: those of a row inside its beginning, which are made once."""
+    return max(sum(length * length for length in rows) - len(rows) * shared, 0.0) / 2  # causal kernels skip the rest
 
 
 def _traffic(job: Job, plan: Plan, rates: Rates, tokens: int) -> float:

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import random
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from luthier.data.collate import collate
 from luthier.data.pack import schedule
-from luthier.data.share import LEAST, cut, free, shared_by_all
+from luthier.data.share import LEAST, PASS, SAMPLED, beginnings, begun_of, cut, free, saved_of, shared_by_all
 from luthier.types import Example, Plan
 
 PREFIX = tuple(range(100, 100 + LEAST))
@@ -82,3 +85,42 @@ def test_passes_hold_a_common_beginning_once(lengths: list[int], room: int) -> N
     assert sorted(i for p in passes for i in p) == list(range(len(lengths)))
     assert all(shared + sum(lengths[i] - shared for i in p) <= room for p in passes if p)
     assert len(passes) <= len(schedule(lengths, Plan("cpu", room, "decoder"))[0])
+
+
+def test_what_parts_of_the_rows_start_with() -> None:
+    """Two system prompts behind the same few tokens, and rows of their own; in whatever order they come."""
+    first, second = (*PREFIX, *range(300, 400)), (*PREFIX, *range(500, 540))
+    draw = random.Random(1)
+    rows = [example(i, (*first, 1000 + i, 1)) for i in range(60)] + [example(i, (*second, 2000 + i)) for i in range(30)]
+    rows += [example(i, (3000 + i,) * 20) for i in range(10)]
+    for _ in range(3):
+        assert beginnings(rows) == ((0.6, 116), (0.3, 56))
+        draw.shuffle(rows)
+    assert beginnings([example(i, (*PREFIX, i, 2)) for i in range(40)]) == ((1.0, LEAST),)
+    assert beginnings([example(i, (i, 2, 3)) for i in range(40)]) == () == beginnings([])
+    assert beginnings(rows[:1]) == ()
+    assert beginnings([example(i, (*PREFIX, i, 2), trained=9) for i in range(40)]) == ()  # what is trained
+
+
+def test_rows_that_alternate_or_are_very_many_are_sampled() -> None:
+    starts = [(k,) * (LEAST + k) for k in (1, 2)]
+    rows = [example(i, (*starts[i % 2], 10_000 + i)) for i in range(4 * SAMPLED)]
+    rows.append(example(0, (5, 6)))  # one that is odd takes nothing from the rest
+    found = beginnings(rows)
+    assert {tokens for _, tokens in found} == {LEAST + 1, LEAST + 2}
+    assert all(part == pytest.approx(0.5, abs=0.05) for part, _ in found)
+
+
+def test_what_a_pass_of_drawn_rows_saves() -> None:
+    assert saved_of(((1.0, 40),), 6) == 5 * 40 and begun_of(((1.0, 40),), 6) == 40
+    assert saved_of(((1.0, 40),), 1) == 0 == begun_of(((1.0, 40),), 1)
+    parts = ((0.5, 100), (0.25, 40))
+    draw, saved, begun, times = random.Random(3), 0, 0, 4000
+    for _ in range(times):
+        drawn = draw.choices([*parts, (0.25, 0)], [0.5, 0.25, 0.25], k=PASS // 4)
+        for _, tokens in parts:
+            count = sum(1 for _, own in drawn if own == tokens)
+            saved += max(count - 1, 0) * tokens
+            begun += count * tokens if count > 1 else 0
+    assert saved_of(parts, PASS // 4) == pytest.approx(saved / times, rel=0.03)
+    assert begun_of(parts, PASS // 4) == pytest.approx(begun / times / (PASS // 4), rel=0.03)
