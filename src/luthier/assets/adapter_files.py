@@ -62,6 +62,18 @@ def no_adapter(folder: Path, lacking: str) -> AssetError:
     )
 
 
+def no_butterflies(factor: int, lacking: str) -> AssetError:
+    """The error for factors of BOFT that PEFT would leave out without a word, and train something else."""
+    return AssetError(
+        "asset-unsupported",
+        f"boft_n_butterfly_factor: {factor} needs PEFT's extension for CUDA GPUs: {lacking}",
+        where="adapter.boft_n_butterfly_factor",
+        received=factor,
+        allowed="1; more where a GPU is used and ninja and CUDA's compiler (nvcc) are installed",
+        fix="set adapter.boft_n_butterfly_factor: 1, or install ninja and the CUDA toolkit",
+    )
+
+
 def adapter_values(folder: Path, declared: str) -> dict[str, Any]:
     """What an adapter's own config says, in the names of the config's section; only what its weights are bound to.
 

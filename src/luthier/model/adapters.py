@@ -14,7 +14,7 @@ from luthier import events, json_reader
 from luthier.assets.adapter_bounds import check_adapter
 from luthier.assets.adapter_files import adapter_folder, adapter_values, no_adapter
 from luthier.errors import AssetError
-from luthier.model import starts
+from luthier.model import limits, starts
 from luthier.model.adapted import put_on, without_remarks
 from luthier.model.decoder.lora import start_a
 from luthier.model.load import MISREAD, read_weights
@@ -147,6 +147,7 @@ def add_adapter(
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), without_remarks():
         torch.manual_seed(seed)
         try:
+            adapter_config = limits.by_names(adapter_config, model)
             made, ready = peft_config_with_steps(adapter_config, total_steps), _ready(model)
             factors: starts.Factors = {}
             if starts.kind_of(adapter_config):
@@ -166,6 +167,7 @@ def add_adapter(
                 if starts.kind_of(adapter_config) is None
                 else "use adapter.init_lora_weights: default",
             ) from error
+    limits.require_butterflies(tuned, adapter_config, device)
     return tuned
 
 

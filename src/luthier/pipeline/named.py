@@ -8,9 +8,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from importlib.util import find_spec
+from shutil import which
+from typing import Any
 
+from luthier.assets.adapter_files import no_butterflies
 from luthier.assets.spec import modules
-from luthier.config import Config
+from luthier.config import Boft, Config
 from luthier.data.columns import Layout
 from luthier.errors import AssetError, ConfigError, Fault, missing_extra
 from luthier.metrics import DEFAULT_CLASS, DEFAULT_TEXT, available
@@ -56,9 +59,24 @@ def check_metrics(settings: Config, layout: Layout) -> None:
         raise ConfigError(faults)
 
 
-def check_layers(settings: Config, base: Base, engine: Engine) -> None:
-    """Raise AssetError for target_modules that the base, of an architecture that is known, has not."""
+def check_butterflies(settings: Config, device: str, here: bool = True) -> None:
+    """Raise AssetError for factors of BOFT that a device cannot compute; ``here``: as far as is known before the base.
+
+    PEFT compiles what they need when the adapter is made, and would go on without them.
+    """
     adapter = settings.adapter
+    if not isinstance(adapter, Boft) or adapter.boft_n_butterfly_factor == 1:
+        return
+    if not device.startswith("cuda"):
+        raise no_butterflies(adapter.boft_n_butterfly_factor, f"training is on the {device}")
+    if here and which("ninja") is None:
+        raise no_butterflies(adapter.boft_n_butterfly_factor, "ninja is not installed")
+
+
+def check_layers(settings: Config, base: Base, engine: Engine) -> None:
+    """Raise AssetError for layers that the base has not: their numbers, and target_modules of a known architecture."""
+    adapter = settings.adapter
+    _check_numbers(adapter, base)
     declared = None if adapter is None or adapter.pretrained_adapter_weights else adapter.target_modules
     if declared in (None, "all-linear") or base.spec.architecture not in engine.architectures:
         return
@@ -83,6 +101,22 @@ def check_layers(settings: Config, base: Base, engine: Engine) -> None:
     ]
     if faults:
         raise AssetError(faults)
+
+
+def _check_numbers(adapter: Any, base: Base) -> None:
+    if adapter is None or adapter.pretrained_adapter_weights:
+        return
+    numbers = getattr(adapter, "layers_to_transform", None)
+    absent = [] if numbers is None else [number for number in numbers if not 0 <= number < base.spec.layers]
+    if absent or numbers == ():
+        raise AssetError(
+            "asset-unsupported",
+            f"{base.name} has no layer {', '.join(map(str, absent))}" if absent else "no layer would be adapted",
+            where="adapter.layers_to_transform",
+            received=list(numbers or ()),
+            allowed=f"numbers from 0 to {base.spec.layers - 1}",
+            fix="name its layers by these numbers, or leave layers_to_transform out for all of them",
+        )
 
 
 def _meant(name: str, known: Sequence[str]) -> str | None:

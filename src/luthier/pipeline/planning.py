@@ -15,12 +15,13 @@ from luthier.assets.sketch import Sketch, sketch
 from luthier.config import Config
 from luthier.errors import LuthierError
 from luthier.pipeline.located import base_name
-from luthier.pipeline.named import check_layers
+from luthier.pipeline.named import check_butterflies, check_layers
 from luthier.pipeline.preparing import examine
 from luthier.pipeline.reading import layout_of, read_table
 from luthier.plan import answering, estimate, planner
 from luthier.plan import machine as machines
 from luthier.plan.answering import Answering
+from luthier.plan.cards import IMAGINED
 from luthier.plan.estimate import Held, Times
 from luthier.plan.measure import cpu_rates
 from luthier.plan.planner import Planned
@@ -114,6 +115,8 @@ def need_of(
 
 def estimate_of(need: Need, machine: Machine, *, measured: tuple[float, float] | None = None) -> Estimate:
     """The plan of ``need`` on ``machine``, or the leanest one with what would make it fit."""
+    device = planner.device_of(machine, need.config.execution.device)
+    check_butterflies(need.config, device, here=machine.system != IMAGINED)
     found = planner.best(need.config, need.base.spec, need.stats, machine, engine=need.engine, measured=measured)
     told = estimate.times(found, need.held)
     changes: tuple[Remedy, ...] = ()

@@ -26,7 +26,7 @@ from luthier.infer.sampling import idle, resolve
 from luthier.parallel import place
 from luthier.pipeline.continuing import with_adapter_of
 from luthier.pipeline.located import base_name
-from luthier.pipeline.named import check_layers, check_metrics, check_trackers
+from luthier.pipeline.named import check_butterflies, check_layers, check_metrics, check_trackers
 from luthier.pipeline.reading import layout_of, read_table
 from luthier.plan import machine as machines
 from luthier.plan import planner
@@ -120,6 +120,7 @@ def prepare(
     machine = place().share_of(machines.probe(settings.execution.device))
     engine = replace(BUILT, refusal=refusal_of(read_json(seen.base.path / "config.json")))
     check_layers(seen.config, seen.base, engine)
+    check_butterflies(seen.config, planner.device_of(machine, seen.config.execution.device))
     plan = planner.make_plan(seen.config, seen.base.spec, seen.stats, machine, engine=engine)
     known = {field.name: getattr(seen, field.name) for field in fields(seen)}
     return Work(**known, machine=machine, plan=plan)
