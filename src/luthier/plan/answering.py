@@ -92,7 +92,9 @@ def prediction(planned: Planned, machine: Machine) -> Answering:
     spread = job.bits is None or (decoder and fits_spread(shape.linear, number, free))
     stored = quantised_bytes(None if spread else job.bits, job.double, number)
     weights = round(stored * shape.linear) + number * (shape.embedding + shape.head)
-    adapter = 0 if job.trained.full else (4 + (number if number == 2 else 0)) * job.trained.weights
+    adapter = (
+        0 if job.trained.full else (4 + (number if number == 2 else 0)) * (job.trained.weights + job.trained.frozen)
+    )
     beside = {"weights": weights, "adapter": adapter}
     return _answering(planned, machine, beside, weights, ROWS[kind], 0 if spread else number * shape.linear)
 

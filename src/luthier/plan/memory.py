@@ -122,7 +122,7 @@ class Parts:
         real = job.fill if plan.model == "generic" else job.real if plan.share_prefix else 1.0
         supervised = max(1.0, min(job.share, 1.0 / real) * tokens * real)
         again, layers = min(plan.recompute_layers, spec.layers), spec.layers
-        one = tokens * layer_bytes(job, plan)
+        one = tokens * layer_bytes(job, plan) + (c * job.trained.cast if c == 2 else 0)
         last = one
         if plan.model == "decoder":  # the last layer's MLP sees supervised positions only
             inside = 0 if plan.mlp_tile else 2 * spec.intermediate
@@ -215,7 +215,7 @@ def layer_bytes(job: Job, plan: Plan) -> float:
     if plan.model == "generic":
         what = "full" if job.trained.full else "linear" if job.trained.mlp else "attention"
         h, i, q, kv = GENERIC[c == 4, what]
-        low = 4 * c * job.trained.ranks if job.trained.ranks else 0
+        low = 4 * c * job.trained.ranks + c * job.trained.scaled
         return h * spec.hidden + i * spec.intermediate + q * shape.q + kv * shape.kv + low
     if hosted(job, plan):
         return _hosted_bytes(job, plan)

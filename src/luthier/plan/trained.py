@@ -44,6 +44,8 @@ class Trained:
     pairs: float = 0.0  # low-rank pairs of a layer
     normed: float = 0.0  # norms of a layer that an adapted product follows
     head: bool = False  # whether the output head has an adapter, whose scores stand beside the base's
+    scaled: int = 0  # numbers that VeRA's scales of a layer are multiplied with, for each token
+    cast: int = 0  # weights of its shared factors that a layer takes a copy of in 16 bits
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,13 +86,15 @@ def trained(adapter: Any, shape: Shape) -> Trained:
     halved = bool(getattr(adapter, "takes_out", False))  # a frozen half goes through the products too
     return Trained(
         own + saved + biased,
-        frozen=own * halved,
+        frozen=own * halved + _shared_factors(adapter, chosen),
         ranks=(1 + halved) * sum(_rank(adapter, one) for one in pairs) // layers if low_rank else 0,
         span=sum(one.inputs + one.outputs for one in pairs) // layers if low_rank else 0,
         mlp=any(".mlp." in one.path for one in pairs),
         pairs=len(pairs) / layers if low_rank else 0.0,
         normed=_normed(pairs) / layers if low_rank else 0.0,
         head=any(one.path == HEAD for one in chosen),
+        scaled=sum(adapter.r + one.outputs for one in chosen) // layers if adapter.type == "vera" else 0,
+        cast=sum(adapter.r * (one.inputs + one.outputs) for one in chosen) // layers if adapter.type == "vera" else 0,
     )
 
 
@@ -193,6 +197,13 @@ def _lora(adapter: Any, module: Module) -> int:
     return _rank(adapter, module) * (module.inputs + width) + magnitudes
 
 
+def _shared_factors(adapter: Any, chosen: Sequence[Module]) -> int:
+    """VeRA's two factors, which all its modules share and none trains: as wide as the widest of them."""
+    if adapter.type != "vera" or not chosen:
+        return 0
+    return int(adapter.r) * (max(one.inputs for one in chosen) + max(one.outputs for one in chosen))
+
+
 def _ia3(adapter: Any, module: Module) -> int:
     declared = FEED_FORWARD if adapter.feedforward_modules is None else adapter.feedforward_modules
     return module.inputs if _means(declared, module.path) else module.outputs
@@ -232,7 +243,7 @@ def _divisor(width: int, wanted: int) -> int:
 
 def _boft(adapter: Any, module: Module) -> int:
     size = module.inputs // int(adapter.boft_block_num) if adapter.boft_block_num else int(adapter.boft_block_size)
-    return module.inputs * size + module.outputs
+    return int(adapter.boft_n_butterfly_factor) * module.inputs * size + module.outputs
 
 
 # Weights that each kind of adapter trains for one module.

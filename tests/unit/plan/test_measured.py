@@ -119,6 +119,25 @@ def test_peak_of_a_step(
     assert want == pytest.approx(there, rel=band), {name: round(size) for name, size in found.moments.items()}
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+@pytest.mark.parametrize("recomputed", [0, LAYERS])
+def test_peak_of_a_step_of_vera(case: tuple[Path, list[int]], precision: str, recomputed: int) -> None:
+    """Whose factors are wide, frozen and of all layers: they have no gradients and no state, but they are there."""
+    folder, lengths = case
+    declared = {"base_model": str(folder), "adapter": {"type": "vera"}}
+    settings = config.load(declared | {"trainer": {"batch_size": 8, "precision": precision}})
+    plan = Plan("cpu", 4096, "generic", recompute_layers=recomputed)
+    there = measured(folder, settings, precision, plan, lengths)
+    found, want = predicted(folder, settings, plan, lengths)
+    assert want == pytest.approx(there, rel=0.2), {name: round(size) for name, size in found.moments.items()}
+    base = Base("tiny", folder, "folder", "", read_spec(folder))
+    tuned: Any = adapters.add_adapter(load_base(base, dtype=precision), settings.adapter, seed=1)
+    trained = sum(weight.numel() for weight in tuned.parameters() if weight.requires_grad)
+    shared = sum(held["default"].numel() for held in (tuned.base_model.vera_A, tuned.base_model.vera_B))
+    assert found.device["adapter"] == (4 if precision == "fp32" else 6) * (trained + shared)
+    assert found.device["gradients"] == 4 * trained and found.device["optimizer"] == 8 * trained
+
+
 @pytest.mark.parametrize("adapter", ADAPTERS)
 @pytest.mark.parametrize("recomputed", [0, LAYERS])
 def test_peak_of_a_step_that_shares_a_beginning(case: tuple[Path, list[int]], adapter: str, recomputed: int) -> None:
