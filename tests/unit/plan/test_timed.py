@@ -16,6 +16,7 @@ from luthier import config
 from luthier.plan.cards import CARDS, card_named, imagined
 from luthier.plan.passes import EAGER, GRAPHED, ROUND
 from luthier.plan.planner import forecast
+from luthier.plan.shape import quantised_bytes
 from luthier.plan.speed import RANGE, as_timed, speed
 from luthier.types import DataStats, ModelSpec, Plan
 
@@ -66,6 +67,30 @@ def test_a_card_that_was_timed_is_as_fast_as_it_was(card: str) -> None:
         assert as_timed(job, plan, planned.rates, found) == sure, name
         low, high = RANGE[sure]
         assert low <= seen[name] / found.seconds <= high, name
+
+
+# Streamed layers on an H200, in one call: (tokens of a pass, recomputed layers, bits, scales quantised) -> ms of a step
+STREAMED = {(512, 32, 4, False): 1215.7, (512, 32, 4, True): 1137.8, (512, 0, 4, False): 871.4,
+            (4096, 32, 4, False): 285.3, (4096, 0, 4, False): 156.9, (4096, 32, None, False): 791.0}  # fmt: skip
+
+
+@pytest.mark.parametrize("how", STREAMED, ids=str)
+def test_streamed_layers_take_what_copying_them_forwards_again_and_backwards_takes(
+    how: tuple[int, int, int | None, bool],
+) -> None:
+    tokens, again, bits, double = how
+    quantised = {"quantization": {"bits": bits, "bnb_4bit_use_double_quant": double}} if bits else {}
+    given = {"base_model": "7b", "adapter": SEED, "trainer": {"batch_size": 16}, **quantised}
+    work = steps()[:6]
+    stats = DataStats(tuple(length for step in work for length in step), sum(map(sum, work)) // 2, "x")
+    plan = Plan(device="cuda:0", model="decoder", attention="flash", **LEAN | {
+        "tokens_per_pass": tokens, "recompute_layers": again, "offload_checkpoints": again > 0, "weights": "streamed",
+    })  # fmt: skip
+    planned = forecast(config.load(given), SPEC, stats, imagined(card_named("H200")), plan)
+    found = speed(replace(planned.job, steps=tuple(work)), plan, planned.rates)
+    assert STREAMED[how] / 1000 == pytest.approx(found.seconds, rel=0.25), dict(found.parts)
+    moved = (2 + again / 32) * found.passes * quantised_bytes(bits, double, 2) * planned.job.shape.linear
+    assert found.seconds > moved / planned.rates.link  # all weights come forwards, again, and backwards
 
 
 @pytest.mark.parametrize("card", ["h100", "h200"])

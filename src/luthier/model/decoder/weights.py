@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 
 from luthier.kernels import coded
 from luthier.kernels.backend import fused
 from luthier.kernels.nf4 import Packed, dequantise
+
+TENSORS = ("codes", "table", "scales", "scale_table", "scale_scales")  # of a matrix in 4 bits
+ALIGNED = 256  # bytes: what kernels expect of where a tensor begins
+REMEMBERED = 5  # matrices that were asked for last: one more than a layer has
+Part = Packed | torch.Tensor
 
 
 class Scratch:
@@ -83,19 +89,21 @@ class Quantised:
 class Streamed:
     """On the host; copied to the device when it is asked for, and the next one while this one is in use.
 
-    ``stage`` is shared by all matrices of a model, which are asked for in a known order: forwards, then backwards.
+    ``stage`` is shared by all matrices of a model. All tensors of a matrix lie in one piece of pinned memory, ``host``:
+    starting a copy costs the host as much for a few bytes as for many.
     """
 
     parameter: torch.Tensor | None = None
 
-    def __init__(self, parts: Sequence[Packed | torch.Tensor], stage: Stage) -> None:
-        self.parts = [_pinned(part) for part in parts]
+    def __init__(self, parts: Sequence[Part], stage: Stage) -> None:
+        self.host = _in_one(parts)
+        self.parts = _over(parts, self.host)
         self.stage = stage
         self.index = stage.add(self)
 
     def get(self) -> torch.Tensor:
         """The matrix in the scratch buffer of the stage."""
-        held = self.stage.fetch(self.index)
+        held = _over(self.parts, self.stage.fetch(self.index))
         shapes = [part.shape for part in held]
         out = self.stage.scratch.take(sum(shape[0] for shape in shapes), shapes[0][1])
         start = 0
@@ -115,64 +123,97 @@ class Stage:
     def __init__(self, scratch: Scratch) -> None:
         self.scratch = scratch
         self._matrices: list[Streamed] = []
-        self._ahead: dict[int, tuple[list[Packed | torch.Tensor], torch.cuda.Event]] = {}
-        self._last = -1
+        self._ahead: dict[int, tuple[torch.Tensor, torch.cuda.Event]] = {}
+        self._order = Order()
         self._stream = torch.cuda.Stream(scratch.device) if scratch.device.type == "cuda" else None
 
     def add(self, matrix: Streamed) -> int:
-        """Its place in the order of use."""
+        """Its place among them."""
         self._matrices.append(matrix)
         return len(self._matrices) - 1
 
-    def fetch(self, index: int) -> list[Packed | torch.Tensor]:
-        """The parts of a matrix on the device; begins to copy the one that will follow."""
+    def fetch(self, index: int) -> torch.Tensor:
+        """What `Streamed.host` holds, on the device; begins to copy what will be asked for next."""
         device = self.scratch.device
         if self._stream is None:
-            return [part.to(device) for part in self._matrices[index].parts]
+            return self._matrices[index].host.to(device)
         if index not in self._ahead:
             self._copy(index)
-        parts, ready = self._ahead.pop(index)
+        found, ready = self._ahead.pop(index)
         torch.cuda.current_stream(device).wait_event(ready)
-        for tensor in _tensors(parts):
-            tensor.record_stream(torch.cuda.current_stream(device))
+        found.record_stream(torch.cuda.current_stream(device))
         self._ahead.clear()
-        step = 1 if index > self._last else -1
-        following = index + step
-        self._last = index
+        following = self._order.after(index)
         if 0 <= following < len(self._matrices):
             self._copy(following)
-        return parts
+        return found
 
     def _copy(self, index: int) -> None:
         assert self._stream is not None
         with torch.cuda.stream(self._stream):
-            parts = [part.to(self.scratch.device, non_blocking=True) for part in self._matrices[index].parts]
+            found = self._matrices[index].host.to(self.scratch.device, non_blocking=True)
             ready = torch.cuda.Event()
             ready.record(self._stream)
-        self._ahead[index] = (parts, ready)
+        self._ahead[index] = (found, ready)
 
 
-def _tensors(parts: Sequence[Packed | torch.Tensor]) -> list[torch.Tensor]:
-    found: list[torch.Tensor] = []
+class Order:
+    """What is asked for next: what followed the last few the time before, and at first the neighbour.
+
+    A pass goes forwards, then backwards; where layers recompute their activations it goes forwards in each once more.
+    So one matrix does not tell what follows it, and those of a layer and one more do.
+    """
+
+    def __init__(self) -> None:
+        self._last: tuple[int, ...] = ()
+        self._followed: dict[tuple[int, ...], int] = {}
+
+    def after(self, index: int) -> int:
+        """The matrix that is expected after ``index``, which is asked for now."""
+        before = self._last
+        self._followed[before] = index
+        self._last = (*before[-REMEMBERED + 1 :], index)
+        step = 1 if not before or index > before[-1] else -1
+        return self._followed.get(self._last, index + step)
+
+
+def _in_one(parts: Sequence[Part]) -> torch.Tensor:
+    """All tensors of a matrix end to end on the host, in memory that a device copies from without the host's help."""
+    tensors = [tensor.contiguous() for part in parts for tensor in _tensors(part)]
+    whole = sum(_aligned(tensor.nbytes) for tensor in tensors)
+    out = torch.empty(whole, dtype=torch.uint8, pin_memory=torch.cuda.is_available())
+    start = 0
+    for tensor in tensors:
+        out[start : start + tensor.nbytes].copy_(tensor.view(-1).view(torch.uint8))
+        start += _aligned(tensor.nbytes)
+    return out
+
+
+def _over(parts: Sequence[Part], held: torch.Tensor) -> list[Part]:
+    """Parts like these over the bytes that `_in_one` made of them, wherever those lie."""
+    start = 0
+
+    def take(like: torch.Tensor) -> torch.Tensor:
+        nonlocal start
+        found = held[start : start + like.nbytes].view(like.dtype).view(like.shape)
+        start += _aligned(like.nbytes)
+        return found
+
+    out: list[Part] = []
     for part in parts:
         if isinstance(part, torch.Tensor):
-            found.append(part)
+            out.append(take(part))
         else:
-            held = (part.codes, part.table, part.scales, part.scale_table, part.scale_scales)
-            found += [tensor for tensor in held if tensor is not None]
-    return found
+            there: dict[str, Any] = {name: getattr(part, name) for name in TENSORS}
+            out.append(replace(part, **{name: take(one) for name, one in there.items() if one is not None}))
+    return out
 
 
-def _pinned(part: Packed | torch.Tensor) -> Packed | torch.Tensor:
-    """On the host, in memory that the device copies from without the host's help."""
-    if not torch.cuda.is_available():
-        return part.to("cpu")
+def _tensors(part: Part) -> list[torch.Tensor]:
     if isinstance(part, torch.Tensor):
-        return part.to("cpu").pin_memory()
-    host = part.to("cpu")
-    return Packed(
-        host.codes.pin_memory(), host.table.pin_memory(), host.scales.pin_memory(), host.shape, host.block,
-        None if host.scale_table is None else host.scale_table.pin_memory(),
-        None if host.scale_scales is None else host.scale_scales.pin_memory(),
-        host.scale_block, host.offset,
-    )  # fmt: skip
+        return [part]
+    return [tensor for name in TENSORS if (tensor := getattr(part, name)) is not None]
+
+
+def _aligned(size: int) -> int:
+    return -(-size // ALIGNED) * ALIGNED
