@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Sequence
 
 from luthier.types import Plan
@@ -47,22 +48,29 @@ def _packed(lengths: Sequence[int], order: Sequence[int], room: int, world: int)
 
     With several ranks their number is rounded up, so that each has as many.
     """
+    if world == 1 and order and sum(lengths) <= room:  # the usual case, without a look at each
+        return [list(order)]
     first_fit: list[list[int]] = []
     used: list[int] = []
     for index in order:
-        fitting = next((k for k, tokens in enumerate(used) if tokens + lengths[index] <= room), len(used))
-        if fitting == len(used):
-            first_fit.append([])
-            used.append(0)
-        first_fit[fitting].append(index)
-        used[fitting] += lengths[index]
+        own = lengths[index]
+        for fitting, tokens in enumerate(used):
+            if tokens + own <= room:
+                first_fit[fitting].append(index)
+                used[fitting] += own
+                break
+        else:
+            first_fit.append([index])
+            used.append(own)
     count = min(-(-len(used) // world) * world, len(order))
     level: list[list[int]] = [[] for _ in range(count)]
     filled = [0] * count
+    least = [(0, k) for k in range(count)]  # a heap: the pass with the fewest tokens, the first of several
     for index in order:
-        least = min(range(len(filled)), key=lambda k: (filled[k], k))
-        level[least].append(index)
-        filled[least] += lengths[index]
+        tokens, k = least[0]
+        level[k].append(index)
+        filled[k] = tokens + lengths[index]
+        heapq.heapreplace(least, (filled[k], k))
     fits = all(tokens <= room or len(indices) == 1 for tokens, indices in zip(filled, level, strict=True))
     return level if fits and max(filled, default=0) <= max(used, default=0) else first_fit
 

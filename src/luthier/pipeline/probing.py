@@ -19,6 +19,7 @@ from luthier import events
 from luthier.config import Config
 from luthier.pipeline.opening import open_for_tuning
 from luthier.plan.job import Job
+from luthier.plan.passes import Steps
 from luthier.plan.planner import Planned
 from luthier.plan.speed import speed
 from luthier.types import Base, Example, Plan
@@ -109,7 +110,7 @@ def _cut(rows: tuple[int, ...], planned: Planned, most: float) -> tuple[int, ...
 
 def _expected(rows: tuple[int, ...], planned: Planned) -> float:
     """Seconds of a step of those rows, by the roofline."""
-    return speed(replace(planned.job, steps=(rows,)), planned.plan, planned.rates).seconds
+    return speed(replace(planned.job, steps=Steps([rows])), planned.plan, planned.rates).seconds
 
 
 def _seconds(

@@ -8,6 +8,7 @@ from typing import Any
 
 from luthier.data.share import saved_of
 from luthier.data.source import order
+from luthier.plan.passes import Steps
 from luthier.plan.precision import Precision, declared_precision, resolve_precision
 from luthier.plan.shape import Shape
 from luthier.plan.trained import Trained, trained
@@ -49,7 +50,7 @@ class Job:
     shared: int  # tokens that all rows start with, which the decoder can compute once a pass; 0 where that is unknown
     seen: bool  # whether it was looked for
     beginnings: Beginnings  # what parts of the rows start with, all of them one part where they share something
-    steps: tuple[tuple[int, ...], ...]
+    steps: Steps
     total_steps: int
     steps_per_epoch: int
     evaluations: int  # where rows are held out
@@ -148,7 +149,7 @@ def _answers(config: Any, rows: int) -> int:
     return max(1, int(rows * validation / train + 0.5))
 
 
-def _steps(config: Any, stats: DataStats, batch: int, count: int) -> tuple[tuple[int, ...], ...]:
+def _steps(config: Any, stats: DataStats, batch: int, count: int) -> Steps:
     """Lengths of the rows of the first ``count`` steps, in the very order of the run."""
     out: list[tuple[int, ...]] = []
     epoch = 0
@@ -158,4 +159,4 @@ def _steps(config: Any, stats: DataStats, batch: int, count: int) -> tuple[tuple
         starts = range(0, len(indices), batch)[: count - len(out)]
         out += [tuple(stats.lengths[i] for i in indices[start : start + batch]) for start in starts]
         epoch += 1
-    return tuple(out[:count])
+    return Steps(out[:count])

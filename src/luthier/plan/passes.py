@@ -32,17 +32,33 @@ def passes_of(lengths: tuple[int, ...], tokens: int, model: str, shared: int) ->
     return tuple(tuple(lengths[i] for i in indices) for indices in passes)
 
 
+class Steps(tuple[tuple[int, ...], ...]):
+    """The lengths of the rows of each step. Its hash is made once: it is what a plan's results are kept by."""
+
+    def __hash__(self) -> int:
+        known: int | None = self.__dict__.get("hash")
+        if known is None:
+            known = self.__dict__["hash"] = super().__hash__()
+        return known
+
+
+@lru_cache(maxsize=256)
+def _real_of(steps: Steps, tokens: int) -> list[int]:
+    """The tokens of each pass of these steps."""
+    return [sum(rows) for step in steps for rows in passes_of(step, tokens, "decoder", 0)]
+
+
 @lru_cache(maxsize=1024)
-def padding_of(steps: tuple[tuple[int, ...], ...], tokens: int, multiple: int, graphs: bool) -> tuple[float, int]:
+def padding_of(steps: Steps, tokens: int, multiple: int, graphs: bool) -> tuple[float, int]:
     """What the passes of these steps are padded with, tokens a step, and how many lengths they have."""
-    real = [sum(rows) for step in steps for rows in passes_of(step, tokens, "decoder", 0)]
+    real = _real_of(steps, tokens)
     lengths = [padded(length, multiple, graphs) for length in real]
     first = {padded(tokens, multiple, graphs)} if graphs else set()  # the graph of the largest pass is made in any case
     return (sum(lengths) - sum(real)) / max(len(steps), 1), len(first.union(lengths))
 
 
 @lru_cache(maxsize=256)
-def laid_of(steps: tuple[tuple[int, ...], ...], tokens: int) -> tuple[float, float, float]:
+def laid_of(steps: Steps, tokens: int) -> tuple[float, float, float]:
     """Of a CPU's attention: places of rows and scores of a head, for each token; the most that is worked on at once.
 
     That is a share of a pass's scores.

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
+from operator import le
 from typing import Any, Literal
 
 from luthier.config.execution import size_bytes
@@ -133,13 +134,21 @@ def best(
     room = room_of(config, machine, device)
     assumed = rates_of(machine, device, job.precision)  # so that a probe changes what is told, never the plan
     fitting, leanest = None, None
+    least = _declared_recompute(config, job.shape.spec.layers) or 0
+    enough: dict[tuple[int, bool, bool, int], list[tuple[int, ...]]] = {}  # the means of plans that fit as they are
     for plan, tokens in _candidates(config, job, start, engine, assumed):
+        alike = (plan.tokens_per_pass, plan.share_prefix, plan.graphs, plan.loss_chunk)
+        means, known = _means(plan), enough.setdefault(alike, [])
+        if any(all(map(le, few, means)) for few in known):
+            continue  # further means would only take time
         plan = _with_recompute(config, job, plan, tokens, room)
         need = memory(job, plan, tokens)
         if room.holds(need, device):
             price = cost(job, plan, assumed)
             if fitting is None or price < fitting[0]:
                 fitting = (price, plan)
+            if plan.recompute_layers <= least:
+                known.append(means)
         elif fitting is None:
             over = (room.lacks(need, device), need.total)
             if leanest is None or over < leanest[0]:
@@ -151,6 +160,17 @@ def best(
     fits = fitting is not None
     told = replace(chosen, reasons=reasons.why(config, job, chosen, machine, engine, spec, fits=fits))
     return Planned(told, job, need, took, rates, room, fits)
+
+
+def _means(plan: Plan) -> tuple[int, ...]:
+    """How much the plan uses of each means that makes room and takes time, but recomputing."""
+    return (
+        plan.optimizer == "host",
+        plan.embeddings == "host",
+        ("resident", "quantised", "streamed").index(plan.weights),
+        plan.offload_checkpoints,
+        plan.mlp_tile > 0,
+    )
 
 
 def cost(job: Job, plan: Plan, rates: Rates) -> float:

@@ -133,7 +133,7 @@ def as_timed(job: Job, plan: Plan, rates: Rates, found: Speed) -> bool:
 
 def speed(job: Job, plan: Plan, rates: Rates, *, typical: bool = False) -> Speed:
     """The average step; ``typical`` looks at a few steps alone, which is enough to compare plans."""
-    steps = job.steps or ((job.longest,) * min(job.batch, max(job.rows, 1)),)
+    steps: Sequence[tuple[int, ...]] = job.steps or ((job.longest,) * min(job.batch, max(job.rows, 1)),)
     if typical and len(steps) > TYPICAL:
         steps = steps[:: -(-len(steps) // TYPICAL)]
     parts: dict[str, float] = {}

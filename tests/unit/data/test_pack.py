@@ -43,3 +43,28 @@ def test_every_rank_has_its_share() -> None:
 
 def test_packed_passes_are_level() -> None:
     assert schedule([50, 50, 20, 20, 20, 20], Plan("cpu", 100, "decoder")) == [[[0, 2, 4], [1, 3, 5]]]
+
+
+def level_of(lengths: list[int], room: int) -> list[list[int]]:
+    """First-fit, longest first, and levelled where that keeps within ``room``: step by step."""
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    fitted: list[list[int]] = []
+    for index in order:
+        into = next((own for own in fitted if sum(lengths[i] for i in own) + lengths[index] <= room), None)
+        if into is None:
+            fitted.append(into := [])
+        into.append(index)
+    level: list[list[int]] = [[] for _ in fitted]
+    for index in order:
+        min(level, key=lambda own: sum(lengths[i] for i in own)).append(index)
+
+    def tokens(passes: list[list[int]]) -> list[int]:
+        return [sum(lengths[i] for i in own) for own in passes]
+
+    fits = all(size <= room or len(own) == 1 for size, own in zip(tokens(level), level, strict=True))
+    return level if fits and max(tokens(level), default=0) <= max(tokens(fitted), default=0) else fitted
+
+
+@given(lengths=st.lists(st.integers(1, 90), max_size=40), room=st.integers(1, 2000))
+def test_packing_is_first_fit_levelled(lengths: list[int], room: int) -> None:
+    assert schedule(lengths, Plan("cpu", room, "decoder"))[0] == level_of(lengths, room)

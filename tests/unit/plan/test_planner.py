@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 from planning import CPU, GIB, SEVEN, SMALL, declared, gpu, rows
 
 from luthier.errors import ConfigError, TrainingError
-from luthier.plan import best, device_of, make_plan, plan_for
+from luthier.plan import best, device_of, make_plan, plan_for, planner
+from luthier.plan.memory import memory
 from luthier.plan.passes import padded, padding_of
 from luthier.plan.planner import cost, forecast
 from luthier.plan.shape import Shape
+from luthier.plan.speed import rates_of
 from luthier.plan.support import BUILT
 from luthier.plan.trained import trained
 from luthier.types import DataStats, Gpu, Machine, Plan
@@ -57,6 +59,42 @@ def test_more_memory_never_costs_more(free: float, more: float, spec, full: bool
         assert much.fits
         price = [cost(one.job, one.plan, one.rates) for one in (less, much)]
         assert price[1] <= price[0]
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    free=st.floats(1.5, 80),
+    spec=st.sampled_from([SMALL, SEVEN]),
+    card=st.sampled_from([((9, 0), "H200"), ((7, 5), "Tesla T4"), None]),
+    sections=st.sampled_from([
+        {}, {"adapter": None, "quantization": None}, {"trainer": {"enable_gradient_checkpointing": True}},
+        {"execution": {"weights": "quantised"}}, {"adapter": {"type": "lora", "r": 64, "dropout": 0}},
+    ]),
+)  # fmt: skip
+def test_plans_that_are_passed_over_would_not_have_been_chosen(free: float, spec, card, sections) -> None:  # type: ignore[no-untyped-def]
+    machine = replace(CPU, free_memory=int(free * GIB)) if card is None else gpu(free, *card)
+    data = replace(DATA, shared_prefix=36)
+    found = planned(machine, spec, data, **sections)
+    config, job, room = declared(**sections), found.job, found.room
+    start = planner._start(config, spec, job, machine, found.plan.device, BUILT)
+    rates = rates_of(machine, found.plan.device, job.precision)
+    every = []
+    for plan, tokens in planner._candidates(config, job, start, BUILT, rates):
+        plan = planner._with_recompute(config, job, plan, tokens, room)
+        if room.holds(memory(job, plan, tokens), plan.device):
+            every.append((cost(job, plan, rates), plan))
+    assert found.fits == bool(every)
+    if every:
+        assert cost(job, found.plan, rates) <= min(price for price, _ in every) * (1 + 1e-12)  # a tie but for rounding
+
+
+def test_a_plan_of_a_large_card_is_found_among_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What fits without further means is not tried with them: `--budget` plans dozens of times."""
+    tried: list[Plan] = []
+    monkeypatch.setattr(planner, "cost", lambda job, plan, rates: tried.append(plan) or cost(job, plan, rates))
+    planned(gpu(140))
+    means = {(plan.weights, plan.optimizer, plan.embeddings, plan.offload_checkpoints, plan.mlp_tile) for plan in tried}
+    assert means == {("resident", "device", "device", False, 0)}
 
 
 @settings(deadline=None, max_examples=40)

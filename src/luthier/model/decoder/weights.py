@@ -205,7 +205,8 @@ def _over(parts: Sequence[Part], held: torch.Tensor) -> list[Part]:
             out.append(take(part))
         else:
             there: dict[str, Any] = {name: getattr(part, name) for name in TENSORS}
-            out.append(replace(part, **{name: take(one) for name, one in there.items() if one is not None}))
+            there |= {name: take(one) for name, one in there.items() if one is not None}
+            out.append(replace(part, **there))
     return out
 
 
