@@ -151,6 +151,9 @@ def _free(memory: str, card: Card | None) -> int:
         fix = "leave --memory out, or name another --gpu"
     elif not size:
         why = why or "nothing can be trained in no memory"
+    elif size < 2**20:
+        why = f"{size:,} bytes are less than any GPU has; a number without a unit is one of bytes"
+        fix = f"--memory {memory.strip()}GiB" if memory.strip().isdigit() else fix
     if why:
         raise ConfigError("config-bad-value", why, where="--memory", received=memory, allowed=allowed, fix=fix)
     return size

@@ -114,3 +114,11 @@ def test_a_system_prompt_that_is_no_text_is_refused() -> None:
     with pytest.raises(DataError) as caught:
         conversation({**row, "system": 5}, layout)
     assert caught.value.code == "data-chat" and "column system" in str(caught.value.faults[0].where)
+
+
+def test_what_parts_of_the_rows_start_with_is_part_of_what_is_known() -> None:
+    rows = [("AB"[i % 2] * 60 + str(i), "x") for i in range(40)]
+    stats = run([*rows, ("other", "x")], [0] * 40 + [1]).stats
+    assert [part for part, _ in stats.beginnings] == [0.5, 0.5]
+    assert all(tokens > (stats.shared_prefix or 0) + 59 for _, tokens in stats.beginnings)
+    assert run([("q", "x")], [0]).stats.beginnings == ()

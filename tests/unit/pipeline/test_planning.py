@@ -276,6 +276,7 @@ def test_layers_that_the_base_has_not_are_told_before_training(tmp_path: Path, t
         (("--gpu", ""), "no GPU named ''"),
         (("--memory", "much"), "15GiB"),
         (("--memory", "0"), "in no memory"),
+        (("--memory", "15"), "15 bytes are less than any GPU has"),
         (("--set", "execution.memory_limit=abc"), "text like 12GiB"),
         (("--gpu", "T4", "--memory", "200GiB"), "the T4 has less memory"),
         (("--gpu", "T4", "--set", "execution.device=cpu"), "`execution.device: cpu` contradicts --gpu"),
