@@ -91,8 +91,8 @@ class LudwigModel:
 
         Without ``dataset`` and ``training_set`` the config's own dataset is taken. ``training_set``, ``validation_set``
         and ``test_set`` are the split, whatever the config says of one. ``model_resume_path`` names the run folder to
-        go on with. ``random_seed`` overrides the config's. A run folder always holds the trained model, its
-        checkpoints and its metrics: asking to leave those out warns. Processed input is never kept in it.
+        go on with. ``random_seed`` overrides the config's in this call. A run folder always holds the trained model,
+        its checkpoints and its metrics: asking to leave those out warns. Processed input is never kept in it.
         """
         arguments.refuse("callbacks", callbacks or None, "read metrics.jsonl in the run folder, or set trainer.track")
         arguments.refuse("training_set_metadata", training_set_metadata, "leave it out; it is made from the data")
@@ -107,11 +107,10 @@ class LudwigModel:
             skip_save_progress=skip_save_progress,
             skip_save_log=skip_save_log,
         )
-        declared = self._model.config
+        declared = settings = self._model.config
         if random_seed is not None:
             seed = [f"random_seed={random_seed}"]
-            self._model.config = config_module.load(declared.to_dict(), seed, file=declared.file)
-        settings = self._model.config
+            settings = config_module.load(declared.to_dict(), seed, file=declared.file)
         if given:
             if unused := sets.unused_split(declared):
                 warnings.warn(unused, UserWarning, stacklevel=2)

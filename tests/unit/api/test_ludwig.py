@@ -167,8 +167,19 @@ def test_experiment_passes_on_what_it_is_given(settings, frame, tmp_path) -> Non
         skip_save_predictions=True, skip_save_eval_stats=True, skip_collect_predictions=True,
         skip_collect_overall_stats=True, output_directory=str(tmp_path),
     )  # fmt: skip
-    assert stats["output"] and folder == str(tmp_path / "one_two-0") and model.config["random_seed"] == 7
+    assert stats["output"] and folder == str(tmp_path / "one_two-0")
+    assert _lock(folder)["seed"] == 7 and model.config["random_seed"] == 42  # an argument of that call alone
     assert not any((Path(folder) / name).exists() for name in ("predictions.parquet", "test_statistics.json"))
+
+
+def _lock(folder: str) -> dict[str, Any]:
+    return json.loads((Path(folder) / "run.json").read_text(encoding="utf-8"))["lock"]
+
+
+def test_a_seed_given_to_train_holds_for_that_call(one_step, frame, tmp_path) -> None:
+    model = LudwigModel({**one_step, "random_seed": 3})
+    seeds = [_lock(model.train(frame, output_directory=str(tmp_path), random_seed=s)[2])["seed"] for s in (7, None)]
+    assert seeds == [7, 3]
 
 
 @pytest.mark.parametrize(
