@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from luthier import events
+from luthier.errors import RunError
 from luthier.evaluate import Comparison
 from luthier.run import RunFolder, read_metrics
 from luthier.tuned import Tuned
@@ -22,7 +23,11 @@ def evaluate(
     """`Tuned.evaluate`; the comparison is then shown by the report of its run folder and by the card of its model."""
     comparison = tuned.evaluate(dataset, rows=rows, shots=shots, encoding=encoding, sink=sink)
     if tuned.folder is not None:
-        _show(RunFolder.load(tuned.folder), tuned, comparison)
+        try:
+            _show(RunFolder.load(tuned.folder), tuned, comparison)
+        except (OSError, RunError) as error:  # the comparison itself is there
+            said = error.faults[0].message if isinstance(error, RunError) else error
+            sink(events.Warned(text=f"the report and the card of {tuned.folder} do not show the comparison: {said}"))
     return comparison
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier import events
 from luthier.data.columns import reference_of
 from luthier.data.table import Table, missing_column
-from luthier.errors import DataError
+from luthier.errors import DataError, RunError
 from luthier.evaluate import Comparison, compare, few_shot
 from luthier.run import atomic
 
@@ -30,8 +31,11 @@ def evaluate(
 ) -> Comparison:
     """Base, base with a few-shot prompt, and tuned on ``dataset`` or else the held-out rows of the training table.
 
-    The comparison is written to ``evaluation.json`` in the run folder.
+    The comparison is written to ``evaluation.json`` in the run folder. Raises RunError run-not-a-run, before anything
+    is asked, where that is not there any more.
     """
+    if tuned.folder is not None:
+        _require_there(tuned.folder)
     table, held = _to_compare(tuned, dataset, rows, encoding, sink)
     training = tuned.trained_on.required(tuned.folder, "show") if shots else None
     contestants = {"base": tuned.answer(table, held, use_base=True, generation=ONE, sink=sink)}
@@ -65,7 +69,10 @@ def evaluate(
         prompts=[tuned.prompt_of(table, i) for i in held],
     )
     if tuned.folder is not None:
-        atomic.write_json(tuned.folder / "evaluation.json", comparison.to_json())
+        try:
+            atomic.write_json(tuned.folder / "evaluation.json", comparison.to_json())
+        except OSError as error:  # what took minutes to answer is not lost for it
+            sink(events.Warned(text=f"evaluation.json was not written to {tuned.folder}: {error}"))
     return comparison
 
 
@@ -85,6 +92,20 @@ def samples(tuned: Tuned, count: int = 3) -> list[dict[str, str]]:
         {"prompt": tuned.prompt_of(tuned.table, i), "before": was, "answer": now, "reference": reference or ""}
         for i, was, now, reference in zip(held, before, after.texts, after.references, strict=True)
     ]
+
+
+def _require_there(folder: Path) -> None:
+    """Raise RunError where a run was moved or removed after it was loaded."""
+    if (folder / "run.json").is_file():
+        return
+    raise RunError(
+        "run-not-a-run",
+        "the run folder, which the comparison is written to, is not there any more",
+        where=str(folder),
+        received="a folder without run.json" if folder.is_dir() else "nothing",
+        allowed="the folder that the model was loaded from or trained into",
+        fix="put it back, or load the run from where it is now: Model.load(FOLDER)",
+    )
 
 
 def _to_compare(

@@ -13,6 +13,7 @@ from luthier.data.sources import hub, memory
 from luthier.errors import DataError, RunError
 from luthier.events import Warned
 from luthier.run import recorded_inputs
+from luthier.tuned import Tuned
 
 
 def test_report_and_card_show_the_comparison_and_keep_what_a_person_wrote(train, rows, tmp_path) -> None:
@@ -48,6 +49,33 @@ def test_a_table_of_ones_own_needs_the_training_table_for_examples_alone(train, 
     with pytest.raises(RunError, match="the rows that predict answers") as caught:
         tuned.predict(None)
     assert caught.value.faults[0].fix == "name the rows to answer: dataset=…"
+
+
+def test_a_run_folder_that_is_gone_is_told_before_anything_is_asked(train, rows, monkeypatch) -> None:
+    tuned = pipeline.load(train().folder)
+    moved = tuned.folder.rename(tuned.folder.with_name("moved"))
+
+    def asked(*_: object, **__: object) -> None:
+        raise AssertionError("it was asked")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Tuned, "answer", asked)
+        with pytest.raises(RunError, match="is not there any more") as caught:
+            pipeline.evaluate(tuned, rows[36:], shots=0)
+    fault = caught.value.faults[0]
+    assert (fault.code, fault.where, fault.received) == ("run-not-a-run", str(tuned.folder), "nothing")
+    assert "Model.load" in (fault.fix or "")
+    assert len(pipeline.evaluate(pipeline.load(moved), rows[36:], shots=0).rows) == 4
+
+
+def test_a_comparison_that_cannot_be_written_is_returned_and_told(train, rows) -> None:
+    tuned, heard = pipeline.load(train().folder), []
+    for name in ("evaluation.json", "report.html"):
+        (tuned.folder / name).unlink(missing_ok=True)
+        (tuned.folder / name).mkdir()
+    assert len(pipeline.evaluate(tuned, rows[36:], shots=0, sink=heard.append).rows) == 4
+    told = [event.text for event in heard if isinstance(event, Warned)]
+    assert [("evaluation.json was not written" in one, "report" in one) for one in told] == [(True, False), (False, True)]
 
 
 def test_a_table_that_is_gone_or_has_changed_is_named(train, rows, tmp_path) -> None:
