@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier import events
 from luthier.data.columns import reference_of
 from luthier.data.table import Table, missing_column
-from luthier.errors import DataError, RunError
+from luthier.errors import ConfigError, DataError, RunError
 from luthier.evaluate import Comparison, compare, few_shot
 from luthier.run import atomic
 
@@ -32,8 +33,10 @@ def evaluate(
     """Base, base with a few-shot prompt, and tuned on ``dataset`` or else the held-out rows of the training table.
 
     The comparison is written to ``evaluation.json`` in the run folder. Raises RunError run-not-a-run, before anything
-    is asked, where that is not there any more.
+    is asked, where that is not there any more; ConfigError for ``rows`` or ``shots`` that are no such numbers.
     """
+    _check_number("rows", rows, least=1, unless_none="leave it out for all rows")
+    _check_number("shots", shots, least=0)
     if tuned.folder is not None:
         _require_there(tuned.folder)
     table, held = _to_compare(tuned, dataset, rows, encoding, sink)
@@ -92,6 +95,22 @@ def samples(tuned: Tuned, count: int = 3) -> list[dict[str, str]]:
         {"prompt": tuned.prompt_of(tuned.table, i), "before": was, "answer": now, "reference": reference or ""}
         for i, was, now, reference in zip(held, before, after.texts, after.references, strict=True)
     ]
+
+
+def _check_number(name: str, value: Any, *, least: int, unless_none: str = "") -> None:
+    """Raise ConfigError for what is no whole number of at least ``least``; None is one where ``unless_none`` says so."""
+    if value is None and unless_none:
+        return
+    if isinstance(value, Integral) and not isinstance(value, bool) and value >= least:  # numpy's too
+        return
+    raise ConfigError(
+        "config-bad-value",
+        f"{name} is not a number of rows that can be taken",
+        where=name,
+        received="None" if value is None else value,
+        allowed=f"a whole number, at least {least}" + (", or None" if unless_none else ""),
+        fix=unless_none or f"{name}=0 shows the base no examples",
+    )
 
 
 def _require_there(folder: Path) -> None:

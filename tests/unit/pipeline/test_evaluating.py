@@ -10,7 +10,7 @@ import pytest
 from luthier import pipeline
 from luthier.api import LudwigModel
 from luthier.data.sources import hub, memory
-from luthier.errors import DataError, RunError
+from luthier.errors import ConfigError, DataError, RunError
 from luthier.events import Warned
 from luthier.run import recorded_inputs
 from luthier.tuned import Tuned
@@ -66,6 +66,17 @@ def test_a_run_folder_that_is_gone_is_told_before_anything_is_asked(train, rows,
     assert (fault.code, fault.where, fault.received) == ("run-not-a-run", str(tuned.folder), "nothing")
     assert "Model.load" in (fault.fix or "")
     assert len(pipeline.evaluate(pipeline.load(moved), rows[36:], shots=0).rows) == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("rows", 0), ("rows", -1), ("rows", 2.5), ("rows", True), ("shots", -1), ("shots", None)]
+)
+def test_numbers_of_rows_and_examples_that_are_none_are_refused(train, rows, name, value) -> None:
+    tuned = pipeline.load(train().folder)
+    with pytest.raises(ConfigError, match=f"{name} is not a number") as caught:
+        pipeline.evaluate(tuned, rows[36:], **{name: value})
+    fault = caught.value.faults[0]
+    assert fault.code == "config-bad-value" and fault.where == name and "at least" in str(fault.allowed)
 
 
 def test_a_comparison_that_cannot_be_written_is_returned_and_told(train, rows) -> None:
