@@ -138,6 +138,15 @@ class Trainer(Section):
                 allowed="precision: auto, bf16 or fp16 with use_mixed_precision: true",
                 fix="leave use_mixed_precision out: precision says it",
             )
+        peak, floor = self.optimizer.lr or self.learning_rate, self.learning_rate_scheduler.eta_min
+        if floor > peak:
+            named = "learning_rate" if self.optimizer.lr is None else "optimizer.lr"
+            raise Conflict(
+                "learning_rate_scheduler.eta_min, where the rate falls to, is over the learning rate that it falls from",
+                received=f"eta_min: {floor:g}, {named}: {peak:g}",
+                allowed=f"eta_min of at most {peak:g}",
+                fix=f"lower eta_min, or raise {named}",
+            )
         if self.steps_per_checkpoint and self.checkpoints_per_epoch:
             raise Conflict(
                 "how often a checkpoint is made is given in two ways",

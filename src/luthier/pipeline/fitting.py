@@ -65,7 +65,7 @@ def _fit_and_save(
     settings, plan, trainer = work.config, work.plan, work.config.trainer
     first = comm.rank == 0
     source = work.source()
-    steps = trainer.train_steps or trainer.epochs * source.steps_per_epoch
+    steps = work.steps
     kept = kept_start(settings, folder, origin, first=first)
     with in_turn(comm) if kept is not None else nullcontext():  # one rank makes the start of all
         rows = first_rows(settings, work.source())

@@ -31,6 +31,7 @@ from luthier.pipeline.reading import layout_of, read_table
 from luthier.plan import machine as machines
 from luthier.plan import planner
 from luthier.plan.support import BUILT, refusal_of
+from luthier.train.schedule import cut_warmup
 from luthier.tuned.choosing import told_of_beams
 from luthier.tuned.reading import reader_of
 from luthier.types import Base, DataStats, Machine, Plan
@@ -65,6 +66,12 @@ class Examined:
             classes=classes,
             micro_batch=settings.trainer.micro_batch if settings.trainer.loss_normalization == "micro_batch" else None,
         )
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        trainer = self.config.trainer
+        return trainer.train_steps or trainer.epochs * self.source().steps_per_epoch
 
     @property
     def stats(self) -> DataStats:
@@ -184,7 +191,10 @@ def examine(
         named = f"the column {unasked[0]!r} is" if len(unasked) == 1 else f"the columns {', '.join(unasked)} are"
         sink(events.Warned(text=f"{named} an input that prompt.template does not name: the model never sees it"))
     prepared = tokenise(table, splits, renderer, sink=sink, cache=writable_cache())
-    return Examined(settings, base, tokenizer, table, layout, splits, renderer, prepared)
+    seen = Examined(settings, base, tokenizer, table, layout, splits, renderer, prepared)
+    if cut := _told_of_warmup(seen):
+        sink(events.Warned(text=cut))
+    return seen
 
 
 def check(settings: Config, dataset: Any, *, encoding: str | None = None, sink: events.Sink = events.silent) -> Work:
@@ -253,6 +263,15 @@ def _told_of_system(settings: Config, renderer: Renderer) -> str | None:
     if settings.prompt.system and renderer.system_column is not None:
         return f"prompt.system is written where the column {column!r} is empty; elsewhere the column's text is"
     return None
+
+
+def _told_of_warmup(seen: Examined) -> str | None:
+    """What is told of a warm-up that is longer than the run."""
+    trainer = seen.config.trainer
+    schedule = trainer.learning_rate_scheduler
+    if not (schedule.warmup_steps or schedule.warmup_evaluations):  # a fraction is never over all steps
+        return None
+    return cut_warmup(schedule, seen.steps, trainer.steps_per_evaluation or seen.source().steps_per_epoch)
 
 
 def _refuse_unbuilt(settings: Config) -> None:

@@ -17,12 +17,31 @@ DECAYS: Registry[Decay] = Registry("learning rate decay")
 
 
 def warmup_steps(section: Schedule, total: int, per_evaluation: int) -> int:
-    """Optimizer steps of the warm-up: given in steps, in evaluations, or as a fraction of all steps, rounded up."""
+    """Optimizer steps of the warm-up, at most all of them."""
+    return min(total, _declared(section, total, per_evaluation))
+
+
+def cut_warmup(section: Schedule, total: int, per_evaluation: int) -> str | None:
+    """What is told of a warm-up that is longer than the run."""
+    declared = _declared(section, total, per_evaluation)
+    if declared <= total:
+        return None
+    said = f"warmup_steps: {declared}"
+    if section.warmup_steps is None:
+        said = f"warmup_evaluations: {section.warmup_evaluations:g} ({declared} steps)"
+    return (
+        f"trainer.learning_rate_scheduler.{said} is longer than the run: the warm-up is cut to {total} "
+        f"step{'' if total == 1 else 's'}, so the rate rises to the end"
+    )
+
+
+def _declared(section: Schedule, total: int, per_evaluation: int) -> int:
+    """The warm-up as given: in steps, in evaluations, or as a fraction of all steps, rounded up."""
     if section.warmup_steps is not None:
-        return min(total, section.warmup_steps)
+        return section.warmup_steps
     if section.warmup_evaluations:
-        return min(total, math.ceil(section.warmup_evaluations * per_evaluation))
-    return min(total, math.ceil(section.warmup_fraction * total - 1e-9))  # 0.03 * 100 is a little over 3
+        return math.ceil(section.warmup_evaluations * per_evaluation)
+    return math.ceil(section.warmup_fraction * total - 1e-9)  # 0.03 * 100 is a little over 3
 
 
 def factor(section: Schedule, step: int, total: int, per_evaluation: int, peak: float) -> float:

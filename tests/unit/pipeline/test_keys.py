@@ -103,6 +103,25 @@ def test_an_input_that_the_template_leaves_out_is_said(settings, rows, template:
     assert len(said) == bool(told) and all(name in text for text in said for name in told)
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"warmup_steps": 9}, "warmup_steps: 9 is longer than the run: the warm-up is cut to 4 steps"),
+        ({"warmup_evaluations": 2.5}, "warmup_evaluations: 2.5 (10 steps) is longer than the run"),
+        ({"warmup_steps": 4}, None),
+        ({"warmup_evaluations": 1}, None),
+        ({"warmup_fraction": 1.0}, None),
+    ],
+)
+def test_a_warm_up_that_is_longer_than_the_run_is_told_before_training(settings, rows, given, said) -> None:
+    settings["trainer"]["learning_rate_scheduler"] = given  # 32 training rows, 8 a step, one epoch
+    for look in (pipeline.check, planning.need_of):
+        heard: list[str] = []
+        look(config.load(settings), rows, sink=lambda e: heard.append(e.text) if isinstance(e, Warned) else None)
+        assert [one for one in heard if "warm" in one] == ([] if said is None else [heard[-1]])
+        assert said is None or said in heard[-1]
+
+
 def test_evaluate_training_set_tells_the_loss_on_training_rows(train) -> None:
     assert "train_evaluation" not in train("without").history
     made = train("with", trainer__evaluate_training_set=True)
