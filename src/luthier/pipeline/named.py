@@ -22,6 +22,7 @@ from luthier.registry import nearest
 from luthier.types import Base
 
 MEASURED = ("loss", "perplexity", "supervised_tokens", "token_accuracy")  # what an evaluation gives for any target
+COUNTS = frozenset({"supervised_tokens"})  # of these: what says how much was measured, not how well it went
 PROJECTION = re.compile(r".*\.layers\.\d+\.\w+\.\w+_proj")  # what the decoder puts an adapter beside
 
 
@@ -33,12 +34,13 @@ def check_trackers(settings: Config) -> None:
 
 
 def check_metrics(settings: Config, layout: Layout) -> None:
-    """Raise ConfigError for a metric that decides and that no evaluation of this target gives."""
+    """Raise ConfigError for a metric that decides and that no evaluation of this target gives, or that is a count."""
     trainer = settings.trainer
     schedule = trainer.learning_rate_scheduler
     generated = available(DEFAULT_CLASS if layout.classes else DEFAULT_TEXT)
-    validated = [*MEASURED, *(generated if layout.kind != "text" and trainer.eval_generation_rows != 0 else [])]
-    trained = list(MEASURED) if trainer.evaluate_training_set else ["loss"]
+    measured = [name for name in MEASURED if name not in COUNTS]
+    validated = [*measured, *(generated if layout.kind != "text" and trainer.eval_generation_rows != 0 else [])]
+    trained = measured if trainer.evaluate_training_set else ["loss"]
     asked = {"validation_metric": (trainer.validation_metric, validated)}
     if schedule.reduce_on_plateau:
         there = trained if schedule.reduce_eval_split == "training" else validated
@@ -46,11 +48,13 @@ def check_metrics(settings: Config, layout: Layout) -> None:
     faults = [
         Fault(
             "config-bad-value",
-            f"evaluation does not give {metric!r}",
+            f"{metric!r} counts: no model is better for it"
+            if metric in COUNTS
+            else f"evaluation does not give {metric!r}",
             f"trainer.{key}",
             metric,
             there,
-            _meant(metric, there) or f"{key.rpartition('.')[2]}: loss",
+            (None if metric in COUNTS else _meant(metric, there)) or f"{key.rpartition('.')[2]}: loss",
         )
         for key, (metric, there) in asked.items()
         if metric not in there

@@ -23,6 +23,21 @@ TEXT = [{"name": "label", "type": "text"}]
         (TEXT, {"validation_metric": "accuracy"}, "trainer.validation_metric", "exact_match"),
         (None, {"validation_metric": "exact_match"}, "trainer.validation_metric", "macro_f1"),
         (None, {"validation_metric": "accuracy", "eval_generation_rows": 0}, "trainer.validation_metric", "loss"),
+        (None, {"validation_metric": "supervised_tokens"}, "trainer.validation_metric", "perplexity"),
+        (None, {"validation_metric": "tokens_per_s"}, "trainer.validation_metric", "perplexity"),
+        (
+            None,
+            {
+                "evaluate_training_set": True,
+                "learning_rate_scheduler": {
+                    "reduce_on_plateau": 1,
+                    "reduce_eval_metric": "supervised_tokens",
+                    "reduce_eval_split": "training",
+                },
+            },
+            "trainer.learning_rate_scheduler.reduce_eval_metric",
+            "perplexity",
+        ),
         (
             None,
             {"learning_rate_scheduler": {"reduce_on_plateau": 1, "reduce_eval_metric": "los"}},
@@ -52,6 +67,7 @@ def test_a_metric_that_no_evaluation_gives_is_refused_before_training(
         pipeline.check(made, rows)
     (fault,) = caught.value.faults
     assert fault.code == "config-bad-value" and fault.where == where and there in (fault.allowed or ())
+    assert "supervised_tokens" not in (fault.allowed or ())
 
 
 def test_a_metric_of_the_target_decides(settings, rows, train) -> None:
