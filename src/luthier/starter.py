@@ -12,7 +12,7 @@ from luthier import events
 from luthier.assets import licences
 from luthier.assets.catalogue import Proposal, judge, known, propose
 from luthier.config import load
-from luthier.data.columns import Layout, detect
+from luthier.data.columns import Layout, detect, one_answer
 from luthier.data.conversation import conversation
 from luthier.data.language import language_of
 from luthier.data.render import template
@@ -92,6 +92,8 @@ def write_config(
     load(text)  # what is written can be read
     atomic.write_text(output, text)
     lines = [*layout.explanation, f"{len(table):,} rows, language: {language or 'not recognised'}"]
+    if same := one_answer(table, layout):
+        lines.append(f"WARNING: {same}")
     if judged is not None:
         lines += _warnings(judged, language, "" if base is None else proposals[0].candidate.name, calls=calls)
     elif base is not None and (terms := licences.of_folder(Path(base).expanduser())):

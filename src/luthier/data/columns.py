@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import repeat
 from typing import Any, Literal
 
 from luthier.data.language import language_of
@@ -329,6 +330,29 @@ def spelled_alike(table: Table, layout: Layout) -> str | None:
     return (
         f"classes of {layout.target!r} that differ in case, width or blanks alone are learned as different answers: "
         f"{'; '.join(shown)}. If each is one class, write it in one way in the table"
+    )
+
+
+def one_answer(table: Table, layout: Layout, splits: Iterable[int] | None = None) -> str | None:
+    """What is told where all training rows (without ``splits`` all rows) have the same answer, if they are no chats."""
+    from luthier.data.render.template import plain_text
+
+    if layout.target is None or layout.kind in ("chat", "text"):
+        return None
+    found, count = None, 0
+    for value, side in zip(table.values(layout.target), splits if splits is not None else repeat(0)):
+        text = plain_text(value)
+        if side or not text.strip():
+            continue
+        if found not in (None, text):
+            return None
+        found, count = text, count + 1
+    if found is None or count < 2:
+        return None
+    shown = found if len(found) <= LONGEST_CLASS else f"{found[:LONGEST_CLASS]}…"
+    return (
+        f"all {count:,} rows to learn from have one answer in {layout.target!r}: {shown!r}. There is nothing to tell "
+        "apart: the model learns to say this whatever it is asked; add rows with other answers"
     )
 
 

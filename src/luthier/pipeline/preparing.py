@@ -173,6 +173,8 @@ def examine(
         sink(events.Note(text=line))
     if alike := columns.spelled_alike(table, layout):
         sink(events.Warned(text=alike))
+    if same := columns.one_answer(table, layout, splits):
+        sink(events.Warned(text=same))
     if not divided.counts["validation"]:
         sink(events.Warned(text="no row validates: training cannot tell when it gets worse, and the last step is kept"))
     renderer = renderer_of(settings, layout, tokenizer, base, table.columns, table.name)

@@ -219,6 +219,25 @@ def test_classes_that_differ_in_case_or_blanks_alone_are_told_and_not_merged(set
         assert part in warned[0]
 
 
+@pytest.mark.parametrize(
+    ("labels", "kind", "told"),
+    [
+        (["yes"] * 40, "category", "all 32 rows to learn from have one answer in 'label': 'yes'"),
+        (["yes"] * 40, "text", "all 32 rows to learn from have one answer in 'label': 'yes'"),
+        (["yes"] * 32 + ["no"] * 8, "category", "all 32 rows to learn from"),  # the other class is held out
+        (["yes"] * 31 + ["no"] * 9, "category", None),
+        (["yes", None] * 16 + ["no"] * 8, "category", "all 16 rows to learn from"),
+    ],
+)
+def test_rows_that_all_have_one_answer_are_told(settings, rows, labels, kind, told) -> None:
+    settings["output_features"][0]["type"] = kind
+    heard: list[Any] = []
+    table = [row | {"label": label} for row, label in zip(rows, labels, strict=True)]
+    pipeline.check(config.load(settings), table, sink=heard.append)
+    warned = [one.text for one in heard if isinstance(one, events.Warned) and "one answer" in one.text]
+    assert len(warned) == bool(told) and (not told or told in warned[0])
+
+
 LUDWIGS = {"temperature": 0.1, "top_p": 0.75, "top_k": 40, "num_beams": 4}  # of its example of zero-shot classification
 
 
