@@ -108,7 +108,7 @@ CODES: dict[str, Code] = {
         "fill in the target column, or raise preprocessing.max_sequence_length",
     ),
     "data-prompt": Code(
-        "A prompt that cannot be answered: empty, or no room for its answer in the context or in memory.",
+        "A prompt that cannot be answered: no text, empty, or no room for its answer in the context or in memory.",
         "a text that leaves room for its answer in the model's context",
         "shorten it, or lower max_new_tokens",
     ),

@@ -19,6 +19,7 @@ from luthier.api import arguments, results, sets
 from luthier.api.model import Dataset, Model
 from luthier.api.results import PreprocessedData, TrainingResults, TrainingStats
 from luthier.run import RunFolder, atomic, numbered, read_metrics
+from luthier.tuned.asking import texts_of
 from luthier.tuned.measuring import measures
 from luthier.types import SPLITS
 
@@ -263,7 +264,7 @@ class LudwigModel:
         options = dict(generation_config or {})
         if not streaming:
             return self._model.generate(input_strings, **options)
-        texts = [input_strings] if isinstance(input_strings, str) else input_strings
+        texts = [input_strings] if isinstance(input_strings, str) else texts_of(input_strings)
         answers = ["".join(console.echo(self._model.stream(text, **options))) for text in texts]
         return answers[0] if isinstance(input_strings, str) else answers
 

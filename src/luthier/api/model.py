@@ -108,11 +108,12 @@ class Model:
         prompts that cannot be answered, by their number from 0, and ConfigError for settings, before anything is made.
         """
         if isinstance(prompt, str):
-            if generation.get("n", 1) > 1:
-                raise ConfigError(
-                    "config-conflict", "one prompt given as a text gets one answer", where="n",
-                    received=generation["n"], allowed="1", fix="give the prompt in a list: generate([prompt], n=…)",
-                )  # fmt: skip
+            for name in ("n", "num_return_sequences"):
+                if generation.get(name) not in (None, 1):
+                    raise ConfigError(
+                        "config-conflict", "one prompt given as a text gets one answer", where=name,
+                        received=generation[name], allowed="1", fix="give the prompt in a list: generate([prompt], n=…)",
+                    )  # fmt: skip
             return self._ready().generate([prompt], {**generation, "n": 1})[0]
         return self._ready().generate(prompt, generation or None)
 

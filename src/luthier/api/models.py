@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from luthier import console
 from luthier.api.model import Model
 from luthier.errors import ConfigError
-from luthier.tuned.asking import answers
+from luthier.tuned.asking import answers, texts_of
 from luthier.types import Request
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class Models(Mapping[str, Model]):
                     "config-conflict", "there is no such run here", where="prompts", received=name, allowed=list(runs),
                     fix="name one of these, or None for the base",
                 )  # fmt: skip
-            tuned = runs[name or first]
+            tuned, (text,) = runs[name or first], texts_of([text], at)
             sampling = tuned.sampling({**generation, "n": 1})
             requests.append(Request(at, tuned.renderer.text_prompt(text).ids, sampling, adapter=name))
         return [done.text for done in answers(self.together.engine(), requests)]

@@ -340,7 +340,7 @@ def one_answer(table: Table, layout: Layout, splits: Iterable[int] | None = None
     if layout.target is None or layout.kind in ("chat", "text"):
         return None
     found, count = None, 0
-    for value, side in zip(table.values(layout.target), splits if splits is not None else repeat(0)):
+    for value, side in zip(table.values(layout.target), splits if splits is not None else repeat(0), strict=False):
         text = plain_text(value)
         if side or not text.strip():
             continue

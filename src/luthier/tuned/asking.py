@@ -2,11 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
-from luthier.errors import ConfigError, DataError
+from luthier.errors import ConfigError, DataError, Fault
 from luthier.types import Completion, Engine, Request
+
+
+def texts_of(prompts: Any, first: int = 0) -> list[str]:
+    """The prompts, of which the first has this number, as they are. Raises DataError data-prompt where they are no texts."""
+    if isinstance(prompts, (str, bytes, Mapping)) or not isinstance(prompts, Iterable):
+        raise DataError("data-prompt", "prompts are a list of texts", **_no_text("prompts", prompts))
+    texts = list(prompts)
+    if faults := [
+        Fault("data-prompt", "a prompt is a text", **_no_text(f"prompt {at}", text))
+        for at, text in enumerate(texts, first)
+        if not isinstance(text, str)
+    ]:
+        raise DataError(faults)
+    return texts
+
+
+def _no_text(where: str, received: Any) -> dict[str, Any]:
+    shown = "None" if received is None else received
+    return {"where": where, "received": shown, "allowed": "a text, or a list of texts",
+            "fix": "give the whole prompt as text; rows of a table are for predict"}  # fmt: skip
 
 
 def check(engine: Engine, requests: Sequence[Request]) -> None:

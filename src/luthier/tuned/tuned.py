@@ -28,7 +28,7 @@ from luthier.metrics.calibration import Calibration, fit
 from luthier.run import atomic
 from luthier.run.staging import staged
 from luthier.tuned.answered import Answered
-from luthier.tuned.asking import answers, check
+from luthier.tuned.asking import answers, check, texts_of
 from luthier.tuned.choosing import Choices, Scored, chosen, is_choice, scored, searched, told_of_beams
 from luthier.tuned.conversation import Conversation
 from luthier.tuned.reading import Reader, reader_of
@@ -357,8 +357,8 @@ class Tuned:
         Raises DataError for texts that cannot be answered, by their number from 0; ConfigError as `sampling`, and where
         a setting leaves no room.
         """
-        sampling = self.sampling(generation)
-        requests = [Request(i, self.renderer.text_prompt(text).ids, sampling) for i, text in enumerate(prompts)]
+        texts, sampling = texts_of(prompts), self.sampling(generation)
+        requests = [Request(i, self.renderer.text_prompt(text).ids, sampling) for i, text in enumerate(texts)]
         return [one.text for done in answers(self.engine(False), requests) for one in (done, *done.others)]
 
     def stream(self, prompt: str, generation: Mapping[str, Any] | None = None) -> Iterator[str]:
@@ -373,7 +373,8 @@ class Tuned:
 
     def _one(self, prompt: str, generation: Mapping[str, Any] | None) -> tuple[Request, Engine]:
         """What one text asks for, and whom; it can be answered."""
-        request = Request(0, self.renderer.text_prompt(prompt).ids, self.sampling(generation))
+        (text,) = texts_of([prompt])
+        request = Request(0, self.renderer.text_prompt(text).ids, self.sampling(generation))
         engine = self.engine(False)
         check(engine, [request])
         return request, engine

@@ -49,6 +49,31 @@ def test_a_prompt_without_an_answer_is_an_error(model: Model, name: str) -> None
 
 
 @pytest.mark.parametrize("name", ONE)
+@pytest.mark.parametrize("wrong", [5, None, b"Dear Sir,", {"prompt": "Dear Sir,"}])
+def test_what_is_no_text_is_an_error(model: Model, name: str, wrong: Any) -> None:
+    with pytest.raises(DataError) as caught:
+        ONE[name](model, wrong, {})
+    (fault,) = caught.value.faults
+    assert fault.code == "data-prompt" and fault.where in ("prompts", "prompt 0")
+    assert fault.received == ("None" if wrong is None else wrong) and fault.allowed == "a text, or a list of texts"
+
+
+def test_prompts_that_are_no_texts_are_told_by_their_numbers(model: Model) -> None:
+    with pytest.raises(DataError) as caught:
+        model.generate(["Dear Sir,", 5, None])
+    assert [(one.code, one.where) for one in caught.value.faults] == [
+        ("data-prompt", "prompt 1"), ("data-prompt", "prompt 2")
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("key", "count"), [("n", 2), ("num_return_sequences", 2), ("n", "2")])
+def test_a_prompt_that_is_no_list_gets_one_answer(model: Model, key: str, count: Any) -> None:
+    with pytest.raises(ConfigError, match="gets one answer") as caught:
+        model.generate("Dear Sir,", temperature=1.0, **{key: count})
+    assert caught.value.faults[0].where == key
+
+
+@pytest.mark.parametrize("name", ONE)
 @pytest.mark.parametrize(
     ("options", "code", "key", "received"),
     [
