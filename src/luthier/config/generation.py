@@ -34,13 +34,8 @@ Texts = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidat
 
 
 class GenerationKeys(Section):
-    """The keys, each by itself: what they may hold is the same in a config and in what a caller puts on top of it."""
+    """The keys that a caller may put others on top of, each by itself: in both places it may hold the same."""
 
-    engine: Literal["auto", "luthier", "transformers", "vllm"] = key(
-        "auto",
-        "Who answers with a finished run: Luthier's own engine where it knows the architecture, else transformers' "
-        "generate (auto); one of them; or vLLM, where it is installed. Between steps of training it is always auto.",
-    )
     max_new_tokens: Int = key(256, "Longest answer in tokens.", ludwig=32, why="32 tokens cut most answers", ge=1)
     min_new_tokens: Int = key(0, "Shortest answer in tokens.", ge=0)
     do_sample: bool = key(
@@ -118,6 +113,13 @@ class Overrides(GenerationKeys):
 
 class Generation(GenerationKeys):
     """How answers are drawn at prediction."""
+
+    engine: Literal["auto", "luthier", "transformers", "vllm"] = key(
+        "auto",
+        "Who answers with a finished run: Luthier's own engine where it knows the architecture, else transformers' "
+        "generate (auto); one of them; or vLLM, where it is installed. It is chosen "
+        "when the model is loaded, not for one call. Between steps of training it is always auto.",
+    )
 
     @model_validator(mode="before")
     @classmethod

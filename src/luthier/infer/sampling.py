@@ -39,7 +39,6 @@ FIXED: Mapping[str, tuple[tuple[Any, ...], str]] = {
     "pad_token_id": ((None,), "padding is the tokenizer's business; leave the key out"),
     "bos_token_id": ((None,), "prompts are made of ids already; leave the key out"),
     "eos_token_id": ((None,), "the tokenizer says what ends a turn; use `stop` for more"),
-    "engine": ((None,), "it is chosen when the model is loaded: set generation.engine in the config, or by --set"),
     "force_words_ids": ((None,), "constrained beam search left transformers; leave the key out"),
     "streaming": ((None, False), "call Model.stream, or LudwigModel.generate(streaming=True)"),
     "prompt_lookup_num_tokens": ((None,), "speculative decoding changes no answer; leave the key out"),
@@ -216,6 +215,10 @@ def _checked(source: Mapping[str, Any], where: str) -> tuple[dict[str, Any], lis
         for name, (allowed, advice) in FIXED.items()
         if name in named and named[name] not in allowed
     ]
+    if (engine := named.pop("engine", None)) is not None:
+        message = "the engine is chosen when the model is loaded, not for one call"
+        allowed, fix = "generation.engine in the run's config.yaml", "set it there, or on the command line by --set"
+        faults.append(Fault("config-conflict", message, f"{where} engine", engine, allowed, fix))
     free = {name: value for name, value in named.items() if name not in FIXED}
     said = {name: value for name, value in free.items() if value is not None}
     try:

@@ -105,6 +105,16 @@ def test_a_caller_is_told_what_a_config_is(wrong):
     assert there.where.replace("config generation.", "generation_config ", 1) == here.where
 
 
+def test_the_engine_is_chosen_at_load_and_is_not_offered_for_a_call() -> None:
+    with pytest.raises(ConfigError, match="chosen when the model is loaded, not for one call") as caught:
+        resolve(None, {"engine": "vllm"})
+    fault = caught.value.faults[0]
+    assert fault.where == "generation_config engine" and "config.yaml" in str(fault.allowed) and "--set" in str(fault.fix)
+    with pytest.raises(ConfigError) as caught:
+        resolve(None, {"temprature": 1})
+    assert "temperature" in caught.value.faults[0].allowed and "engine" not in caught.value.faults[0].allowed
+
+
 @pytest.mark.parametrize("wrong", [{"max_length": 0}, {"min_length": -1}, {"sequence_bias": [[[], 1.0]]}])
 def test_what_only_a_caller_may_give_is_checked_too(wrong):
     with pytest.raises(ConfigError) as caught:
