@@ -28,6 +28,7 @@ def _paired(value: Any) -> Any:
     return tuple(value.items()) if isinstance(value, Mapping) else value
 
 
+DRAWS = "It turns drawing on where neither do_sample nor temperature is given."
 Token = Annotated[Int, Field(ge=0)]
 Tokens = Annotated[tuple[Token, ...], Field(min_length=1)]
 Texts = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_listed)]
@@ -40,17 +41,23 @@ class GenerationKeys(Section):
     min_new_tokens: Int = key(0, "Shortest answer in tokens.", ge=0)
     do_sample: bool = key(
         False,
-        "Draw at random; off is greedy. Turned on by a temperature over 0 when left out.",
+        "Draw at random; off is greedy. Left out, it is turned on by a temperature over 0 and, where no temperature is "
+        "given, by top_k, top_p, min_p or typical_p.",
         ludwig=True,
         why="greedy answers can be repeated and compared",
     )
     temperature: Float = key(
-        0.0, "Sharpness of the draw: 0 is greedy, 1 the model's own distribution.", ludwig=0.1, ge=0, le=100
+        0.0,
+        "Sharpness of the draw: 0 is greedy, 1 the model's own distribution. Over 0 it turns drawing on, unless "
+        "do_sample is false; left out of a draw it is 1.",
+        ludwig=0.1,
+        ge=0,
+        le=100,
     )
-    top_k: Int = key(0, "Draw from the k likeliest tokens; 0 is off.", ludwig=50, ge=0)
-    top_p: Float = key(1.0, "Draw from the likeliest tokens that hold this share; 1 is off.", gt=0, le=1)
-    min_p: Float | None = key(None, "Leave out tokens under this share of the likeliest one.", ge=0, le=1)
-    typical_p: Float | None = key(None, "Share kept by locally typical sampling.", gt=0, le=1)
+    top_k: Int = key(0, f"Draw from the k likeliest tokens; 0 is off. {DRAWS}", ludwig=50, ge=0)
+    top_p: Float = key(1.0, f"Draw from the likeliest tokens that hold this share; 1 is off. {DRAWS}", gt=0, le=1)
+    min_p: Float | None = key(None, f"Leave out tokens under this share of the likeliest one. {DRAWS}", ge=0, le=1)
+    typical_p: Float | None = key(None, f"Share kept by locally typical sampling; 1 is off. {DRAWS}", gt=0, le=1)
     epsilon_cutoff: Float | None = key(None, "Leave out tokens under this probability.", ge=0, lt=1)
     eta_cutoff: Float | None = key(None, "Cutoff of eta sampling.", ge=0, lt=1)
     num_beams: Int = key(1, "Beams of beam search; 1 is off.", ge=1)
@@ -165,6 +172,5 @@ def _over_zero(value: Any) -> bool:
 
 def _filters(data: dict[str, Any]) -> bool:
     """Whether a filter that only sampling has was asked for."""
-    return any(_over_zero(data.get(name)) for name in ("top_k", "min_p", "typical_p")) or _over_zero(
-        1 - float(data["top_p"]) if _over_zero(data.get("top_p")) else 0
-    )
+    shares = (data[name] for name in ("top_p", "typical_p") if _over_zero(data.get(name)))  # of which 1 is off
+    return any(_over_zero(data.get(name)) for name in ("top_k", "min_p")) or any(float(one) < 1 for one in shares)
