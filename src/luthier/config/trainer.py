@@ -67,7 +67,9 @@ class Trainer(Section):
         why="does not depend on how the batch is cut",
         source="Hugging Face 2024, Fixing Gradient Accumulation, huggingface.co/blog/gradient_accumulation",
     )
-    early_stop: Int = key(5, "Evaluations without progress before training stops; -1 never.", ge=-1)
+    early_stop: Int = key(
+        5, "Evaluations in a row without progress after which training stops; -1 and 0: never, as in Ludwig.", ge=-1
+    )
     validation_metric: str = key("loss", "Metric that picks the best checkpoint and stops early.")
     validation_field: str | None = key(None, "Output feature whose metric is watched; empty: the only one.")
     evaluate_training_set: bool = key(False, "Evaluate on the training rows too.")

@@ -89,7 +89,10 @@ class Rhythm:
 
 
 class Best:
-    """Remembers the best evaluation, and all of them; ends the run after ``patience`` without improvement."""
+    """Remembers the best evaluation, and all of them; ends the run after ``patience`` in a row without improvement.
+
+    With a patience of 0 or -1 it never does.
+    """
 
     def __init__(self, metric: str, patience: int) -> None:
         self.metric, self.patience = metric, patience
@@ -109,7 +112,7 @@ class Best:
             self.step, self.value, self.waited = step, values[self.metric], 0
             return Decision(save=True)
         self.waited += 1
-        if self.patience >= 0 and self.waited >= max(1, self.patience):  # -1: never
+        if 0 < self.patience <= self.waited:
             return Decision(stop=f"no better {self.metric} in {self.waited} evaluations")
         return NOTHING
 

@@ -19,6 +19,7 @@ from luthier.plan import recorded
 from luthier.run import MetricsWriter, atomic, read_metrics
 from luthier.train import checkpoint, evaluation, step
 from luthier.train.comm import OneRank
+from luthier.train.hooks import Best
 from luthier.train.loop import fit, optimizer_of, trainable
 from luthier.train.optimizer import make_state
 from luthier.train.passes import passes_that_fit, planned
@@ -193,6 +194,13 @@ def test_an_evaluation_that_a_signal_ends_is_done_again(make_setup, tmp_path, wh
     lines = [[(line["step"], line["split"], line["loss"]) for line in read_metrics(tmp_path / f"{name}.jsonl")]
              for name in ("straight", "broken")]  # fmt: skip
     assert lines[0] == lines[1] and len(lines[0]) == 6 + 4
+
+
+@pytest.mark.parametrize(("patience", "stopped"), [(-1, None), (0, None), (1, 1), (2, 2)])
+def test_early_stop_counts_evaluations_without_progress_and_zero_is_never(patience: int, stopped: int | None) -> None:
+    best = Best("loss", patience)
+    waited = [best.after_evaluation(at, {"loss": 1.0}).stop is not None for at in range(4)]
+    assert waited.index(True) == stopped if stopped is not None else not any(waited)
 
 
 def test_early_stopping_restores_the_best_and_a_finished_run_stays_finished(make_setup) -> None:
