@@ -18,12 +18,17 @@ if TYPE_CHECKING:
 
 Curves = dict[str, dict[str, list[float]]]  # output feature -> metric -> one value an evaluation
 NOT_VALUES = ("time", "step", "epoch", "split")
+COUNTS = ("supervised_tokens", "tokens", "tokens_computed", "passes", "rows", "skipped")  # of a step; added up
 
 
 @dataclass
 class TrainingStats:
     """``training[output][metric]`` holds one value an evaluation (an epoch, where there is none), likewise the others.
 
+    A value of ``validation`` is of the weights at that evaluation, and with `trainer.evaluate_training_set` so is one
+    of ``training``. Else one of ``training`` is of all steps since the evaluation before: the mean of loss (weighted by
+    supervised tokens), gradient_norm and tokens_per_s, the sum of what is counted (tokens, rows, passes), and
+    learning_rate and memory_gib (the most that was taken so far) as they are after the last of these steps.
     ``combined`` beside the output holds the loss. ``test`` holds one value, of the model that was kept: the test rows
     are not looked at while training, so that nothing is chosen by them.
     """
@@ -45,7 +50,7 @@ class TrainingStats:
             by_split.setdefault(line["split"], []).append(line)
         validation = by_split.get("validation", [])
         # rows that were evaluated as they are say more than the mean over an epoch in which the model changed
-        training = by_split.get("train_evaluation") or _means(by_split.get("train", []), validation)
+        training = by_split.get("train_evaluation") or _spans(by_split.get("train", []), validation)
         sides = (training, validation, [tested] if tested else [])
         return cls(*(_of_output(output, _curves(found)) for found in sides))
 
@@ -124,8 +129,8 @@ def frame_of(table: Table, rows: Sequence[int] | None = None) -> pd.DataFrame:
     return pd.DataFrame([table.row(i) for i in wanted], columns=table.columns, dtype=object)
 
 
-def _means(steps: Sequence[Mapping[str, Any]], evaluations: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """One line for the steps before each evaluation: the loss weighted over supervised tokens, else the last value."""
+def _spans(steps: Sequence[Mapping[str, Any]], evaluations: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """One line for all steps since the evaluation before: see `TrainingStats`."""
     if not steps:
         return []
     ends = [line["step"] for line in evaluations] or [
@@ -133,23 +138,41 @@ def _means(steps: Sequence[Mapping[str, Any]], evaluations: Sequence[Mapping[str
         for step, after in zip(steps, [*steps[1:], None], strict=True)
         if after is None or math.ceil(after["epoch"] - 1e-6) > math.ceil(step["epoch"] - 1e-6)
     ]
+    counts = [name for name in COUNTS if any(name in line for line in steps)]
     out: list[Mapping[str, Any]] = []
     begin = 0
     for end in ends:
         span = [line for line in steps if begin < line["step"] <= end]
         begin = end
         if span:
-            weights = [line.get("supervised_tokens") or 1 for line in span]
-            known = [(line["loss"], w) for line, w in zip(span, weights, strict=True) if line["loss"] is not None]
-            total = sum(w for _, w in known)
-            out.append({**span[-1], "loss": sum(loss * w for loss, w in known) / total if total else math.nan})
+            out.append({**span[-1], **{name: sum(line.get(name, 0) for line in span) for name in counts}, **_means(span)})
     return out
 
 
+def _means(span: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """What is a mean over steps: the loss by supervised tokens, the gradient's norm by steps, the speed by time."""
+    weights = [line.get("supervised_tokens") or 1 for line in span]
+    means = {"loss": _mean([line["loss"] for line in span], weights)}
+    if any("gradient_norm" in line for line in span):
+        means["gradient_norm"] = _mean([line.get("gradient_norm") for line in span], [1] * len(span))
+    timed = [(line["tokens"], line["tokens_per_s"]) for line in span if line.get("tokens") and line.get("tokens_per_s")]
+    if timed:
+        means["tokens_per_s"] = sum(tokens for tokens, _ in timed) / sum(tokens / speed for tokens, speed in timed)
+    return means
+
+
+def _mean(values: Sequence[float | None], weights: Sequence[float]) -> float:
+    """The weighted mean of those that are finite; NaN where none is."""
+    known = [(value, weight) for value, weight in zip(values, weights, strict=True) if value is not None]
+    total = sum(weight for _, weight in known)
+    return sum(value * weight for value, weight in known) / total if total else math.nan
+
+
 def _curves(lines: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
+    """Name → a value a line, NaN where it was not finite, so that the values of all names stand beside one another."""
     curves: dict[str, list[float]] = {}
     for line in lines:
         for name, value in line.items():
-            if isinstance(value, (int, float)) and name not in NOT_VALUES:
-                curves.setdefault(name, []).append(value)
+            if name not in NOT_VALUES and (value is None or isinstance(value, (int, float))):
+                curves.setdefault(name, []).append(math.nan if value is None else value)
     return curves
