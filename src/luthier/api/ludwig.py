@@ -122,7 +122,7 @@ class LudwigModel:
         lines = read_metrics(trained.folder / "metrics.jsonl")
         known = PreprocessedData(trained.tuned.table, trained.tuned.splits, {"examples": dict(trained.rows)})
         stats = TrainingStats.of(trained.output_feature, lines, self._of_test_rows(trained))
-        return TrainingResults(stats, known, str(trained.folder))
+        return TrainingResults(stats, known, str(output))  # as Ludwig has it: below output_directory as that was given
 
     def predict(
         self,

@@ -28,7 +28,7 @@ class TrainingStats:
     A value of ``validation`` is of the weights at that evaluation, and with `trainer.evaluate_training_set` so is one
     of ``training``. Else one of ``training`` is of all steps since the evaluation before: the mean of loss (weighted by
     supervised tokens), gradient_norm and tokens_per_s, the sum of what is counted (tokens, rows, passes), and
-    learning_rate and memory_gib (the most that was taken so far) as they are after the last of these steps.
+    learning_rate and memory_gib as they are after the last of these steps.
     ``combined`` beside the output holds the loss. ``test`` holds one value, of the model that was kept: the test rows
     are not looked at while training, so that nothing is chosen by them.
     """

@@ -60,4 +60,4 @@ def command(
 
     console.show_comparison(comparison.to_json(), samples)
     if tuned.folder is not None:
-        typer.echo(f"\nfull report: {tuned.folder / 'report.html'}")
+        typer.echo(f"\nfull report: {common.short(tuned.folder / 'report.html')}")

@@ -79,7 +79,7 @@ def _fit_and_save(
     require_space(folder.path, trained * BYTES_PER_TRAINED_WEIGHT * (trainer.keep_last + 2))
     open_it = partial(open_base, settings, work.base, precision, plan.device, sink)
     data = partial(TrainedOn, work.table, work.splits)
-    tuned = Tuned(settings, work.tokenizer, work.layout, work.renderer, model, folder.path, data, open_it)
+    tuned = Tuned(settings, work.tokenizer, work.layout, work.renderer, model, folder.path.absolute(), data, open_it)
     evaluate, evaluate_train = _evaluators(work, tuned, sink)
     setup = Setup(
         model=model.module,

@@ -123,7 +123,8 @@ def tuned_of(found: Found, base: Base, model: Tunable, sink: events.Sink = event
     calibration = None
     if (folder.path / CALIBRATION).is_file():
         calibration = Calibration.from_json(folder.read_json(CALIBRATION))
-    return Tuned(settings, tokenizer, layout, renderer, model, folder.path, data, open_it, calibration=calibration)
+    where = folder.path.absolute()
+    return Tuned(settings, tokenizer, layout, renderer, model, where, data, open_it, calibration=calibration)
 
 
 def untuned(settings: Config, *, trust_remote_code: bool = False, sink: events.Sink = events.silent) -> Tuned:

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 class Trained:
     """What `train` made."""
 
-    folder: Path
+    folder: Path  # absolute: it is found from another working directory too
     standing: Literal["new", "resumed", "finished"]  # what this call found: "finished" when nothing was left to do
     tuned: Tuned = field(repr=False)
     output_feature: str
@@ -357,7 +357,7 @@ def _trained(folder: RunFolder, standing: Standing, tuned: Tuned, work: Work) ->
                 of.setdefault(name, []).append(value)
     rows: dict[str, int] = {name: len(found) for name, found in work.prepared.examples.items()}
     found: Literal["new", "resumed", "finished"] = "resumed" if standing == "resume" else standing
-    return Trained(folder.path, found, tuned, tuned.output, history, rows, work.audit, work.config.filled())
+    return Trained(folder.path.absolute(), found, tuned, tuned.output, history, rows, work.audit, work.config.filled())
 
 
 def _name_of(dataset: Any) -> str:

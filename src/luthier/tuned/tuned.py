@@ -54,7 +54,7 @@ class Tuned:
     layout: Layout
     renderer: Renderer
     model: Tunable
-    folder: Path | None = None
+    folder: Path | None = None  # absolute
     find_table: Callable[[], TrainedOn] = TrainedOn  # called when it is needed: reading a large one takes a while
     open_base: Callable[[], Tunable] | None = None  # loads the base, where all weights were tuned and hold it no more
     learned: bool = True  # whether it was trained, on answers as the data spells them

@@ -7,7 +7,7 @@ import json
 import pandas
 import pytest
 
-from luthier import pipeline
+from luthier import config, pipeline
 from luthier.api import LudwigModel
 from luthier.data.sources import hub, memory
 from luthier.errors import ConfigError, DataError, RunError
@@ -66,6 +66,19 @@ def test_a_run_folder_that_is_gone_is_told_before_anything_is_asked(train, rows,
     assert (fault.code, fault.where, fault.received) == ("run-not-a-run", str(tuned.folder), "nothing")
     assert "Model.load" in (fault.fix or "")
     assert len(pipeline.evaluate(pipeline.load(moved), rows[36:], shots=0).rows) == 4
+
+
+def test_a_run_is_found_after_the_working_directory_has_changed(settings, rows, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = pipeline.train(config.load(settings), rows, output="run")
+    loaded = pipeline.load("run")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert made.folder == tmp_path / "run" == made.tuned.folder == loaded.folder
+    for tuned in (made.tuned, loaded):
+        assert len(pipeline.evaluate(tuned, rows[36:], shots=0).rows) == 4
+    assert json.loads((tmp_path / "run" / "evaluation.json").read_text())["count"] == 4
+    assert made.to_json()["state"] == "finished"
 
 
 @pytest.mark.parametrize(
