@@ -182,7 +182,7 @@ def reference_of(row: Mapping[str, Any], layout: Layout) -> str | None:
 def _said(table: Table, free: list[str], inputs: Sequence[str] | None, target: str | None) -> Layout | None:
     """The layout the caller names; a half that is not named is guessed."""
     if target and not inputs:
-        if _holds_chat(table, target):
+        if holds_chat(table, target):
             return Layout("chat", (), target, explanation=(f"conversations: {target!r}, as said",), tools=_tools(free))
         known = _known([*free, target] if target not in free else free)
         if known and known.target == target:
@@ -201,7 +201,7 @@ def _said(table: Table, free: list[str], inputs: Sequence[str] | None, target: s
             raise _no_target(table, f"none of the columns beside {list(inputs)} is plainly the answer")
     known = _known([*inputs, target])
     kind: Kind = known.kind if known and known.target == target and set(known.inputs) == set(inputs) else "columns"
-    if _holds_chat(table, target):
+    if holds_chat(table, target):
         kind = "chat"
     lines = (f"inputs: {', '.join(inputs)}, as said", f"target: {target}" + (" (a guess)" if guess else ", as said"))
     return Layout(
@@ -211,7 +211,7 @@ def _said(table: Table, free: list[str], inputs: Sequence[str] | None, target: s
 
 def _chat(table: Table, free: list[str]) -> Layout | None:
     """One column with whole conversations, or a prompt and an answer that are both lists of turns."""
-    holding = [c for c in free if _holds_chat(table, c)]
+    holding = [c for c in free if holds_chat(table, c)]
     column = _named(holding, CHAT_COLUMNS)
     pair = next(((_named(holding, (a,)), _named(holding, (b,))) for a, b in PAIRS if {a, b} <= _lower(holding)), None)
     if column is None and pair and pair[0] and pair[1]:
@@ -220,7 +220,7 @@ def _chat(table: Table, free: list[str]) -> Layout | None:
     column = column or (holding[0] if len(holding) == 1 else None)
     if column is None:  # a column of that name with turns in it, even if one cannot be understood: rendering says which
         named = _named(free, CHAT_COLUMNS)
-        column = named if named and _holds_chat(table, named, any_role=True) else None
+        column = named if named and holds_chat(table, named, any_role=True) else None
     if column is None:
         return None
     lines = (f"conversations: {column!r}",)
@@ -356,7 +356,8 @@ def one_answer(table: Table, layout: Layout, splits: Iterable[int] | None = None
     )
 
 
-def _holds_chat(table: Table, column: str, *, any_role: bool = False) -> bool:
+def holds_chat(table: Table, column: str, *, any_role: bool = False) -> bool:
+    """Whether the first rows of a column hold conversations; ``any_role``: whether one may be meant as such."""
     from luthier.data.conversation import is_conversation
 
     values = table.rows.slice(0, LOOKED_AT)

@@ -145,7 +145,8 @@ def _to_compare(
         rows = list(range(len(table)))
         if tuned.layout.target is not None and tuned.layout.target not in table.columns:
             without = "evaluation compares with answers: add the column; luthier predict answers rows without them"
-            raise missing_column(tuned.layout.target, table.columns, table.name, otherwise=without)
+            otherwise = tuned.renaming(table, tuned.layout.target) or without
+            raise missing_column(tuned.layout.target, table.columns, table.name, otherwise=otherwise)
         advice = ("data-no-target", f"no row of {table.name} holds an answer to compare with",
                   f"fill the column {tuned.output!r}, or ask for answers alone: luthier predict")  # fmt: skip
         received = f"{len(table):,} rows without an answer"

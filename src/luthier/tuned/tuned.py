@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from luthier import events
 from luthier.config import Config
-from luthier.data.columns import Layout, reference_of
+from luthier.data.columns import Layout, holds_chat, reference_of
 from luthier.data.redact import redact
 from luthier.data.render import Renderer
 from luthier.data.render.template import RESERVED, fields_of
@@ -297,7 +297,17 @@ class Tuned:
             inputs = (self.layout.target,)
         for name in (*named, *inputs):
             if name not in table.columns and name not in RESERVED:
-                raise missing_column(name, table.columns, table.name)
+                raise missing_column(name, table.columns, table.name, otherwise=self.renaming(table, name))
+
+    def renaming(self, table: Table, name: str) -> str:
+        """What to do where ``table`` holds its conversations under another name than this; nothing where it has none."""
+        if self.layout.kind != "chat":
+            return ""
+        others = [one for one in table.columns if one not in self.layout.inputs and holds_chat(table, one)]
+        if not others:
+            return ""
+        shapes = "role and content, or from and value: both are read"
+        return f"rename {others[0]!r}, which holds conversations, to {name!r}, as the training had it ({shapes})"
 
     @property
     def reader(self) -> Reader | None:

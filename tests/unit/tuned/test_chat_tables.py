@@ -42,6 +42,23 @@ def test_a_table_without_the_conversation_is_refused_with_the_nearest_column(tun
     assert "'conversation'" in str(fault.fix)
 
 
+def test_conversations_under_another_name_are_to_be_renamed_and_both_shapes_are_read(tuned: Tuned) -> None:
+    """ShareGPT calls them `conversations`, OpenAI `messages`; what their turns look like is another matter."""
+    beside = {"system": "s", "tools": TOOLS, "note": "x"}
+    for ask in (tuned.predict, lambda rows: tuned.evaluate(rows, shots=0)):
+        with pytest.raises(DataError) as caught:
+            ask([{"messages": turns("say 1", "1"), **beside}])
+        fault = caught.value.faults[0]
+        assert (fault.code, fault.received) == ("data-missing-column", "conversations")
+        assert fault.fix == (
+            "rename 'messages', which holds conversations, to 'conversations', as the training had it "
+            "(role and content, or from and value: both are read)"
+        )
+    shared = [{"from": "human", "value": "say 1"}]
+    texts = tuned.predict([{"conversations": one, **beside} for one in (turns("say 1"), shared)]).texts
+    assert texts[0] == texts[1]
+
+
 def test_an_empty_conversation_is_told_in_its_row(tuned: Tuned) -> None:
     cells: list[Any] = [turns("say 1"), [], None, turns("say 2", "2")]
     answered = tuned.predict([{"conversations": one, "system": None, "tools": TOOLS} for one in cells])
