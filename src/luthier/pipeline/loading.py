@@ -21,7 +21,7 @@ from luthier.pipeline.located import base_name
 from luthier.pipeline.opening import declared_precision, open_base, open_tuned
 from luthier.pipeline.preparing import divide, renderer_of
 from luthier.pipeline.reading import read_table
-from luthier.pipeline.unchanged import require_same_adapter, require_unchanged
+from luthier.pipeline.unchanged import require_same_model, require_unchanged
 from luthier.plan import machine as machines
 from luthier.plan import planner
 from luthier.run import Lock, RunFolder
@@ -89,7 +89,7 @@ def find(path: str | Path, *, overrides: Sequence[str] = (), sink: events.Sink =
     """Read a finished run's records.
 
     Raises RunError when ``path`` is none, or its model is not what was trained, ConfigError where its config is of
-    another adapter.
+    another model.
     """
     from luthier.plan.precision import resolve_precision
 
@@ -98,7 +98,7 @@ def find(path: str | Path, *, overrides: Sequence[str] = (), sink: events.Sink =
     settings = config.load(folder.path / "config.yaml", overrides)
     lock = folder.lock
     assert lock is not None, "a run with a model has a lock"
-    require_same_adapter(folder, lock, settings)
+    require_same_model(folder, lock, settings, sink)
     known = folder.read_json(RECORD)
     machine = machines.probe(settings.execution.device)
     precision = resolve_precision(declared_precision(settings), machine)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from luthier import events
 from luthier.assets.cache import remembered_hash, writable_cache
@@ -12,8 +14,9 @@ from luthier.errors import ConfigError, Fault, RunError
 from luthier.run import Lock, RunFolder, manifest, verify
 
 LARGE = 64 * 2**20  # bytes from which on a file is hashed once and remembered; smaller ones take less than a moment
-# keys of an adapter that say how it is trained, not what it is
+# keys that say how an adapter is trained, not what it is
 OF_TRAINING = {"dropout", "init_rows", "loraplus_lr_ratio", "postprocessor", "pretrained_adapter_weights"}
+OF_TRAINING |= {"neftune_noise_alpha"}  # of model_parameters
 
 
 def require_unchanged(run: RunFolder, sink: events.Sink = events.silent) -> None:
@@ -35,19 +38,36 @@ def require_unchanged(run: RunFolder, sink: events.Sink = events.silent) -> None
     require_whole(run.model_path, run.record.get(verify.RECORDED))
 
 
-def require_same_adapter(run: RunFolder, lock: Lock, settings: Config) -> None:
-    """Raise ConfigError where the run's config, edited or overridden, describes another adapter than was trained."""
-    if "adapter" not in lock.config:
-        return
-    trained, now = lock.config["adapter"] or {}, settings.to_dict()["adapter"] or {}
-    names = sorted((trained.keys() & now.keys() if trained and now else trained.keys() | now.keys()) - OF_TRAINING)
+def require_same_model(run: RunFolder, lock: Lock, settings: Config, sink: events.Sink = events.silent) -> None:
+    """Raise ConfigError where the run's config, edited or overridden, describes another model than was trained.
+
+    Another quantization of the base is told alone: its weights are the same but for what rounding takes.
+    """
+    now = settings.to_dict()
     faults = [
-        Fault("config-conflict", "this is not the adapter that was trained", f"adapter.{name} of {run.path}",
-              now.get(name), str(trained.get(name)), "put it back in config.yaml; other keys may be overridden")
-        for name in names if trained.get(name) != now.get(name)
+        Fault("config-conflict", f"this is not the {what} that was trained", f"{section}.{name} of {run.path}",
+              "None" if after is None else after, str(before), "put it back in config.yaml; other keys may be overridden")
+        for section, what in (("adapter", "adapter"), ("model_parameters", "model"))
+        for name, before, after in _differences(lock.config, now, section)
     ]  # fmt: skip
     if faults:
         raise ConfigError(faults)
+    if changed := _differences(lock.config, now, "quantization"):
+        was, is_now = (
+            ", ".join(f"{name}: {values[at]}" for name, *values in changed) if section else "none"
+            for at, section in enumerate((lock.config["quantization"], now["quantization"]))
+        )
+        told = f"the base is not held as in the training: quantization was ({was}) and is ({is_now})"
+        sink(events.Warned(text=f"{told}; answers may differ from those of the training"))
+
+
+def _differences(trained: Mapping[str, Any], now: Mapping[str, Any], section: str) -> list[tuple[str, Any, Any]]:
+    """Key, value of the training and value now, where they differ. What the training did not know is no difference."""
+    if section not in trained:
+        return []
+    before, after = trained[section] or {}, now[section] or {}
+    names = sorted((before.keys() & after.keys() if before and after else before.keys() | after.keys()) - OF_TRAINING)
+    return [(name, before.get(name), after.get(name)) for name in names if before.get(name) != after.get(name)]
 
 
 def require_whole(folder: Path, known: str | None = None) -> None:

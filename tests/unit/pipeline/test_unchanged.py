@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 import typer
 
-from luthier import config, pipeline
+from luthier import config, events, pipeline
 from luthier.api import LudwigModel, Model, Models
 from luthier.assets import cache
 from luthier.cli import runs
 from luthier.errors import ConfigError, RunError
 from luthier.pipeline import unchanged
+from luthier.pipeline.loading import find
 from luthier.run import RunFolder, manifest
 from luthier.run.verify import RECORDED
 
@@ -156,6 +157,33 @@ def test_a_config_of_another_adapter_is_refused(made: Path, key: str, value: Any
     path.write_text(json.dumps(known), encoding="utf-8")
     with pytest.raises(ConfigError, match="not the adapter that was trained"):
         pipeline.load(made / "one")
+
+
+def rewrite(path: Path, **sections: Any) -> None:
+    path.write_text(json.dumps(config.load(path).to_dict() | sections), encoding="utf-8")
+
+
+SCALED = {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}
+
+
+def test_a_config_of_other_positions_is_refused(made: Path) -> None:
+    scaling = f"model_parameters={json.dumps(SCALED)}"
+    with pytest.raises(ConfigError, match="model_parameters.rope_scaling of") as caught:
+        pipeline.load(made / "one", overrides=[scaling])
+    assert caught.value.code == "config-conflict" and caught.value.faults[0].allowed == "None"
+    rewrite(made / "whole/config.yaml", model_parameters=SCALED)
+    with pytest.raises(ConfigError, match="not the model that was trained"):
+        pipeline.load(made / "whole")
+
+
+def test_a_base_that_is_held_otherwise_is_told_with_the_difference(made: Path) -> None:
+    told: list[Any] = []
+    find(made / "one", sink=told.append)
+    assert not told
+    rewrite(made / "one/config.yaml", quantization={"bits": 4})
+    find(made / "one", sink=told.append)
+    (one,) = [event.text for event in told if isinstance(event, events.Warned)]
+    assert "quantization was (none) and is (" in one and "bits: 4" in one
 
 
 def test_prompts_that_are_written_otherwise_are_told(made: Path) -> None:
