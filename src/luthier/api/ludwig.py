@@ -18,7 +18,9 @@ from luthier import console
 from luthier.api import arguments, results, sets
 from luthier.api.model import Dataset, Model
 from luthier.api.results import PreprocessedData, TrainingResults, TrainingStats
+from luthier.pipeline.unchanged import require_unchanged
 from luthier.run import RunFolder, atomic, numbered, read_metrics
+from luthier.run.folder import ADAPTER, WEIGHTS
 from luthier.tuned.asking import texts_of
 from luthier.tuned.measuring import measures
 from luthier.types import SPLITS
@@ -305,6 +307,7 @@ class LudwigModel:
     ) -> str:
         """Upload a run's adapter and card to the hub; returns its address. Needs a token in the environment.
 
+        Raises RunError run-damaged where the run's model, or a merged one, is not as it was written.
         The card shows a few held-out rows under "## Samples"; take that section out where they are to stay at home.
         """
         from luthier.export import hub
@@ -313,8 +316,11 @@ class LudwigModel:
             "repo_type", None if repo_type == "model" else repo_type, "a tuned model is a repository of type model"
         )
         path = Path(model_path)
-        if (path / "run.json").is_file():
-            path = RunFolder.load(path).model_path or path
+        inside = path.name in ("model", ADAPTER, WEIGHTS) and (path.parent / "run.json").is_file()
+        if inside or (path / "run.json").is_file():
+            run = RunFolder.load(path)
+            require_unchanged(run, lambda event: warnings.warn(getattr(event, "text", ""), UserWarning, stacklevel=2))
+            path = run.model_path or path
         return hub.upload(
             path, repo_id, private=private, commit_message=commit_message, commit_description=commit_description
         )

@@ -20,6 +20,7 @@ from luthier.assets.network import http_error, trust_own_bundle
 from luthier.assets.spec import read_json, read_spec, weight_files
 from luthier.errors import AssetError
 from luthier.registry import nearest
+from luthier.run import manifest, verify
 from luthier.run.atomic import leads_out
 from luthier.types import Base
 
@@ -57,6 +58,7 @@ def resolve(
     if path.is_dir():
         if (path / "config.json").is_file():
             refuse_links_out(path)
+            _refuse_changed(path, cache)
             _say_terms(name, sink)
         return _folder_base(name, path, "folder", trust_remote_code, cache)
     repository = HUB_ALIASES.get(name, name)
@@ -199,6 +201,24 @@ def _folder_base(name: str, folder: Path, source: str, trust_remote_code: bool, 
             fix="copy the tokenizer's files of the original model into the folder",
         )
     return Base(name, folder, source, content_hash(folder, cache), read_spec(folder), remote)
+
+
+def _refuse_changed(folder: Path, cache: Path | None) -> None:
+    """Raise AssetError asset-damaged where a folder that Luthier wrote (merged or trained weights) has changed since."""
+    if not manifest.is_there(folder):
+        return
+    root = cache_root(cache)
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        faults = verify.faults_of(folder, sum_of=lambda path: remembered_hash(path, root), each=pool.map)
+    if faults:
+        raise AssetError(
+            "asset-damaged",
+            f"this is not the model that was written here: {faults[0]}",
+            where=str(folder),
+            received="; ".join(faults[:5]),
+            allowed="the files that training or merging wrote",
+            fix=f"restore them from a copy, or merge again; what was changed on purpose: delete {manifest.NAME}",
+        )
 
 
 def refuse_links_out(folder: Path) -> None:

@@ -8,6 +8,7 @@ from luthier.assets.network import trust_own_bundle
 from luthier.errors import AssetError, RunError
 from luthier.events import Sink, Warned, silent, stage
 from luthier.export.card import SAMPLES, has_samples
+from luthier.run import manifest, verify
 from luthier.run.atomic import leads_out
 
 # Training state and logs stay at home; so does anything pickled.
@@ -42,7 +43,8 @@ def upload(
             client draws its own progress.
 
     Raises:
-        RunError: run-not-a-run, a folder without weights in safetensors; run-damaged, one with links out of it.
+        RunError: run-not-a-run, a folder without weights in safetensors; run-damaged, one with links out of it or
+            files that are not as its manifest says.
         AssetError: asset-upload, a name the hub does not take, no right to write, or no way to the hub.
     """
     from huggingface_hub import HfApi
@@ -103,5 +105,14 @@ def _publishable(folder: Path) -> Path:
             received=", ".join(outside[:3]),
             allowed="files in the folder",
             fix="replace each link by a copy of the file, or remove it",
+        )
+    if (folder / manifest.NAME).is_file() and (faults := verify.faults_of(folder)):
+        raise RunError(
+            "run-damaged",
+            f"this is not the model that was written here: {faults[0]}",
+            where=str(folder),
+            received="; ".join(faults[:5]),
+            allowed="the files that training or merging wrote",
+            fix=f"restore them from a copy, or make them again; what was changed on purpose: delete {manifest.NAME}",
         )
     return folder

@@ -12,6 +12,7 @@ import torch
 from luthier.errors import AssetError, RunError
 from luthier.events import Saved, Sink, silent, stage
 from luthier.model.adapters import untie
+from luthier.run import manifest
 from luthier.run.staging import staged
 from luthier.run.watch import growing
 
@@ -42,7 +43,8 @@ def merged(
     """Write the model with its adapter merged in; the model given stays as it was.
 
     The adapter is added in fp32 and the sum rounded once to ``dtype``: adding in bf16 would round twice and lose small
-    changes. The folder appears complete or not at all.
+    changes. The folder appears complete or not at all, with the sums of its files, which whoever loads or uploads it
+    here compares.
 
     Args:
         model: a PEFT model, or a plain transformers model (after full fine-tuning).
@@ -78,6 +80,7 @@ def merged(
             source = Path(tokenizer_from) / name
             if source.is_file():
                 shutil.copyfile(source, made / name)
+        manifest.write(made)
     sink(Saved(path=str(folder), step=0, what="merged model"))
     return folder
 

@@ -8,11 +8,11 @@ from importlib import metadata
 from luthier import config, events
 from luthier.pipeline.preparing import Work
 from luthier.run import RunFolder, read_metrics
+from luthier.run.verify import MERGED
 from luthier.tuned import Tuned
 
 # What a run's result may depend on; recorded in its lock.
 VERSIONED = ("luthier", "torch", "transformers", "peft", "tokenizers", "bitsandbytes", "numpy")
-MERGED = "merged"  # folder of the merged weights
 
 
 def versions() -> dict[str, str]:

@@ -39,6 +39,14 @@ def unlisted(folder: Path) -> list[str]:
     return [one.name for one in _files(folder) if one.name not in known]
 
 
+def is_there(folder: Path) -> bool:
+    """Whether ``folder`` has a manifest of ours; a file of that name may be another program's."""
+    try:
+        return bool(_said(folder))
+    except ValueError:
+        return False
+
+
 def _said(folder: Path) -> dict[str, Any]:
     try:
         said = json_reader.read(folder / NAME)

@@ -9,6 +9,7 @@ from typing import Any
 from luthier.run import manifest, sealed
 from luthier.run.folder import RunFolder
 
+MERGED = "merged"  # the folder of the merged weights in a run
 RECORDED = "model_sha256"  # in run.json: of the manifest of the trained model
 
 
@@ -26,10 +27,11 @@ class Verdict:
 
 
 def verify(run: RunFolder) -> list[Verdict]:
-    """Read every byte of what was begun with, of the checkpoints and of the trained model, and compare the sums."""
+    """Read every byte of what was begun with, of the checkpoints and of the trained model, merged or not."""
     folders = sorted(one for one in run.checkpoints.glob("*step-*") if one.is_dir() and not one.name.startswith("."))
     model = run.model_path
-    whole = [_verdict(run, folder) for folder in [*folders, *([model] if model is not None else [])]]
+    made = [one for one in (model, run.path / MERGED) if one is not None and one.is_dir()]
+    whole = [_verdict(run, folder) for folder in [*folders, *made]]
     return [*([_alone(run.start)] if run.start.is_file() else []), *whole]
 
 
@@ -71,7 +73,7 @@ def _alone(path: Path) -> Verdict:
 
 def _verdict(run: RunFolder, folder: Path) -> Verdict:
     what, model = folder.relative_to(run.path).as_posix(), folder == run.model_path
-    if model and not has_sums(run):
+    if (model and not has_sums(run)) or (folder.name == MERGED and not (folder / manifest.NAME).is_file()):
         return Verdict(what, known=False)
     faults = faults_of(folder, run.record.get(RECORDED) if model else None)
     return Verdict(what, tuple(faults), (folder / manifest.NAME).is_file())

@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from luthier.assets import resolve
 from luthier.errors import AssetError, RunError
 from luthier.events import Progress, Warned
 from luthier.export.card import LONGEST, SHOWN, write_card, write_results
@@ -56,7 +57,7 @@ def test_merged_equals_adapter_and_leaves_the_model_alone(tmp_path):
     assert not torch.allclose(before, logits(make_model()), atol=1e-2)
     assert torch.equal(logits(tuned), before)
     names = {p.name for p in folder.iterdir()}
-    assert {"model.safetensors", "config.json", "tokenizer.json"} <= names
+    assert {"model.safetensors", "config.json", "tokenizer.json", "manifest.json"} <= names
     assert not any(name.endswith(".bin") for name in names)
     assert {p.name for p in tmp_path.iterdir()} == {"base", "out"}
 
@@ -221,6 +222,29 @@ def test_upload(tmp_path, monkeypatch):
         told = []
         upload(tmp_path, "me/model", sink=told.append)
         assert len([one for one in told if isinstance(one, Warned)]) == len(samples)
+
+
+def test_what_is_not_as_it_was_written_is_neither_uploaded_nor_taken_as_a_base(tmp_path, monkeypatch):
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", lambda *_, **__: pytest.fail("it was uploaded"))
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "tokenizer.json").write_text("{}")
+    folder = merged(make_tuned(), tmp_path / "out", tokenizer_from=tmp_path / "base")
+    assert resolve(str(folder)).path == folder
+    content = bytearray((folder / "model.safetensors").read_bytes())
+    content[-5] ^= 1
+    (folder / "model.safetensors").write_bytes(content)
+    with pytest.raises(RunError, match="model.safetensors is not as manifest.json says") as caught:
+        upload(folder, "me/model")
+    assert caught.value.code == "run-damaged"
+    with pytest.raises(AssetError, match="model.safetensors is not as manifest.json says") as refused:
+        resolve(str(folder))
+    assert refused.value.code == "asset-damaged" and "delete manifest.json" in str(refused.value)
+    (folder / "manifest.json").unlink()
+    assert resolve(str(folder)).path == folder
+    (folder / "manifest.json").write_text('{"name": "an app"}')  # another program's
+    assert resolve(str(folder)).path == folder
 
 
 def test_upload_refusals(tmp_path, monkeypatch):

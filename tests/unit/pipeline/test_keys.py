@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from luthier import config, pipeline
-from luthier.errors import ConfigError, LuthierError
+from luthier.errors import AssetError, ConfigError, LuthierError
 from luthier.events import Stepped, Warned
 from luthier.pipeline import planning
+from luthier.run import RunFolder
+from luthier.run.verify import verify
 
 
 def test_balance_classes_draws_each_class_equally_often(train, settings, rows) -> None:
@@ -205,6 +207,13 @@ def test_the_merged_model_answers_as_the_adapter_does(train) -> None:
     again = pipeline.untuned(config.load({"base_model": str(folder), "generation": {"max_new_tokens": 6}}))
     prompts = ["parcel 3 fast\n", "parcel 5 slow\n"]
     assert again.generate(prompts) == made.tuned.generate(prompts)
+    run = RunFolder.load(made.folder)
+    assert [(one.what, one.faults, one.known) for one in verify(run)][-1] == ("merged", (), True)
+    (folder / "config.json").write_text("{}")
+    assert "config.json" in verify(run)[-1].faults[0]
+    with pytest.raises(AssetError, match=r"config\.json") as caught:
+        pipeline.untuned(config.load({"base_model": str(folder)}))
+    assert caught.value.code == "asset-damaged"
 
 
 def test_a_category_output_is_read_by_its_rules(train, rows) -> None:

@@ -16,6 +16,7 @@ from luthier.api import LudwigModel, Model, Models
 from luthier.assets import cache
 from luthier.cli import runs
 from luthier.errors import ConfigError, RunError
+from luthier.export import hub
 from luthier.pipeline import unchanged
 from luthier.pipeline.loading import find
 from luthier.run import RunFolder, manifest
@@ -103,6 +104,18 @@ def test_every_way_to_load_a_run_looks(made: Path) -> None:
     section = {"type": "lora", "pretrained_adapter_weights": str(made / "one/adapter")}
     with pytest.raises(RunError, match=WEIGHTS):
         pipeline.train(config.load(settings.to_dict() | {"adapter": section}), ASKED, output=made / "more")
+
+
+@pytest.mark.parametrize("named", ["one", "one/adapter", "one/model"])
+def test_a_run_that_has_changed_is_not_uploaded(made: Path, named: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[Path] = []
+    monkeypatch.setattr(hub, "upload", lambda folder, *_, **__: sent.append(Path(folder)) or "address")
+    assert LudwigModel.upload_to_hf_hub("me/model", str(made / named)) == "address"
+    assert sent == [made / "one/adapter"]
+    copy(made / "other/adapter", made / "one/adapter")  # whole, and of another run
+    with pytest.raises(RunError, match="not that of this run") as caught:
+        LudwigModel.upload_to_hf_hub("me/model", str(made / named))
+    assert caught.value.code == "run-damaged" and len(sent) == 1
 
 
 def test_a_copied_run_and_a_saved_model_are_served(made: Path) -> None:
