@@ -101,7 +101,7 @@ def _check_number(name: str, value: Any, *, least: int, unless_none: str = "") -
     """Raise ConfigError for what is no whole number of at least ``least``; None is one where ``unless_none`` says so."""
     if value is None and unless_none:
         return
-    if isinstance(value, Integral) and not isinstance(value, bool) and value >= least:  # numpy's too
+    if isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least:  # numpy's too
         return
     raise ConfigError(
         "config-bad-value",
