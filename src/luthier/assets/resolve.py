@@ -60,7 +60,8 @@ def resolve(
             refuse_links_out(path)
             _refuse_changed(path, cache)
             _say_terms(name, sink)
-        return _folder_base(name, path, "folder", trust_remote_code, cache)
+        # absolute: it may be loaded again, to be compared with, after the working directory has changed
+        return _folder_base(name, path.absolute(), "folder", trust_remote_code, cache)
     repository = HUB_ALIASES.get(name, name)
     folder = _from_hub(name, repository, trust_remote_code, sink)
     return _folder_base(name, folder, f"hub {repository}@{folder.name[:12]}", trust_remote_code, cache)

@@ -113,10 +113,10 @@ def hand_over(settings: Config, base: Base, precision: Precision, run: RunFolder
             fix="set generation.engine: auto, or merge the adapter (adapter.postprocessor) and serve merged/",
         )  # fmt: skip
     handed = Handed(
-        run.weights if run is not None and whole else base.path,
+        run.weights.absolute() if run is not None and whole else base.path,
         base.path,
         DTYPES[precision],
-        adapter=folder,
+        adapter=folder.absolute() if folder is not None else None,
         rank=largest_rank(saved) if saved is not None else 0,
         four_bits=quantization is not None,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pandas
 import pytest
@@ -68,8 +69,12 @@ def test_a_run_folder_that_is_gone_is_told_before_anything_is_asked(train, rows,
     assert len(pipeline.evaluate(pipeline.load(moved), rows[36:], shots=0).rows) == 4
 
 
-def test_a_run_is_found_after_the_working_directory_has_changed(settings, rows, tmp_path, monkeypatch) -> None:
+@pytest.mark.parametrize("adapter", [{"type": "lora", "r": 2}, None])  # without one the base is loaded to compare with
+def test_a_run_is_found_after_the_working_directory_has_changed(
+    settings, rows, adapter, tmp_path, monkeypatch
+) -> None:
     monkeypatch.chdir(tmp_path)
+    settings |= {"adapter": adapter, "base_model": os.path.relpath(settings["base_model"])}
     made = pipeline.train(config.load(settings), rows, output="run")
     loaded = pipeline.load("run")
     (tmp_path / "elsewhere").mkdir()
