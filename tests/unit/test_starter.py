@@ -57,7 +57,9 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-un
 
 
 def test_a_table_with_one_answer_is_told(tmp_path: Path) -> None:
-    (tmp_path / "rows.csv").write_text("text,label\n" + "".join(f"parcel {i},late\n" for i in range(40)), encoding="utf-8")
+    (tmp_path / "rows.csv").write_text(
+        "text,label\n" + "".join(f"parcel {i},late\n" for i in range(40)), encoding="utf-8"
+    )
     for target in (None, "label"):
         found = starter.write_config(str(tmp_path / "rows.csv"), tmp_path / "config.yaml", target=target).lines
         assert any(line.startswith("WARNING: all 40 rows to learn from have one answer in 'label'") for line in found)

@@ -112,7 +112,8 @@ class Model:
                 if generation.get(name) not in (None, 1):
                     raise ConfigError(
                         "config-conflict", "one prompt given as a text gets one answer", where=name,
-                        received=generation[name], allowed="1", fix="give the prompt in a list: generate([prompt], n=…)",
+                        received=generation[name], allowed="1",
+                        fix="give the prompt in a list: generate([prompt], n=…)",
                     )  # fmt: skip
             return self._ready().generate([prompt], {**generation, "n": 1})[0]
         return self._ready().generate(prompt, generation or None)

@@ -145,7 +145,9 @@ def _spans(steps: Sequence[Mapping[str, Any]], evaluations: Sequence[Mapping[str
         span = [line for line in steps if begin < line["step"] <= end]
         begin = end
         if span:
-            out.append({**span[-1], **{name: sum(line.get(name, 0) for line in span) for name in counts}, **_means(span)})
+            out.append(
+                {**span[-1], **{name: sum(line.get(name, 0) for line in span) for name in counts}, **_means(span)}
+            )
     return out
 
 

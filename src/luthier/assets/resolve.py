@@ -205,7 +205,7 @@ def _folder_base(name: str, folder: Path, source: str, trust_remote_code: bool, 
 
 
 def _refuse_changed(folder: Path, cache: Path | None) -> None:
-    """Raise AssetError asset-damaged where a folder that Luthier wrote (merged or trained weights) has changed since."""
+    """Raise AssetError asset-damaged where a folder that Luthier wrote (merged, trained weights) has changed since."""
     if not manifest.is_there(folder):
         return
     root = cache_root(cache)

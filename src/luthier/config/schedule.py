@@ -31,9 +31,13 @@ class Schedule(Section):
         ge=0,
         le=1,
     )
-    warmup_steps: Int | None = key(None, "Warm-up in optimizer steps, instead of warmup_fraction; cut to the run's steps, which is told.", ge=0)
+    warmup_steps: Int | None = key(
+        None, "Warm-up in optimizer steps, instead of warmup_fraction; cut to the run's steps, which is told.", ge=0
+    )
     warmup_evaluations: Float = key(0, "Warm-up in evaluations, instead of warmup_fraction; cut likewise.", ge=0)
-    eta_min: Float = key(0.0, "Rate at the end of linear and cosine decay, as an absolute rate; at most the learning rate.", ge=0)
+    eta_min: Float = key(
+        0.0, "Rate at the end of linear and cosine decay, as an absolute rate; at most the learning rate.", ge=0
+    )
     reduce_on_plateau: Int = key(0, "How many times the rate is cut when the metric stalls; 0 is off.", ge=0)
     reduce_on_plateau_patience: Int = key(10, "Evaluations in a row without progress before a cut; 0 is as 1.", ge=0)
     reduce_on_plateau_rate: Float = key(0.1, "Factor of a cut.", gt=0, lt=1)

@@ -144,7 +144,7 @@ class Trainer(Section):
         if floor > peak:
             named = "learning_rate" if self.optimizer.lr is None else "optimizer.lr"
             raise Conflict(
-                "learning_rate_scheduler.eta_min, where the rate falls to, is over the learning rate that it falls from",
+                "learning_rate_scheduler.eta_min, which the rate falls to, is over the one that it falls from",
                 received=f"eta_min: {floor:g}, {named}: {peak:g}",
                 allowed=f"eta_min of at most {peak:g}",
                 fix=f"lower eta_min, or raise {named}",

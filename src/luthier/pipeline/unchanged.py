@@ -46,7 +46,8 @@ def require_same_model(run: RunFolder, lock: Lock, settings: Config, sink: event
     now = settings.to_dict()
     faults = [
         Fault("config-conflict", f"this is not the {what} that was trained", f"{section}.{name} of {run.path}",
-              "None" if after is None else after, str(before), "put it back in config.yaml; other keys may be overridden")
+              "None" if after is None else after, str(before),
+              "put it back in config.yaml; other keys may be overridden")
         for section, what in (("adapter", "adapter"), ("model_parameters", "model"))
         for name, before, after in _differences(lock.config, now, section)
     ]  # fmt: skip

@@ -11,7 +11,7 @@ from luthier.types import Completion, Engine, Request
 
 
 def texts_of(prompts: Any, first: int = 0) -> list[str]:
-    """The prompts, of which the first has this number, as they are. Raises DataError data-prompt where they are no texts."""
+    """The prompts as they are, numbered from ``first``. Raises DataError data-prompt for what is no text."""
     if isinstance(prompts, (str, bytes, Mapping)) or not isinstance(prompts, Iterable):
         raise DataError("data-prompt", "prompts are a list of texts", **_no_text("prompts", prompts))
     texts = list(prompts)

@@ -98,7 +98,7 @@ def samples(tuned: Tuned, count: int = 3) -> list[dict[str, str]]:
 
 
 def _check_number(name: str, value: Any, *, least: int, unless_none: str = "") -> None:
-    """Raise ConfigError for what is no whole number of at least ``least``; None is one where ``unless_none`` says so."""
+    """Raise ConfigError for what is no whole number of at least ``least``; ``unless_none``: None may stand for one."""
     if value is None and unless_none:
         return
     if isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least:  # numpy's too

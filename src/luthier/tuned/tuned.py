@@ -300,7 +300,7 @@ class Tuned:
                 raise missing_column(name, table.columns, table.name, otherwise=self.renaming(table, name))
 
     def renaming(self, table: Table, name: str) -> str:
-        """What to do where ``table`` holds its conversations under another name than this; nothing where it has none."""
+        """What to do where ``table`` holds conversations under another name than this; nothing where it has none."""
         if self.layout.kind != "chat":
             return ""
         others = [one for one in table.columns if one not in self.layout.inputs and holds_chat(table, one)]

@@ -73,17 +73,21 @@ def test_without_evaluations_a_value_stands_for_an_epoch() -> None:
 
 def test_each_value_of_training_is_of_all_steps_since_the_evaluation_before() -> None:
     def step(at: int, loss: float | None, tokens: int, speed: float, **more: Any) -> dict[str, Any]:
-        return {"split": "train", "step": at, "epoch": at / 2, "loss": loss, "supervised_tokens": tokens, "tokens": 10,
-                "tokens_per_s": speed, "gradient_norm": float(at), "learning_rate": 1 / at, "rows": 4} | more  # fmt: skip
+        return {"split": "train", "step": at, "epoch": at / 2, "loss": loss, "supervised_tokens": tokens,
+                "tokens": 10, "tokens_per_s": speed, "gradient_norm": float(at), "learning_rate": 1 / at,
+                "rows": 4} | more  # fmt: skip
 
-    evaluated = [{"split": "validation", "step": at, "epoch": at / 2, "loss": loss} for at, loss in ((2, 1.0), (4, None))]
+    evaluated = [
+        {"split": "validation", "step": at, "epoch": at / 2, "loss": loss} for at, loss in ((2, 1.0), (4, None))
+    ]
     lines = [step(1, 1.0, 1, 10.0), step(2, 4.0, 2, 5.0), evaluated[0],
              step(3, None, 1, 10.0, skipped=1), step(4, 3.0, 7, 10.0), evaluated[1]]  # fmt: skip
     stats = TrainingStats.of("output", lines)
     found = stats.training["output"]
     assert found == {
         "loss": [3.0, 3.0], "gradient_norm": [1.5, 3.5], "tokens_per_s": [pytest.approx(20 / 3), 10.0],
-        "supervised_tokens": [3, 8], "tokens": [20, 20], "rows": [8, 8], "skipped": [0, 1], "learning_rate": [0.5, 0.25],
+        "supervised_tokens": [3, 8], "tokens": [20, 20], "rows": [8, 8], "skipped": [0, 1],
+        "learning_rate": [0.5, 0.25],
     }  # fmt: skip
     losses = stats.validation["output"]["loss"]
     assert losses[0] == 1.0 and math.isnan(losses[1]) and len(losses) == 2

@@ -128,7 +128,9 @@ def test_the_version(luthier: Run) -> None:
 def test_paths_are_shown_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    shown = [common.short(one) for one in (tmp_path / "here" / "runs" / "one", tmp_path / "run", tmp_path.parent / "run")]
+    shown = [
+        common.short(one) for one in (tmp_path / "here" / "runs" / "one", tmp_path / "run", tmp_path.parent / "run")
+    ]
     assert shown == [str(Path("runs/one")), str(Path("../run")), str(tmp_path.parent / "run")]
 
 

@@ -264,7 +264,8 @@ def test_defaults_of_ludwig_fill_every_absent_key():
     [({}, False), ({"temperature": 0}, False), ({"temperature": 0.7}, True), ({"top_p": 0.9}, True),
      ({"temperature": 0.7, "do_sample": False}, False), ({"do_sample": True}, True), ({"do_sample": "true"}, True),
      ({"do_sample": "false", "temperature": "0.7"}, False), ({"temperature": "0.7"}, True), ({"top_k": 5}, True),
-     ({"min_p": 0.1}, True), ({"typical_p": 0.9}, True), ({"typical_p": 1.0}, False), ({"top_k": 5, "temperature": 0}, False),
+     ({"min_p": 0.1}, True), ({"typical_p": 0.9}, True), ({"typical_p": 1.0}, False),
+     ({"top_k": 5, "temperature": 0}, False),
      ({"top_k": 5, "do_sample": False}, False), ({"epsilon_cutoff": 0.1}, False)],
 )  # fmt: skip
 def test_when_answers_are_sampled(given_keys, samples):

@@ -235,10 +235,10 @@ def test_what_is_not_as_it_was_written_is_neither_uploaded_nor_taken_as_a_base(t
     content = bytearray((folder / "model.safetensors").read_bytes())
     content[-5] ^= 1
     (folder / "model.safetensors").write_bytes(content)
-    with pytest.raises(RunError, match="model.safetensors is not as manifest.json says") as caught:
+    with pytest.raises(RunError, match=r"model\.safetensors is not as manifest\.json says") as caught:
         upload(folder, "me/model")
     assert caught.value.code == "run-damaged"
-    with pytest.raises(AssetError, match="model.safetensors is not as manifest.json says") as refused:
+    with pytest.raises(AssetError, match=r"model\.safetensors is not as manifest\.json says") as refused:
         resolve(str(folder))
     assert refused.value.code == "asset-damaged" and "delete manifest.json" in str(refused.value)
     (folder / "manifest.json").unlink()

@@ -109,7 +109,9 @@ def test_the_engine_is_chosen_at_load_and_is_not_offered_for_a_call() -> None:
     with pytest.raises(ConfigError, match="chosen when the model is loaded, not for one call") as caught:
         resolve(None, {"engine": "vllm"})
     fault = caught.value.faults[0]
-    assert fault.where == "generation_config engine" and "config.yaml" in str(fault.allowed) and "--set" in str(fault.fix)
+    assert (
+        fault.where == "generation_config engine" and "config.yaml" in str(fault.allowed) and "--set" in str(fault.fix)
+    )
     with pytest.raises(ConfigError) as caught:
         resolve(None, {"temprature": 1})
     assert "temperature" in caught.value.faults[0].allowed and "engine" not in caught.value.faults[0].allowed

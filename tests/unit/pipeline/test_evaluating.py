@@ -70,9 +70,7 @@ def test_a_run_folder_that_is_gone_is_told_before_anything_is_asked(train, rows,
 
 
 @pytest.mark.parametrize("adapter", [{"type": "lora", "r": 2}, None])  # without one the base is loaded to compare with
-def test_a_run_is_found_after_the_working_directory_has_changed(
-    settings, rows, adapter, tmp_path, monkeypatch
-) -> None:
+def test_a_run_is_found_after_the_working_directory_has_changed(settings, rows, adapter, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     settings |= {"adapter": adapter, "base_model": os.path.relpath(settings["base_model"])}
     made = pipeline.train(config.load(settings), rows, output="run")
@@ -104,7 +102,10 @@ def test_a_comparison_that_cannot_be_written_is_returned_and_told(train, rows) -
         (tuned.folder / name).mkdir()
     assert len(pipeline.evaluate(tuned, rows[36:], shots=0, sink=heard.append).rows) == 4
     told = [event.text for event in heard if isinstance(event, Warned)]
-    assert [("evaluation.json was not written" in one, "report" in one) for one in told] == [(True, False), (False, True)]
+    assert [("evaluation.json was not written" in one, "report" in one) for one in told] == [
+        (True, False),
+        (False, True),
+    ]
 
 
 def test_a_table_that_is_gone_or_has_changed_is_named(train, rows, tmp_path) -> None:

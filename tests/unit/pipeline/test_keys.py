@@ -10,7 +10,7 @@ import torch
 
 from luthier import config, pipeline
 from luthier.errors import AssetError, ConfigError, LuthierError
-from luthier.events import Stepped, Warned
+from luthier.events import Event, Stepped, Warned
 from luthier.pipeline import planning
 from luthier.run import RunFolder
 from luthier.run.verify import verify
@@ -118,10 +118,10 @@ def test_an_input_that_the_template_leaves_out_is_said(settings, rows, template:
 def test_a_warm_up_that_is_longer_than_the_run_is_told_before_training(settings, rows, given, said) -> None:
     settings["trainer"]["learning_rate_scheduler"] = given  # 32 training rows, 8 a step, one epoch
     for look in (pipeline.check, planning.need_of):
-        heard: list[str] = []
-        look(config.load(settings), rows, sink=lambda e: heard.append(e.text) if isinstance(e, Warned) else None)
-        assert [one for one in heard if "warm" in one] == ([] if said is None else [heard[-1]])
-        assert said is None or said in heard[-1]
+        heard: list[Event] = []
+        look(config.load(settings), rows, sink=heard.append)
+        told = [one.text for one in heard if isinstance(one, Warned) and "warm-up" in one.text]
+        assert len(told) == (said is not None) and (said is None or said in told[0])
 
 
 def test_evaluate_training_set_tells_the_loss_on_training_rows(train) -> None:

@@ -181,7 +181,7 @@ SCALED = {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}
 
 def test_a_config_of_other_positions_is_refused(made: Path) -> None:
     scaling = f"model_parameters={json.dumps(SCALED)}"
-    with pytest.raises(ConfigError, match="model_parameters.rope_scaling of") as caught:
+    with pytest.raises(ConfigError, match=r"model_parameters\.rope_scaling of") as caught:
         pipeline.load(made / "one", overrides=[scaling])
     assert caught.value.code == "config-conflict" and caught.value.faults[0].allowed == "None"
     rewrite(made / "whole/config.yaml", model_parameters=SCALED)

@@ -22,9 +22,14 @@ def factors(total: int = 10, per_evaluation: int = 5, **section) -> list[float]:
 def test_warm_up_counts_optimizer_steps_and_wastes_none() -> None:
     assert warmup_steps(Scheduler(warmup_fraction=0.03), 100, 5) == 3
     assert warmup_steps(Scheduler(warmup_evaluations=2), 100, 5) == 10
-    assert warmup_steps(Scheduler(warmup_steps=101), 100, 5) == 100 and cut_warmup(Scheduler(warmup_steps=100), 100, 5) is None
+    assert (
+        warmup_steps(Scheduler(warmup_steps=101), 100, 5) == 100
+        and cut_warmup(Scheduler(warmup_steps=100), 100, 5) is None
+    )
     assert "warmup_steps: 101 is longer" in (cut_warmup(Scheduler(warmup_steps=101), 100, 5) or "")
-    assert "warmup_evaluations: 21 (105 steps) is longer" in (cut_warmup(Scheduler(warmup_evaluations=21), 100, 5) or "")
+    assert "warmup_evaluations: 21 (105 steps) is longer" in (
+        cut_warmup(Scheduler(warmup_evaluations=21), 100, 5) or ""
+    )
     assert factors(decay="constant", warmup_fraction=0.3) == pytest.approx([1 / 3, 2 / 3, 1] + [1] * 7)
     assert factors(decay=None, warmup_steps=2) == pytest.approx([0.5] + [1] * 9)
 
