@@ -26,12 +26,23 @@ CHANGED = (
     ('if len(sys.argv) > 2:\n    config["base_model"] = sys.argv[2]', 'config["base_model"] = BASE_MODEL'),
     ("sys.argv[1]", "DATA"),
 )
+# Before all: count the models that are alive whenever a training begins. One that is still there takes its memory again.
+WATCH = """
+import gc
+from luthier.api import model as _api
+_train, before = _api.pipeline.train, []
+def _counted(*given, **named):
+    gc.collect()
+    before.append(sum(type(m).__name__ in ("Decoder", "LlamaForCausalLM") for m in gc.get_objects()))
+    return _train(*given, **named)
+_api.pipeline.train = _counted
+"""
 # After each pass: the process's memory, and the models that are alive. A model that is kept shows here, however small.
 MEASURE = """
 import gc, json, psutil
 gc.collect()
 alive = [m for m in gc.get_objects() if type(m).__name__ in ("Decoder", "LlamaForCausalLM")]
-print("MEASURED", json.dumps({"rss": psutil.Process().memory_info().rss, "models": len(alive)}))
+print("MEASURED", json.dumps({"rss": psutil.Process().memory_info().rss, "models": len(alive), "before": before}))
 del alive
 """
 
@@ -52,7 +63,7 @@ def _cells(name: str, base: Path, rows: Path) -> list[Any]:
     changed = [one.replace(key + json.dumps(named), key + json.dumps(str(base))) for one in _sources(name)[1]]
     changed = [re.sub("^DATA = .*$", f"DATA = {json.dumps(str(rows))}", one, flags=re.M) for one in changed]
     assert sum(str(base) in source for source in changed) == 1, "the base is named in one place"
-    return [nbformat.v4.new_code_cell(source) for source in [*changed, MEASURE, *changed, MEASURE]]
+    return [nbformat.v4.new_code_cell(source) for source in [WATCH, *changed, MEASURE, *changed, MEASURE]]
 
 
 def _text(cell: Any) -> str:
@@ -113,6 +124,7 @@ def test_a_notebook_runs_twice(name: str, wider_llama: Path, tmp_path: Path, mon
     assert all("left" in text for text in progress)
     first, second = [json.loads(text.split("MEASURED")[1]) for text in texts if "MEASURED" in text]
     assert first["models"] == second["models"] == 1
+    assert second["before"] == [0, 0]
     assert abs(second["rss"] - first["rss"]) <= 0.05 * first["rss"]
 
 
