@@ -26,7 +26,7 @@ CHANGED = (
     ('if len(sys.argv) > 2:\n    config["base_model"] = sys.argv[2]', 'config["base_model"] = BASE_MODEL'),
     ("sys.argv[1]", "DATA"),
 )
-# Before all: count the models that are alive whenever a training begins. One that is still there takes its memory again.
+# Before all: count the models that are alive whenever a training begins; one that is there takes memory beside it.
 WATCH = """
 import gc
 from luthier.api import model as _api

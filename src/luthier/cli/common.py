@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import sys
 import time
@@ -121,15 +120,6 @@ def emit(result: Mapping[str, Any], *, line: bool = False) -> None:
     sys.stdout.write(json.dumps(result, ensure_ascii=False, indent=indent, default=str) + "\n")
     if line:
         sys.stdout.flush()  # whoever waits for it reads it now
-
-
-def short(path: Path) -> str:
-    """A path as people are shown it: from the working directory, where it is not far from it."""
-    try:
-        near = os.path.relpath(path)
-    except ValueError:  # on another drive
-        return str(path)
-    return str(path) if near.startswith(os.path.join(os.pardir, os.pardir)) else near
 
 
 def nothing_to_interrupt() -> None:

@@ -39,7 +39,7 @@ def command(
     """Compare the tuned model with its base on held-out rows. The base answers with a few-shot prompt too."""
     path = common.one_of(run, run_option, "RUN", "--model_path")
     from luthier import pipeline
-    from luthier.run import atomic
+    from luthier.run import RunFolder, atomic
     from luthier.run.output import json_with, writing
 
     file = None if output is None else output if output.suffix == ".json" else output / "evaluation.json"
@@ -60,4 +60,4 @@ def command(
 
     console.show_comparison(comparison.to_json(), samples)
     if tuned.folder is not None:
-        typer.echo(f"\nfull report: {common.short(tuned.folder / 'report.html')}")
+        typer.echo(f"\nfull report: {RunFolder.load(path).path / 'report.html'}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -87,7 +86,7 @@ def command(
 
 def _show(trained: Trained) -> None:
     """Where the run is and what to do with it; comparing takes held-out rows with answers."""
-    folder, held_out = Path(common.short(trained.folder)), trained.rows["validation"] or trained.rows["test"]
+    folder, held_out = trained.named, trained.rows["validation"] or trained.rows["test"]
     has_answers = bool(held_out) and trained.tuned.layout.kind != "text"
     typer.echo(f"\ntrained: {folder}")
     typer.echo(f"  report    {folder / 'report.html'}")

@@ -46,6 +46,7 @@ class Trained:
     """What `train` made."""
 
     folder: Path  # absolute: it is found from another working directory too
+    named: Path  # the same as this call was told it, which is what people are shown
     standing: Literal["new", "resumed", "finished"]  # what this call found: "finished" when nothing was left to do
     tuned: Tuned = field(repr=False)
     output_feature: str
@@ -59,10 +60,10 @@ class Trained:
         run = RunFolder.load(self.folder)
         last = {name: {m: v[-1] for m, v in of.items() if v} for name, of in self.history.items()}
         return {
-            "run": str(self.folder),
+            "run": str(self.named),
             "standing": self.standing,
             "state": run.state,
-            "report": str(run.report),
+            "report": str(self.named / run.report.name),
             "filled": [{"key": one.key, "value": one.value, "ludwig": one.ludwig} for one in self.filled],
             "examples": dict(self.rows),
             "dropped": {reason: len(rows) for reason, rows in self.audit.dropped.items()},
@@ -357,7 +358,9 @@ def _trained(folder: RunFolder, standing: Standing, tuned: Tuned, work: Work) ->
                 of.setdefault(name, []).append(value)
     rows: dict[str, int] = {name: len(found) for name, found in work.prepared.examples.items()}
     found: Literal["new", "resumed", "finished"] = "resumed" if standing == "resume" else standing
-    return Trained(folder.path.absolute(), found, tuned, tuned.output, history, rows, work.audit, work.config.filled())
+    return Trained(
+        folder.path.absolute(), folder.path, found, tuned, tuned.output, history, rows, work.audit, work.config.filled()
+    )
 
 
 def _name_of(dataset: Any) -> str:

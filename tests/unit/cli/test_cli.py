@@ -21,7 +21,7 @@ import pytest
 import typer.main
 
 from luthier import cli, pipeline
-from luthier.cli import app, common
+from luthier.cli import app
 from luthier.errors import RunError
 
 COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
@@ -123,15 +123,6 @@ def test_the_version(luthier: Run) -> None:
     from luthier import __version__
 
     assert luthier("--version")[:2] == (0, f"luthier {__version__}\n")
-
-
-def test_paths_are_shown_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    shown = [
-        common.short(one) for one in (tmp_path / "here" / "runs" / "one", tmp_path / "run", tmp_path.parent / "run")
-    ]
-    assert shown == [str(Path("runs/one")), str(Path("../run")), str(tmp_path.parent / "run")]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -82,6 +82,7 @@ def test_a_run_is_found_after_the_working_directory_has_changed(settings, rows, 
         assert len(pipeline.evaluate(tuned, rows[36:], shots=0).rows) == 4
     assert json.loads((tmp_path / "run" / "evaluation.json").read_text())["count"] == 4
     assert made.to_json()["state"] == "finished"
+    assert (made.to_json()["run"], made.to_json()["report"]) == ("run", os.path.join("run", "report.html"))
 
 
 @pytest.mark.parametrize(
