@@ -47,7 +47,7 @@ SUPPORT: list[list[str]] = [
         "two GPUs",
         "on the first one; on both under torchrun",
         "as that GPU",
-        "two H200, by hand: trainings of an adapter and of all weights equal those of one GPU (Python 3.12, torch 2.11)",
+        "two H200, by hand: an adapter and all weights come out as on one GPU (Python 3.12, torch 2.11)",
     ],
     ["Windows through WSL", "as Linux", "as Linux", "not yet"],
     ["Windows", "as far as torch and bitsandbytes carry", "as bitsandbytes", "not yet"],
