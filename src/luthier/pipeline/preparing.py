@@ -29,7 +29,7 @@ from luthier.pipeline.located import base_name
 from luthier.pipeline.named import check_butterflies, check_layers, check_metrics, check_trackers
 from luthier.pipeline.reading import layout_of, read_table
 from luthier.plan import machine as machines
-from luthier.plan import planner
+from luthier.plan import make_plan, planner
 from luthier.plan.support import BUILT, refusal_of
 from luthier.train.schedule import cut_warmup
 from luthier.tuned.choosing import told_of_beams
@@ -128,7 +128,7 @@ def prepare(
     engine = replace(BUILT, refusal=refusal_of(read_json(seen.base.path / "config.json")))
     check_layers(seen.config, seen.base, engine)
     check_butterflies(seen.config, planner.device_of(machine, seen.config.execution.device))
-    plan = planner.make_plan(seen.config, seen.base.spec, seen.stats, machine, engine=engine)
+    plan = make_plan(seen.config, seen.base.spec, seen.stats, machine, engine=engine)
     known = {field.name: getattr(seen, field.name) for field in fields(seen)}
     return Work(**known, machine=machine, plan=plan)
 

@@ -16,7 +16,6 @@ from operator import le
 from typing import Any, Literal
 
 from luthier.config.execution import size_bytes
-from luthier.errors import TrainingError
 from luthier.plan import pins, reasons
 from luthier.plan.job import Job
 from luthier.plan.memory import GIB, MIB, Memory, memory
@@ -92,32 +91,6 @@ def room_of(config: Any, machine: Machine, device: str) -> Room:
     return Room(own, min(own, host) if kind == "cpu" else host)
 
 
-def make_plan(config: Any, spec: ModelSpec, stats: DataStats, machine: Machine, *, engine: Engine = BUILT) -> Plan:
-    """The plan alone. Raises as `plan_for`."""
-    return plan_for(config, spec, stats, machine, engine=engine).plan
-
-
-def plan_for(
-    config: Any,
-    spec: ModelSpec,
-    stats: DataStats,
-    machine: Machine,
-    *,
-    engine: Engine = BUILT,
-    measured: tuple[float, float] | None = None,
-) -> Planned:
-    """The fastest plan that fits, with its forecast. ``measured``: rates of this CPU, which change times alone.
-
-    Raises ConfigError config-conflict for pins that cannot work, TrainingError training-no-memory when nothing fits.
-    """
-    found = best(config, spec, stats, machine, engine=engine, measured=measured)
-    if found.fits:
-        return found
-    from luthier.plan.remedies import refusal
-
-    raise TrainingError([refusal(config, spec, stats, machine, engine, found)])
-
-
 def best(
     config: Any,
     spec: ModelSpec,
@@ -127,7 +100,11 @@ def best(
     engine: Engine = BUILT,
     measured: tuple[float, float] | None = None,
 ) -> Planned:
-    """As `plan_for`; when nothing fits, the plan that needs least, with ``fits`` False."""
+    """The fastest plan that fits, with its forecast; when none does, the plan that needs least, with ``fits`` False.
+
+    ``measured``: rates of this CPU, which change times alone. Raises ConfigError config-conflict for pins that cannot
+    work.
+    """
     job = Job.of(config, spec, stats, machine)
     device = device_of(machine, config.execution.device)
     start = _start(config, spec, job, machine, device, engine)

@@ -22,7 +22,7 @@ from luthier.config import load
 from luthier.errors import AssetError, ConfigError, TrainingError
 from luthier.pipeline import planning, probing
 from luthier.pipeline.space import Space
-from luthier.plan import planner
+from luthier.plan import make_plan
 from luthier.plan.cards import card_named, imagined
 from luthier.plan.estimate import duration, money, price_of, seconds_of
 
@@ -120,7 +120,7 @@ def test_the_data_is_measured_with_the_models_tokenizer(tiny_llama: Path, tmp_pa
     assert need.stats == work.prepared.stats and need.notes == () and need.base.download == 0
     machine = imagined(card_named("A100"))
     planned = planning.estimate_of(need, machine).planned.plan
-    assert planned == planner.make_plan(work.config, work.base.spec, work.prepared.stats, machine)
+    assert planned == make_plan(work.config, work.base.spec, work.prepared.stats, machine)
 
 
 @pytest.mark.parametrize("known", ["its data", "no data", "no tokenizer"])

@@ -7,9 +7,10 @@ from dataclasses import replace
 import pytest
 from planning import CPU, SEVEN, SMALL, declared, gpu, rows
 
+from luthier.plan import plan_for
 from luthier.plan.job import Job
 from luthier.plan.memory import memory
-from luthier.plan.planner import forecast, plan_for
+from luthier.plan.planner import forecast
 from luthier.plan.remedies import _cut
 from luthier.types import DataStats
 
