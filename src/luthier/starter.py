@@ -12,9 +12,10 @@ from luthier import events
 from luthier.assets import licences
 from luthier.assets.catalogue import Proposal, judge, known, propose
 from luthier.config import load
-from luthier.data.columns import Layout, detect, one_answer
+from luthier.data.columns import detect, one_answer
 from luthier.data.conversation import conversation
 from luthier.data.language import language_of
+from luthier.data.layout import Layout
 from luthier.data.render import template
 from luthier.data.sources import read
 from luthier.data.table import Table

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from luthier import config
 from luthier.config.prompt import Prompt
 from luthier.data import columns, sources
-from luthier.data.columns import Layout
+from luthier.data.layout import Layout
 from luthier.data.render import Dropped, Renderer
 from luthier.data.render.template import parse
 from luthier.errors import ConfigError, DataError

@@ -6,42 +6,19 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import repeat
-from typing import Any, Literal
+from typing import Any
 
+from luthier.data.conversation import conversation, is_conversation
 from luthier.data.language import language_of
+from luthier.data.layout import Kind, Layout
+from luthier.data.render.template import plain_text
 from luthier.data.sources.splits import SPLIT_COLUMN
 from luthier.data.table import Table, missing_column
 from luthier.errors import DataError
 
-__all__ = ["Kind", "Layout", "detect", "language_of", "reference_of"]
-
-Kind = Literal["instruction", "completion", "chat", "text", "columns"]
-
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """The roles of a table's columns.
-
-    kind          inputs                          target
-    instruction   instruction [, input]           output (the names as the table spells them)
-    completion    prompt (or question)            completion (or answer)
-    columns       the chosen or guessed columns   the chosen or guessed column
-    text          none                            the column of running text
-    chat          none, or a column with the      the column with the conversation, or with its answer turns
-                  opening messages
-    """
-
-    kind: Kind
-    inputs: tuple[str, ...]
-    target: str | None  # None only when nothing is learned (prediction)
-    is_guess: bool = False  # nobody said so and no known convention matched
-    classes: tuple[str, ...] | None = None  # the allowed answers, when the target is a class
-    explanation: tuple[str, ...] = ()  # one line each, for people
-    system: str | None = None  # a column with a system prompt for the row
-    tools: str | None = None  # a column with the tools that a conversation may call
-
+__all__ = ["detect", "language_of", "reference_of"]
 
 # Known headings, lower case. The first triple or pair that a table has is what it is.
 TRIPLES: tuple[tuple[str, str, str], ...] = tuple(
@@ -166,9 +143,6 @@ def _telling_unused(layout: Layout, unused: list[str]) -> Layout:
 
 def reference_of(row: Mapping[str, Any], layout: Layout) -> str | None:
     """The answer that the data gives for a row, as trained; None when it has none (running text has none)."""
-    from luthier.data.conversation import conversation
-    from luthier.data.render.template import plain_text
-
     if layout.kind == "text" or layout.target is None:
         return None
     if layout.kind == "chat":
@@ -358,8 +332,6 @@ def one_answer(table: Table, layout: Layout, splits: Iterable[int] | None = None
 
 def holds_chat(table: Table, column: str, *, any_role: bool = False) -> bool:
     """Whether the first rows of a column hold conversations; ``any_role``: whether one may be meant as such."""
-    from luthier.data.conversation import is_conversation
-
     values = table.rows.slice(0, LOOKED_AT)
     cells = [v for v in Table(values, table.name).column(column) if v not in (None, "", [])]
     found = [is_conversation(cell, any_role=any_role) for cell in cells]

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from luthier import json_reader
-from luthier.data.columns import Layout
+from luthier.data.layout import Layout
 from luthier.data.numbers import dumps
 from luthier.errors import DataError
 from luthier.types import Message

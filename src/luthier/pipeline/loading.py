@@ -12,7 +12,7 @@ from luthier import assets, config, events
 from luthier.assets.tokenizer import Tokenizer
 from luthier.config import Config
 from luthier.data import sources
-from luthier.data.columns import Layout
+from luthier.data.layout import Layout
 from luthier.data.render.template import fields_of
 from luthier.errors import AssetError, LuthierError
 from luthier.infer.sampling import idle

@@ -14,7 +14,7 @@ from typing import Any
 from luthier.assets.adapter_files import no_butterflies
 from luthier.assets.spec import modules
 from luthier.config import Boft, Config
-from luthier.data.columns import Layout
+from luthier.data.layout import Layout
 from luthier.errors import AssetError, ConfigError, Fault, missing_extra
 from luthier.metrics import DEFAULT_CLASS, DEFAULT_TEXT, available
 from luthier.plan.support import Engine, not_decoder

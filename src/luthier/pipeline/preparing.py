@@ -14,7 +14,7 @@ from luthier.assets.tokenizer import Tokenizer
 from luthier.config import Config
 from luthier.data import columns, split
 from luthier.data.audit import Audit
-from luthier.data.columns import Layout
+from luthier.data.layout import Layout
 from luthier.data.prepare import Prepared
 from luthier.data.prepare import prepare as tokenise
 from luthier.data.render import Renderer

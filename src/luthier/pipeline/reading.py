@@ -7,7 +7,7 @@ from typing import Any
 from luthier import events
 from luthier.config import Config
 from luthier.data import columns, sources
-from luthier.data.columns import Layout
+from luthier.data.layout import Layout
 from luthier.data.redact import redact
 from luthier.data.render.template import fields_of
 from luthier.data.sample import sampled

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from luthier import events
 from luthier.config import Config
-from luthier.data.columns import Layout, holds_chat, reference_of
+from luthier.data.columns import holds_chat, reference_of
+from luthier.data.layout import Layout
 from luthier.data.redact import redact
 from luthier.data.render import Renderer
 from luthier.data.render.template import RESERVED, fields_of

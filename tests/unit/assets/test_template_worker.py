@@ -177,7 +177,7 @@ def test_a_malformed_template_is_told_with_its_line(worker: TemplateWorker) -> N
 def test_no_child_where_no_chat_template_is_used() -> None:
     code = (
         "from rendering_fixtures import byte_level, prompt_section\n"
-        "from luthier.data.columns import Layout\n"
+        "from luthier.data.layout import Layout\n"
         "from luthier.data.render import Renderer\n"
         "from luthier.assets.template_worker import shared\n"
         "r = Renderer(Layout('completion', ('q',), 'y'), prompt_section(template='{q}'), byte_level())\n"

@@ -8,8 +8,8 @@ import pytest
 from rendering_fixtures import CHATML, byte_level, prompt_section
 
 from luthier.data.audit import percentiles
-from luthier.data.columns import Layout
 from luthier.data.conversation import conversation
+from luthier.data.layout import Layout
 from luthier.data.prepare import Prepared, prepare
 from luthier.data.render import Renderer
 from luthier.data.table import Table

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rendering_fixtures import CHATML, LLAMA_CHAT, byte_level, llama_style, prompt_section
 
-from luthier.data.columns import Layout
+from luthier.data.layout import Layout
 from luthier.data.render import Dropped, Renderer
 from luthier.data.render.template import parse
 from luthier.errors import DataError

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from rendering_fixtures import byte_level, prompt_section
 
 from luthier.data import store as stores
-from luthier.data.columns import Layout
+from luthier.data.layout import Layout
 from luthier.data.prepare import Prepared, prepare
 from luthier.data.render import Renderer
 from luthier.data.store import ExampleStore, StoreWriter

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from luthier.data.columns import Layout
+from luthier.data.layout import Layout
 from luthier.data.render.draft import Settings
 from luthier.data.render.template import Rendered, Template, is_missing, parse, plain_text
 from luthier.errors import DataError

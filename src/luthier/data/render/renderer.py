@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from luthier.assets.tokenizer import Tokenizer
-from luthier.data.columns import Layout
 from luthier.data.conversation import conversation, tools_of
+from luthier.data.layout import Layout
 from luthier.data.render.chat import DEFAULT_CHAT, Asked, ChatRenderer
 from luthier.data.render.draft import Draft, Dropped, Outcome, PromptIds, Settings
 from luthier.data.render.plain import Context, PlainRenderer, sample
