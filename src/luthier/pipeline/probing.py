@@ -125,7 +125,8 @@ def _seconds(
     from luthier.train.loop import optimizer_of
     from luthier.train.memory import give_back
     from luthier.train.setup import Setup
-    from luthier.train.step import new_training, train_step
+    from luthier.train.state import new_training
+    from luthier.train.step import train_step
 
     job, whole = planned.job, _steps_to_try(planned.job, plan)
     height = (layers or job.shape.spec.layers) / job.shape.spec.layers

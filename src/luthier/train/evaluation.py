@@ -12,7 +12,7 @@ import torch
 
 from luthier.data.collate import collate
 from luthier.events import Sink, progress, silent
-from luthier.train.passes import Passes, Runner
+from luthier.train.setup import Passes, Runner
 from luthier.types import Batch, Example, Plan
 
 # Batch → log-probability of each supervised target, and whether it was the likeliest token (None: not known)

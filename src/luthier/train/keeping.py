@@ -17,7 +17,7 @@ from luthier.train.hooks import Best, Hook
 from luthier.train.saver import Saver, affordable
 from luthier.train.setup import Setup
 from luthier.train.signals import Signals
-from luthier.train.step import Training
+from luthier.train.state import Training
 
 MAX_REWINDS = 10  # of a run; more of them would not be bad luck
 PATIENCE = 1.0  # seconds that a step waits for the write before its own; a disk that is slower writes fewer checkpoints

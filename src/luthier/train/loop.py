@@ -31,12 +31,13 @@ from luthier.train.keeping import (
 )
 from luthier.train.memory import peak_gib
 from luthier.train.optimizer import build_optimizer
-from luthier.train.passes import Runner, passes_that_fit, put_in_force
+from luthier.train.passes import passes_that_fit, put_in_force
 from luthier.train.schedule import factor
-from luthier.train.setup import Outcome, Setup
+from luthier.train.setup import Outcome, Runner, Setup
 from luthier.train.signals import GivenUp
 from luthier.train.spike import Spike
-from luthier.train.step import make_state_that_fits, new_training, train_step
+from luthier.train.state import new_training
+from luthier.train.step import make_state_that_fits, train_step
 from luthier.types import Plan
 
 __all__ = ["fit", "optimizer_of", "trainable"]

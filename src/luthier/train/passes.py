@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TypeVar
 
 import torch
 
@@ -16,23 +16,12 @@ from luthier.infer.answer import is_out_of_memory
 from luthier.model.dropout import drawn_by_pass
 from luthier.train.comm import Comm, OneRank
 from luthier.train.memory import give_back
+from luthier.train.setup import Passes, Runner, Setup
+from luthier.train.state import Training
 from luthier.types import Example, Plan
 
-if TYPE_CHECKING:
-    from luthier.train.setup import Setup
-    from luthier.train.step import Training
-
-Passes = Sequence[Sequence[Example]]
 T = TypeVar("T")
 ONE = OneRank()
-
-
-class Runner(Protocol):
-    """Calls ``run`` with the examples in passes and the plan that cut them; gives what it returned."""
-
-    def __call__(self, examples: Sequence[Example], run: Callable[[Passes, Plan], T], /) -> T:
-        """``run`` may be called again, with other passes, after it ran out of memory."""
-        ...
 
 
 def in_passes(examples: Sequence[Example], plan: Plan, comm: Comm = ONE) -> Passes:

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from luthier.events import Sink, silent
 from luthier.objectives.terms import Objective
 from luthier.plan.recorded import leaner
 from luthier.train.comm import Comm, OneRank
 from luthier.train.precision import Precision
-from luthier.types import Batch, Plan, StepSource
+from luthier.types import Batch, Example, Plan, StepSource
 
 if TYPE_CHECKING:
     import torch
 
     from luthier.config.trainer import Trainer
-    from luthier.train.passes import Runner
+
+Passes = Sequence[Sequence[Example]]
+T = TypeVar("T")
+
+
+class Runner(Protocol):
+    """Calls ``run`` with the examples in passes and the plan that cut them; gives what it returned."""
+
+    def __call__(self, examples: Sequence[Example], run: Callable[[Passes, Plan], T], /) -> T:
+        """``run`` may be called again, with other passes, after it ran out of memory."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,32 +12,16 @@ from luthier.data.collate import collate
 from luthier.errors import TrainingError
 from luthier.events import Planned, Warned
 from luthier.infer.answer import is_out_of_memory
-from luthier.model.dropout import drawn_by_pass
 from luthier.plan.recorded import state_on_host
 from luthier.train.hosted import keep_on_host
 from luthier.train.memory import peak_gib
 from luthier.train.optimizer import make_state
-from luthier.train.passes import Passes, first_line, passes_that_fit, put_in_force
-from luthier.train.precision import scaler
-from luthier.train.setup import Setup
+from luthier.train.passes import first_line, passes_that_fit, put_in_force
+from luthier.train.setup import Passes, Setup
+from luthier.train.state import Training
 from luthier.types import Plan
 
 MAX_SKIPPED = 20  # updates skipped in a row, before neither the loss scale nor a few rows are to blame any more
-
-
-@dataclass
-class Training:
-    """What changes while training; everything that is declared stands in the `Setup`."""
-
-    optimizer: torch.optim.Optimizer
-    plan: Plan
-    scaler: torch.amp.GradScaler
-    step: int = 0  # optimizer steps that are finished
-    rows: tuple[int, ...] = ()  # of the step that was begun last
-    skipped: int = 0  # updates skipped in a row
-    torn: bool = False  # an update was broken off: some weights may be new and others not
-    rate_scale: float = 1.0  # what reduce-on-plateau has made of the learning rate
-    by_pass: bool = False  # some of the model draws over a whole pass, whatever its samples
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +30,6 @@ class StepResult:
 
     loss: float
     values: Mapping[str, float]
-
-
-def new_training(setup: Setup, optimizer: torch.optim.Optimizer) -> Training:
-    """The state before the first step."""
-    own = scaler(setup.precision, setup.plan.device)
-    return Training(optimizer, setup.plan, own, by_pass=bool(drawn_by_pass(setup.model)))
 
 
 def make_state_that_fits(setup: Setup, now: Training) -> None:

@@ -12,7 +12,7 @@ from luthier.infer.score import TOKENS_PER_PASS
 from luthier.types import Example, Plan
 
 if TYPE_CHECKING:
-    from luthier.train.passes import Passes
+    from luthier.train.setup import Passes
     from luthier.tuned.tuned import Tuned
 
 MEASURES = ("loss", "perplexity", "token_accuracy")
@@ -35,7 +35,7 @@ def measures(tuned: Tuned, table: Table, rows: Sequence[int], sink: events.Sink 
 
 
 def _passes_that_fit(examples: Sequence[Example], run: Callable[[Passes, Plan], T]) -> T:
-    """Implements `train.passes.Runner`: out of memory, smaller passes, down to a row each."""
+    """Implements `train.setup.Runner`: out of memory, smaller passes, down to a row each."""
     from luthier.train.memory import give_back
     from luthier.train.passes import in_passes
 

@@ -14,7 +14,7 @@ from luthier.data.source import TableSource
 from luthier.errors import TrainingError
 from luthier.events import Rewound, Stepped, Warned
 from luthier.run import MetricsWriter, read_metrics
-from luthier.train import checkpoint, step
+from luthier.train import checkpoint, state
 from luthier.train.loop import fit, trainable
 from luthier.train.spike import Spike
 
@@ -194,7 +194,7 @@ def test_the_first_steps_have_something_to_rewind_to(make_setup) -> None:
 @pytest.fixture
 def in_fp16(make_setup, monkeypatch):
     """A setup in fp16 whose gradients overflow in the steps (from 1) that ``bad`` names, and the steps it told of."""
-    monkeypatch.setattr(step, "scaler", lambda precision, device: torch.amp.GradScaler("cpu"))
+    monkeypatch.setattr(state, "scaler", lambda precision, device: torch.amp.GradScaler("cpu"))
 
     def make(bad, **trainer):
         told = []
@@ -239,7 +239,7 @@ def test_fp16_overflows_are_skipped_counted_and_resume(make_setup, tmp_path, mon
         made.append(torch.amp.GradScaler("cpu", growth_interval=3, enabled=precision == "fp16"))
         return made[-1]
 
-    monkeypatch.setattr(step, "scaler", scaler)
+    monkeypatch.setattr(state, "scaler", scaler)
 
     def run(folder, stop_at: int = 0):
         steps = []

@@ -23,7 +23,8 @@ from luthier.train.hooks import Best
 from luthier.train.loop import fit, optimizer_of, trainable
 from luthier.train.optimizer import make_state
 from luthier.train.passes import passes_that_fit, planned
-from luthier.train.step import _run_passes, new_training
+from luthier.train.state import new_training
+from luthier.train.step import _run_passes
 from luthier.types import Plan
 
 

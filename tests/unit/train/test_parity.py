@@ -15,7 +15,8 @@ from luthier.data.source import TableSource
 from luthier.model.decoder.load import Placing, load_decoder
 from luthier.model.decoder.shape import read_shape
 from luthier.objectives import Sft
-from luthier.train.step import _run_passes, new_training
+from luthier.train.state import new_training
+from luthier.train.step import _run_passes
 
 
 def reference(model, examples, weight):
