@@ -73,7 +73,8 @@ class Batch:
     ids [t] int64; positions [t] int64, from 0 in each segment; segment [t] int64, the sample's index;
     target_weight [t] float32, the weight of predicting ids[t] from what precedes it in its segment (0 at position 0).
     supervised [n] int64: the tokens whose weight is not 0, in order; source [n]: the token that each is predicted from.
-    key [t] int64: what the random draws for each token depend on (dropout); None draws nothing.
+    key [t] int64: what the random draws for each token depend on (dropout); None draws nothing. step: the optimizer's,
+    from 0, which draws that are of no token depend on.
     parent_segment [s]: the segment whose tokens precede this one (a shared prefix), -1 for none.
     adapter_index [s]: the adapter slot of each segment.
     token_fields [t] and segment_fields [s]: what objectives need besides (reference log-probabilities, advantages).
@@ -87,6 +88,7 @@ class Batch:
     supervised: torch.Tensor | None = None
     source: torch.Tensor | None = None
     key: torch.Tensor | None = None
+    step: int | None = None
     parent_segment: torch.Tensor | None = None
     adapter_index: torch.Tensor | None = None
     token_fields: Mapping[str, torch.Tensor] = field(default_factory=dict)

@@ -240,10 +240,23 @@ class Oft(BaseAdapter):
     type: Literal["oft"] = key("oft", "The kind of adapter.")
     r: Int = key(8, "Number of blocks a layer; 0: from oft_block_size.", ge=0)
     oft_block_size: Int = key(0, "Size of a block; 0: from r.", ge=0)
-    module_dropout: Float = key(0.0, "Share of steps in which a block is left out.", ge=0, lt=1)
+    module_dropout: Float = key(
+        0.0, "Only 0: PEFT takes a share of blocks to leave out and leaves none out.", ge=0, lt=1
+    )
     coft: bool = key(False, "Keep rotations near the identity.")
     eps: Float = key(6e-5, "How near, with coft.", gt=0)
     block_share: bool = key(False, "Share the rotation between blocks.")
+
+    @model_validator(mode="after")
+    def _drops_nothing(self) -> Oft:
+        if self.module_dropout:
+            raise Conflict(
+                "module_dropout has no effect: PEFT's oft makes a layer that drops and never calls it",
+                received=f"module_dropout: {self.module_dropout:g}",
+                allowed="0; boft_dropout with type: boft",
+                fix="leave module_dropout out",
+            )
+        return self
 
 
 class Boft(BaseAdapter):

@@ -43,6 +43,7 @@ def collate(examples: Sequence[Example], step: int | None = None, *, share: bool
         supervised=supervised,
         source=before[supervised],
         key=None if step is None else draws[segment] + positions,
+        step=step,
         parent_segment=None if bool(heads.all()) else parents,
     )
 

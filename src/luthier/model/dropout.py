@@ -1,7 +1,7 @@
 """Dropout of transformers and PEFT models whose masks belong to a sample and a position, as those of the decoder do.
 
-What draws by weights instead (LoHa's and LoKr's ``rank_dropout``, ``module_dropout``, BOFT's) is the same in all passes
-of a step, because every pass starts from the step's own seed; what draws over a whole pass (attention's) is not.
+What an adapter drops of its weights instead (LoHa's and LoKr's ``rank_dropout`` and ``module_dropout``, BOFT's) belongs
+to the step. What a base's own code draws over a whole pass (inside attention) belongs to neither, and is told.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import nn
 from luthier.kernels import keyed
 
 OF_ADAPTERS = re.compile(r"(?:base_model\.model\.)?(?P<module>.+)\.(?:lora|vera)_dropout\.[^.]+")  # PEFT's names
+OF_A_BASE = re.compile(r"^(?!classifier|summary).*(?:p_?drop|dropout|drop_rate|layerdrop)")  # keys of configs
 
 
 def token_keys(key_t: torch.Tensor, seed: int) -> torch.Tensor:
@@ -25,32 +26,37 @@ def token_keys(key_t: torch.Tensor, seed: int) -> torch.Tensor:
     return keyed.mix(low ^ keyed.mix(high ^ keyed.hash_of(seed)))
 
 
-class Tokens:
-    """Which token stands where in the pass that a model computes now: [b, l] keys, or None where nothing is known."""
+class Drawing:
+    """What the draws of the pass that a model computes now depend on; nothing is known outside of training."""
 
     def __init__(self) -> None:
-        self.key_bl: torch.Tensor | None = None
+        self.keys: tuple[torch.Tensor, ...] = ()  # [b, l] of the tokens, [b, k] of those that the head is computed for
+        self.step: int | None = None
+
+    def expect(self, key_bl: torch.Tensor | None, kept_k: torch.Tensor | None, step: int | None) -> None:
+        """The next forward pass has these tokens, of which the head sees the columns ``kept_k``."""
+        heads = [] if key_bl is None or kept_k is None else [key_bl[:, kept_k]]
+        self.keys = () if key_bl is None else (key_bl, *heads)
+        self.step = step
 
     def recalled(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         """For `torch.utils.checkpoint`: what a block computes again has the tokens that it had."""
-        return nullcontext(), self._held(self.key_bl)
+        return nullcontext(), self._held(self.keys, self.step)
 
     @contextmanager
-    def _held(self, key_bl: torch.Tensor | None) -> Iterator[None]:
-        now, self.key_bl = self.key_bl, key_bl
+    def _held(self, keys: tuple[torch.Tensor, ...], step: int | None) -> Iterator[None]:
+        now = self.keys, self.step
+        self.keys, self.step = keys, step
         try:
             yield
         finally:
-            self.key_bl = now
+            self.keys, self.step = now
 
     def of(self, x: torch.Tensor) -> torch.Tensor | None:
-        """[t] keys of the rows of ``x``, which is [b, l, h] or [b l, h]; None for another shape."""
-        if self.key_bl is None:
-            return None
-        if x.dim() == 3 and x.shape[:2] == self.key_bl.shape:
-            return self.key_bl.reshape(-1)
-        if x.dim() == 2 and len(x) == self.key_bl.numel():
-            return self.key_bl.reshape(-1)
+        """[t] keys of the rows of ``x``, which is [b, l, h], [b, k, h] or either in one; None for another shape."""
+        for key in self.keys:
+            if (x.dim() == 3 and x.shape[:2] == key.shape) or (x.dim() == 2 and len(x) == key.numel()):
+                return key.reshape(-1)
         return None
 
 
@@ -61,17 +67,17 @@ class KeyedDropout(nn.Dropout):
     adapter's does once it saw a shape in which tokens cannot be told apart (routed to experts).
     """
 
-    def __init__(self, p: float, salt: int, tokens: Tokens, *, by_pass: bool) -> None:
+    def __init__(self, p: float, salt: int, drawing: Drawing, *, by_pass: bool) -> None:
         super().__init__(p)
-        self.salt, self.tokens, self.by_pass = salt, tokens, by_pass
+        self.salt, self.drawing, self.by_pass = salt, drawing, by_pass
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """``input`` with the mask of its tokens; torch's own draw where there are no keys."""
         if not self.training or self.p == 0:
             return input
-        key_t = self.tokens.of(input)
+        key_t = self.drawing.of(input)
         if key_t is None:
-            self.by_pass = self.by_pass or self.tokens.key_bl is not None
+            self.by_pass = self.by_pass or bool(self.drawing.keys)
             return super().forward(input)
         out: torch.Tensor = _Keyed.apply(input, key_t, self.salt, self.p)  # type: ignore[no-untyped-call]
         return out
@@ -94,27 +100,61 @@ def _masked(x: torch.Tensor, key_t: torch.Tensor, salt: int, p: float) -> torch.
     return keyed.dropout(x.reshape(len(key_t), -1), key_t, salt, p).reshape(x.shape)
 
 
-def key_dropouts(model: nn.Module) -> Tokens | None:
-    """Let every dropout of ``model`` take keys from the returned `Tokens`; None where nothing is dropped.
+def key_dropouts(model: nn.Module, seed: int) -> Drawing | None:
+    """Let every dropout of ``model`` draw from the returned `Drawing`; None where nothing is dropped.
 
     An adapter's is named as the decoder names it, so both draw the same.
     """
-    tokens, found = Tokens(), False
+    drawing, found = Drawing(), False
     for name, module in list(model.named_modules()):
-        if not isinstance(module, nn.Dropout) or module.p == 0:
-            continue
         of_adapter = OF_ADAPTERS.fullmatch(name)
         salt = keyed.hash_of(*(of_adapter["module"] if of_adapter else name).encode())
-        parent, _, last = name.rpartition(".")
-        made = KeyedDropout(module.p, salt, tokens, by_pass=of_adapter is None)
-        setattr(model.get_submodule(parent), last, made.train(module.training))
+        if isinstance(module, nn.Dropout) and module.p > 0:
+            parent, _, last = name.rpartition(".")
+            made = KeyedDropout(module.p, salt, drawing, by_pass=of_adapter is None)
+            setattr(model.get_submodule(parent), last, made.train(module.training))
+        elif _drops_weights(module):
+            _draw_by_step(module, keyed.hash_of(seed, salt), drawing)
+        else:
+            continue
         found = True
-    return tokens if found else None
+    return drawing if found else None
+
+
+def _drops_weights(module: nn.Module) -> bool:
+    """PEFT's LoHa and LoKr hold a share for each adapter; BOFT has a layer for it."""
+    for name in ("rank_dropout", "module_dropout"):
+        shares = getattr(module, name, None)
+        if isinstance(shares, dict) and any(float(one) > 0 for one in shares.values()):
+            return True
+    return type(module).__name__ == "MultiplicativeDropoutLayer" and float(getattr(module, "p", 0.0)) > 0
+
+
+def _draw_by_step(module: nn.Module, salt: int, drawing: Drawing) -> None:
+    """Its draws come from the step and ``salt``, however often it is called; those of others go on as they were."""
+    plain = getattr(module.forward, "plain", module.forward)
+
+    def forward(*inputs: Any, **named: Any) -> Any:
+        if not module.training or drawing.step is None:
+            return plain(*inputs, **named)
+        device = inputs[0].device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(keyed.hash_of(salt, drawing.step))
+            return plain(*inputs, **named)
+
+    forward.plain = plain  # type: ignore[attr-defined]  # for another model around the same module
+    module.forward = forward  # type: ignore[method-assign]
 
 
 def drawn_by_pass(model: nn.Module) -> list[str]:
-    """The modules whose dropout depends on how a step is cut into passes, and so on the number of ranks too."""
-    return [name for name, module in model.named_modules() if _by_pass(module)]
+    """What may draw over a whole pass, by its key in the base's config or by its module.
+
+    Such dropout depends on how a step is cut into passes, and so on the number of ranks too.
+    """
+    config: Any = getattr(model, "config", None)
+    values = config.to_dict() if hasattr(config, "to_dict") else {}
+    keys = [key for key, value in values.items() if OF_A_BASE.search(key) and isinstance(value, float) and value > 0]
+    return keys or [name for name, module in model.named_modules() if _by_pass(module)]
 
 
 def _by_pass(module: nn.Module) -> bool:

@@ -40,7 +40,7 @@ class GenericModel:
         self._positions = "position_ids" in names
         self.noise = Neftune(core.get_input_embeddings(), neftune_alpha, seed) if neftune_alpha else None
         self._core = core
-        self._seed, self._dropped = seed, key_dropouts(model)
+        self._seed, self._dropped = seed, key_dropouts(model, seed)
         self._by_length = stretched_by_length(getattr(core, "config", None))
         if checkpointing:
             self.recompute()
@@ -85,7 +85,7 @@ class GenericModel:
         padded[segment, place] = ids
         mask = torch.zeros_like(padded)
         mask[segment, place] = 1
-        inputs: dict[str, torch.Tensor | bool] = {"input_ids": padded, "attention_mask": mask, "use_cache": False}
+        inputs: dict[str, Any] = {"input_ids": padded, "attention_mask": mask, "use_cache": False}
         if self._positions:
             inputs["position_ids"] = torch.arange(longest, device=device).expand(count, longest)
         if self._selects:
@@ -94,11 +94,11 @@ class GenericModel:
         if self.noise is not None:
             self.noise.expect(batch)
         if self._dropped is not None:
-            self._dropped.key_bl = None
+            key_bl = None
             if batch.key is not None and self.model.training:
-                keys = torch.zeros_like(padded)
-                keys[segment, place] = token_keys(batch.key, self._seed).to(device)
-                self._dropped.key_bl = keys
+                key_bl = torch.zeros_like(padded)
+                key_bl[segment, place] = token_keys(batch.key, self._seed).to(device)
+            self._dropped.expect(key_bl, inputs.get("logits_to_keep"), batch.step)
         logits = self.model(**inputs).logits
         return logits[rows, columns], ids[positions]
 
@@ -119,7 +119,7 @@ def _row(batch: Batch, number: int) -> Batch:
     here = batch.segment == number
     ids, places, weight = batch.ids[here], batch.positions[here], batch.target_weight[here]
     key = None if batch.key is None else batch.key[here]
-    return Batch(ids, places, torch.zeros_like(places), weight, (batch.lengths[number],), key=key)
+    return Batch(ids, places, torch.zeros_like(places), weight, (batch.lengths[number],), key=key, step=batch.step)
 
 
 def stretched_by_length(config: Any) -> bool:

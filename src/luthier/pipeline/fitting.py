@@ -56,7 +56,6 @@ def _fit_and_save(
     origin: Origin | None,
 ) -> Tuned:
     """The work itself; ``heard`` is told what the loop does, ``sink`` all else."""
-    from luthier.model.dropout import drawn_by_pass
     from luthier.objectives.sft import Sft
     from luthier.train.loop import fit, trainable
     from luthier.train.memory import give_back
@@ -70,11 +69,6 @@ def _fit_and_save(
     with in_turn(comm) if kept is not None else nullcontext():  # one rank makes the start of all
         rows = first_rows(settings, work.source())
         model = open_for_tuning(settings, work.base, precision, plan, sink, steps=steps, rows=rows, kept=kept)
-    if by_pass := drawn_by_pass(model.module):
-        text = (
-            f"dropout of the base itself ({by_pass[0]}, and {len(by_pass) - 1} more) draws other masks where a step is "
-        )
-        sink(events.Warned(text=f"{text}cut otherwise, on another number of ranks too; its config.json sets it"))
     trained = sum(weight.numel() for weight in trainable(model.module).values())
     require_space(folder.path, trained * BYTES_PER_TRAINED_WEIGHT * (trainer.keep_last + 2))
     open_it = partial(open_base, settings, work.base, precision, plan.device, sink)

@@ -12,6 +12,7 @@ from luthier.data.collate import collate
 from luthier.errors import TrainingError
 from luthier.events import Planned, Warned
 from luthier.infer.answer import is_out_of_memory
+from luthier.model.dropout import drawn_by_pass
 from luthier.plan.recorded import state_on_host
 from luthier.train.hosted import keep_on_host
 from luthier.train.memory import peak_gib
@@ -88,6 +89,10 @@ def train_step(setup: Setup, now: Training, rate_factor: float) -> StepResult:
         setup.after_update(now.step)
     now.optimizer.zero_grad(set_to_none=True)
 
+    if not now.told:
+        now.told = True
+        _tell_of_dropout(setup)
+
     seconds = time.perf_counter() - started
     every = sum(example.length for example in step)
     values = {
@@ -102,6 +107,14 @@ def train_step(setup: Setup, now: Training, rate_factor: float) -> StepResult:
         "rows": len(step),
     }
     return StepResult(loss, values if finite else {**values, "skipped": 1})
+
+
+def _tell_of_dropout(setup: Setup) -> None:
+    """After a step: whether tokens can be told apart where an adapter drops is seen in its first pass."""
+    if names := drawn_by_pass(setup.model):
+        shown = f"{', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
+        text = f"dropout that is of no sample and position ({shown}) draws other masks where a step is cut otherwise, "
+        setup.sink(Warned(text=f"{text}on another number of ranks too; set it to 0 to rule that out"))
 
 
 def _update(setup: Setup, now: Training) -> None:
@@ -137,9 +150,8 @@ def _run_passes(setup: Setup, now: Training, passes: Passes, constants: Mapping[
     for number, examples in enumerate(passes):
         if not examples:
             continue
-        # What is drawn by weights depends on (seed, step) alone: it is the same in all passes of a step, on all ranks.
-        # What is drawn over a pass depends on the pass too. Neither a resume nor an evaluation changes it.
-        place = number * setup.comm.world + setup.comm.rank if now.by_pass else 0
+        # What is drawn over a pass depends on (seed, step, pass) alone: neither a resume nor an evaluation changes it.
+        place = number * setup.comm.world + setup.comm.rank
         torch.manual_seed((setup.seed * 1_000_003 + now.step) * 1_009 + place)
         batch = collate(examples, now.step, share=now.plan.share_prefix)
         logprobs = setup.logprobs(batch)  # it moves what it needs itself: shapes are known on the host alone

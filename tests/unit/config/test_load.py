@@ -171,6 +171,7 @@ def test_an_override_begins_a_list():
 @pytest.mark.parametrize(
     "section",
     [
+        {"adapter": {"type": "oft", "module_dropout": 0.1}},  # PEFT never applies it
         {"quantization": {"bits": 4}, "adapter": None},
         {"prompt": {"task": "do it", "template": "{a}"}},
         {"generation": {"do_sample": True, "temperature": 0}},

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, VeraConfig, get_peft_model
+from peft import LoHaConfig, LoraConfig, VeraConfig, get_peft_model
 from test_executions import SECTION, adapted, gradients
 from torch import nn
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, BloomConfig, GPT2Config, OPTConfig
 
 from luthier.data.collate import collate
 from luthier.kernels.keyed import dropout, hash_of, threshold
-from luthier.model.dropout import KeyedDropout, Tokens, drawn_by_pass, key_dropouts, token_keys
+from luthier.model.dropout import Drawing, KeyedDropout, drawn_by_pass, key_dropouts, token_keys
 from luthier.model.generic import GenericModel
 from luthier.types import Example
 
@@ -42,7 +42,7 @@ def gradient(generic: GenericModel, passes: list[list[Example]], step: int = 3) 
     for part in passes:
         generic.logprobs(collate(part, step)).sum().backward()
     weights = [weight for weight in generic.model.parameters() if weight.requires_grad]
-    found = torch.cat([weight.grad.flatten() for weight in weights if weight.grad is not None])
+    found = torch.cat([torch.zeros_like(w).flatten() if w.grad is None else w.grad.flatten() for w in weights])
     generic.model.zero_grad()
     return found
 
@@ -114,12 +114,14 @@ def _without(decoder: Any, step: list[Example]) -> torch.Tensor:
 
 
 def test_a_masked_value_is_its_own_and_nothing_is_drawn_in_evaluation() -> None:
-    tokens = Tokens()
-    one = KeyedDropout(0.4, 11, tokens, by_pass=False).train()
-    tokens.key_bl = token_keys(torch.arange(6).reshape(2, 3), 1)
+    drawing = Drawing()
+    one = KeyedDropout(0.4, 11, drawing, by_pass=False).train()
+    key_bl = token_keys(torch.arange(6).reshape(2, 3), 1)
+    drawing.expect(key_bl, torch.tensor([1, 2]), 0)
     x = torch.randn(2, 3, 500, requires_grad=True)
     got = one(x)
-    assert torch.equal(got.reshape(6, -1), dropout(x.reshape(6, -1), tokens.key_bl.reshape(-1), 11, 0.4))
+    assert torch.equal(got.reshape(6, -1), dropout(x.reshape(6, -1), key_bl.reshape(-1), 11, 0.4))
+    assert torch.equal(one(x[:, 1:]), got[:, 1:])  # as the head sees them
     assert float((got == 0).float().mean()) == pytest.approx(0.4, abs=0.03)
     got.sum().backward()
     assert torch.equal(x.grad != 0, got != 0) and torch.equal(one(x.detach().reshape(6, 500)), got.reshape(6, 500))
@@ -128,32 +130,57 @@ def test_a_masked_value_is_its_own_and_nothing_is_drawn_in_evaluation() -> None:
 
 def test_shapes_without_tokens_are_drawn_by_pass_and_told() -> None:
     model = nn.Sequential(nn.Dropout(0.0), nn.Linear(2, 2))
-    assert key_dropouts(model) is None and drawn_by_pass(model) == []
+    assert key_dropouts(model, 1) is None and drawn_by_pass(model) == []
     wrapped = nn.ModuleDict({"lora_dropout": nn.ModuleDict({"default": nn.Dropout(0.5)})})
     outer = nn.ModuleDict({"expert": wrapped}).train()
-    tokens = key_dropouts(outer)
-    assert tokens is not None and drawn_by_pass(outer) == []
+    drawing = key_dropouts(outer, 1)
+    assert drawing is not None and drawn_by_pass(outer) == []
     one: Any = wrapped["lora_dropout"]["default"]
     assert one.salt == hash_of(*b"expert")
     one(torch.ones(4, 8))
     assert drawn_by_pass(outer) == []  # nothing known of the pass: no training of ours
-    tokens.key_bl = torch.zeros(2, 3, dtype=torch.int64)
+    drawing.expect(torch.zeros(2, 3, dtype=torch.int64), None, 0)
     one(torch.ones(4, 8))  # rows that were routed here
     assert drawn_by_pass(outer) == ["expert.lora_dropout.default"]
 
 
-def test_a_base_with_dropout_of_its_own_is_told() -> None:
-    config = GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=90, n_positions=32)
-    model = GPT2LMHeadModel(config)
-    assert any("attn_dropout" in name for name in drawn_by_pass(model))
-    with torch.random.fork_rng(devices=[]):
-        generic = GenericModel(model.train(), seed=1)
-        gradient(generic, [rows()])
-    assert any("attn_dropout" in name for name in drawn_by_pass(model))
-    silent = GPT2LMHeadModel(
-        GPT2Config(**{**config.to_dict(), "attn_pdrop": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0})
-    )
-    assert drawn_by_pass(silent) == []
+@pytest.mark.parametrize(("config", "keys"), [
+    (GPT2Config(n_layer=1, n_head=2, n_embd=8, vocab_size=90), ["resid_pdrop", "embd_pdrop", "attn_pdrop"]),
+    (OPTConfig(num_hidden_layers=1, num_attention_heads=2, hidden_size=8, ffn_dim=8, vocab_size=90,
+               word_embed_proj_dim=8), ["dropout"]),
+    (BloomConfig(n_layer=1, n_head=2, hidden_size=8, vocab_size=90, hidden_dropout=0.1), ["hidden_dropout"]),
+], ids=["gpt2", "opt", "bloom"])  # fmt: skip
+def test_a_base_with_dropout_of_its_own_is_told(config: Any, keys: list[str]) -> None:
+    """Whether its code has modules for it or calls a function."""
+    model = AutoModelForCausalLM.from_config(config)
+    assert sorted(drawn_by_pass(model)) == sorted(keys)
+    GenericModel(model.train(), seed=1).logprobs(collate(rows(), 0)).sum().backward()
+    assert sorted(drawn_by_pass(model)) == sorted(keys)
+    silent = type(config)(**{**config.to_dict(), **dict.fromkeys(keys, 0.0)})
+    assert drawn_by_pass(AutoModelForCausalLM.from_config(silent)) == []
+
+
+@pytest.mark.parametrize("config", [
+    LoraConfig(r=4, lora_dropout=0.25, target_modules=["q_proj", "lm_head"], task_type="CAUSAL_LM"),
+    LoHaConfig(r=4, rank_dropout=0.4, module_dropout=0.2, target_modules=["q_proj", "up_proj"], task_type="CAUSAL_LM"),
+], ids=["head", "loha"])  # fmt: skip
+@pytest.mark.parametrize("row_by_row", [False, True])
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
+def test_the_head_and_what_drops_weights_do_not_depend_on_the_cut(
+    tiny_llama: Path, config: Any, row_by_row: bool
+) -> None:
+    """Nor where rows are computed one by one, because the longest would turn the others."""
+    generic, step = made(tiny_llama, config), rows()
+    for name, weight in generic.model.named_parameters():
+        if weight.requires_grad and "lora" not in name:
+            weight.data.normal_(std=0.3, generator=torch.Generator().manual_seed(len(name)))
+    want = gradient(generic, [step])
+    generic._by_length = row_by_row
+    torch.manual_seed(99)
+    assert error(gradient(generic, [[row] for row in step]), want) < 1e-6
+    assert error(gradient(generic, [[step[3], step[0]], [step[4], step[2], step[1]]]), want) < 1e-6
+    assert max(error(gradient(generic, [step], step=other), want) for other in (4, 5)) > 0.01
+    assert drawn_by_pass(generic.model) == []
 
 
 @pytest.mark.gpu

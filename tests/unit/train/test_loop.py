@@ -411,9 +411,11 @@ def test_a_leaner_plan_says_where_dropout_depends_on_the_cut(make_setup, tiny_ll
             raise torch.OutOfMemoryError("CUDA out of memory")
         return setup.logprobs(batch)
 
-    fit(replace(setup, logprobs=small))
+    fit(replace(setup, logprobs=small, trainer=setup.trainer.model_copy(update={"train_steps": 2})))
     whys = {event.why for event in events if isinstance(event, Planned)}
     assert whys == {f"out of memory in step 1{said}"}
+    told = [event.text for event in events if isinstance(event, Warned) and "draws other masks" in event.text]
+    assert len(told) == bool(said) and all("layers.0.self_attn" in text for text in told)  # once
 
 
 @pytest.mark.filterwarnings("ignore:Failed to load the CUDA extension", "ignore:Setting boft_n")  # BOFT runs without
@@ -437,7 +439,8 @@ def test_what_drops_weights_drops_the_same_in_all_passes_of_a_step(make_setup, t
     def gradient(cut: list[list], step: int = 0) -> torch.Tensor:
         now.step = step
         _run_passes(setup, now, cut, constants)
-        found = torch.cat([w.grad.flatten() for w in model.parameters() if w.grad is not None])
+        trained = [w for w in model.parameters() if w.requires_grad]
+        found = torch.cat([torch.zeros(w.numel()) if w.grad is None else w.grad.flatten() for w in trained])
         model.zero_grad()
         return found
 
