@@ -14,6 +14,7 @@ sys.path.insert(0, str(FUZZ.parent))
 from parsers import TARGETS  # noqa: E402
 
 
+@pytest.mark.alone
 def test_parsers_read_or_refuse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LUTHIER_CACHE", str(tmp_path / "cache"))
     done = subprocess.run([sys.executable, str(FUZZ), "--count", "60"], capture_output=True, text=True, timeout=300)
