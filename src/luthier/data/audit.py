@@ -52,6 +52,7 @@ class Audit:
     notes: Sequence[str] = ()
     samples: Sequence[Pieces] = field(default_factory=tuple)
     unread: Mapping[str, Sequence[int]] = field(default_factory=dict)  # key of a turn that nothing reads -> rows
+    unprompted: Sequence[int] = ()  # rows whose conversation opens with an answer, which is not trained
 
     def stored(self) -> dict[str, Any]:
         """Everything as JSON types, for `restored`."""
@@ -81,6 +82,7 @@ class Audit:
             "dropped": {reason: _listed(rows) for reason, rows in self.dropped.items()},
             "missing": {column: _listed(rows) for column, rows in self.missing.items()},
             "unread": {key: _listed(rows) for key, rows in self.unread.items()},
+            "unprompted_answers": _listed(self.unprompted),
             "control_token_rows": _listed(self.control),
             "cut": {policy: _listed(rows) for policy, rows in self.cut.items()},
             "lost_turns": self.lost_turns,
@@ -111,6 +113,8 @@ class Audit:
                 for policy, rows in self.cut.items()]  # fmt: skip
         if self.lost_turns:
             out.append(f"answers left out as too long from conversations that were kept: {self.lost_turns:,}")
+        if self.unprompted:
+            out.append(f"conversation that begins with an answer, which is not learned: {_some(self.unprompted)}")
         if self.control:
             out.append(f"text that spells a control token, kept as ordinary text: {_some(self.control)}")
         if self.duplicates:
@@ -126,7 +130,7 @@ class AuditBuilder:
     def __init__(self) -> None:
         self._counts: dict[Split, list[int]] = {split: [0, 0, 0, 0] for split in SPLITS}
         self._causes: dict[str, dict[str, array[int]]] = {"dropped": {}, "missing": {}, "unread": {}, "cut": {}}
-        self._control = array("q")
+        self._control, self._unprompted = array("q"), array("q")
         self._seen = {split: (array("q"), array("Q")) for split in SPLITS}  # rows, and a hash of what they became
         self._rows = self._lost = self._answers = self._ended = 0
         self._lengths = array("i")
@@ -146,6 +150,8 @@ class AuditBuilder:
                 self._causes[kind].setdefault(cause, array("q")).append(row)
         if outcome.control:
             self._control.append(row)
+        if outcome.unprompted:
+            self._unprompted.append(row)
         self._lost += outcome.lost_turns
         self._answers += outcome.answers
         self._ended += outcome.ended
@@ -194,6 +200,7 @@ class AuditBuilder:
             notes=tuple(notes),
             samples=tuple(pieces(example, tokenizer) for example in self._samples),
             unread=_by_size(self._causes["unread"]),
+            unprompted=sorted(self._unprompted),
         )
 
     def _has(self, split: Split) -> bool:

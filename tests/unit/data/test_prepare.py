@@ -122,3 +122,16 @@ def test_what_parts_of_the_rows_start_with_is_part_of_what_is_known() -> None:
     assert [part for part, _ in stats.beginnings] == [0.5, 0.5]
     assert all(tokens > (stats.shared_prefix or 0) + 59 for _, tokens in stats.beginnings)
     assert run([("q", "x")], [0]).stats.beginnings == ()
+
+
+def test_conversations_that_begin_with_an_answer_are_counted() -> None:
+    hello, asked, answered = (
+        {"role": role, "content": text} for role, text in (("assistant", "Hi"), ("user", "a"), ("assistant", "b"))
+    )
+    table = Table.from_columns({"messages": [[hello, asked, answered], [asked, answered], [hello]]}, "demo")
+    made = Renderer(Layout("chat", (), "messages"), prompt_section(), byte_level())
+    audit = prepare(table, [0, 0, 0], made).audit
+    assert audit.unprompted == [0, 2] and audit.answers == 2
+    assert audit.dropped == {"nothing precedes the answer": [2]}
+    assert "conversation that begins with an answer, which is not learned: 2 rows (0, 2)" in audit.lines()
+    assert audit.to_json()["unprompted_answers"] == {"count": 2, "rows": [0, 2]}

@@ -277,6 +277,43 @@ def test_weights_of_the_data_are_heeded() -> None:
     assert tokenizer.decode(answers(example), skip_special=False) == "d<|im_end|>"
 
 
+def greeted(*turns: str) -> dict[str, Any]:
+    """A conversation that the assistant begins."""
+    return {"messages": [{"role": "assistant", "content": "Hello!"}, *talk(*turns)["messages"]]}
+
+
+# Reads the first message, as the templates of Llama 3 and Qwen do.
+FIRST_READ = "{% if messages[0]['role'] == 'system' %}{{ messages[0]['content'] }}{% endif %}" + CHATML
+
+
+@pytest.mark.parametrize("template", [CHATML, FIRST_READ])
+@pytest.mark.parametrize("system", [None, "Be kind."])
+def test_an_answer_that_nothing_precedes_is_not_trained(template: str, system: str | None) -> None:
+    tokenizer = byte_level()
+    made = renderer(tokenizer, CHAT, chat_template=template, system=system)
+    (outcome,) = made.outcomes([(0, greeted("a", "b"))])
+    (example,) = outcome.examples
+    assert tokenizer.decode(answers(example), skip_special=False) == "b<|im_end|>"
+    assert "Hello!" in tokenizer.decode(example.ids, skip_special=False)
+    assert outcome.unprompted and outcome.answers == 1
+    assert made.examples(greeted(), 3) == Dropped("nothing precedes the answer", 3)
+    with pytest.raises(DataError, match="there is nothing to answer"):
+        made.prompt(greeted())
+
+
+def test_a_first_answer_of_weight_0_is_not_counted() -> None:
+    row = greeted("a", "b")
+    row["messages"][0]["weight"] = 0
+    made = renderer(byte_level(), CHAT, chat_template=FIRST_READ)
+    (outcome,) = made.outcomes([(0, row)])
+    assert outcome.answers == 1 and not outcome.unprompted
+    row = greeted("a", "b")
+    row["messages"][2]["weight"] = 0
+    assert made.examples(row, 3) == Dropped("nothing precedes the answer", 3)
+    (whole,) = renderer(byte_level(), CHAT, train_on="all").outcomes([(0, greeted("a", "b"))])
+    assert not whole.unprompted and whole.examples[0].supervised == whole.examples[0].length - 1
+
+
 def test_no_answer_in_a_conversation() -> None:
     assert renderer(byte_level(), CHAT).examples(talk("a"), 3) == Dropped("no target", 3)
 

@@ -72,7 +72,7 @@ class ChatRenderer:
 
     def drafts(self, asked: Sequence[Asked]) -> list[list[Draft]]:
         """Of each conversation a draft for each answer that is trained, in order; none when there is no answer."""
-        ready = [self._guarded(one, self._supervised(one.messages)) for one in asked]
+        ready = [self._guarded(one, self._supervised(one)) for one in asked]
         jobs = [one.job([cut for i in one.wanted for cut in ((i, True), (i + 1, False))]) for one in ready]
         texts = self._render(jobs)
         answers = self._answers(ready, texts)
@@ -109,8 +109,21 @@ class ChatRenderer:
             out[n][k] = _after_marker(texts[n][2 * k + 1], marked, one, one.turns[one.wanted[k]])
         return out
 
-    def _supervised(self, messages: Sequence[Message]) -> list[int]:
-        messages = self._with_system(messages)
+    def unprompted(self, asked: Asked) -> bool:
+        """Whether the conversation opens with an answer that would be trained if anything stood before it.
+
+        Prediction is always asked something: it never sees an empty history, so nothing is learned from one.
+        """
+        as_text = self.settings.train_on == "all" and self._supervised(asked)  # with all that precedes a later answer
+        return 0 in self._answered(asked.messages) and not as_text
+
+    def _supervised(self, asked: Asked) -> list[int]:
+        """The answers that are trained, by their place once the system prompt stands first."""
+        added = len(self._with_system(asked.messages)) - len(asked.messages)
+        return [added + i for i in self._answered(asked.messages) if i]
+
+    def _answered(self, messages: Sequence[Message]) -> list[int]:
+        """The answers that ``train_on`` and the weights of the data ask for."""
         answers = [
             i
             for i, m in enumerate(messages)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -34,7 +35,7 @@ class PromptIds:
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """A row that is not trained on, and why. ``reason``: no target, too long."""
+    """A row that is not trained on, and why. ``reason``: no target, nothing precedes the answer, too long."""
 
     reason: str
     row: int
@@ -49,6 +50,7 @@ class Outcome:
     dropped: Dropped | None = None
     missing: tuple[str, ...] = ()  # prompt columns without a value
     unread: tuple[str, ...] = ()  # keys of its turns that nothing reads
+    unprompted: bool = False  # its conversation opens with an answer, which is not trained
     control: bool = False
     cut: tuple[str, ...] = ()  # truncate_prompt and/or truncate_target, when one was applied to an example
     lost_turns: int = 0  # answers of a conversation that were too long, where others were kept
@@ -83,3 +85,19 @@ class Settings:
             max_length=min(known) if known else None,
             truncation=getattr(preprocessing, "truncation", None) or "truncate_prompt",
         )
+
+
+def merge(examples: Sequence[Example]) -> list[Example]:
+    """Join answers of one conversation where an earlier example is exactly how a later one begins.
+
+    The ids stay those that prediction sees; the later example trains both answers, and the prefix is computed once.
+    """
+    out: list[Example] = []
+    for example in examples:
+        last = out[-1] if out else None
+        if last is None or tuple(example.ids[: last.length]) != tuple(last.ids):
+            out.append(example)
+            continue
+        weights = tuple(max(a, b) for a, b in zip(last.weights, example.weights, strict=False))
+        out[-1] = Example(example.ids, weights + tuple(example.weights[last.length :]), example.row, last.turn)
+    return out

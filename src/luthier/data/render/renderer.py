@@ -16,7 +16,7 @@ from luthier.assets.tokenizer import Tokenizer
 from luthier.data.conversation import conversation, tools_of
 from luthier.data.layout import Layout
 from luthier.data.render.chat import DEFAULT_CHAT, Asked, ChatRenderer
-from luthier.data.render.draft import Draft, Dropped, Outcome, PromptIds, Settings
+from luthier.data.render.draft import Draft, Dropped, Outcome, PromptIds, Settings, merge
 from luthier.data.render.plain import Context, PlainRenderer, sample
 from luthier.data.render.template import Rendered, is_missing, plain_text
 from luthier.errors import DataError
@@ -27,10 +27,11 @@ Drafted = tuple[int, list[Draft], "Silent"]  # a row's number, what it is to lea
 
 @dataclass(frozen=True, slots=True)
 class Silent:
-    """Columns of a row that have no value, and keys of its turns that nothing reads."""
+    """Columns of a row without a value, keys of its turns that nothing reads, and whether an answer opens it."""
 
     missing: tuple[str, ...] = ()
     unread: tuple[str, ...] = ()
+    unprompted: bool = False
 
 
 class Renderer:
@@ -116,7 +117,11 @@ class Renderer:
         asked = [self._asked_of(row, self._where(index)) for index, row in rows]
         made = iter(self._chat.drafts([one for one, _ in asked if one is not None]))
         return [
-            (index, next(made) if one is not None else [], Silent(missing, self._unread(one)))
+            (
+                index,
+                next(made) if one is not None else [],
+                Silent(missing, self._unread(one), one is not None and self._chat.unprompted(one)),
+            )
             for (index, _), (one, missing) in zip(rows, asked, strict=True)
         ]
 
@@ -127,8 +132,8 @@ class Renderer:
         out, at = [], 0
         for index, drafts, silent in drafted:
             pairs = list(zip(prompts[at : at + len(drafts)], targets[at : at + len(drafts)], strict=True))
-            made = self._outcome(index, drafts, pairs, silent.missing)
-            out.append(replace(made, unread=silent.unread) if silent.unread else made)
+            made = self._outcome(index, drafts, pairs, silent)
+            out.append(replace(made, unread=silent.unread, unprompted=silent.unprompted))
             at += len(drafts)
         return out
 
@@ -234,18 +239,18 @@ class Renderer:
         if self.layout.kind != "chat":
             return Asked(self._turns(row, self._asked(row, where)), where)
         asked = self._conversation(row, where)
-        if not asked.messages:
+        answered = bool(asked.messages) and asked.messages[-1].role == "assistant"
+        history = asked.messages[:-1] if answered else asked.messages
+        if not history:
             raise DataError(
                 "data-chat",
-                "the conversation is empty: there is nothing to answer",
+                f"the conversation {'is one answer' if answered else 'is empty'}: there is nothing to answer",
                 where=where,
-                received="no turns",
-                allowed="at least one turn",
+                received="no turn before the answer" if answered else "no turns",
+                allowed="at least one turn to answer",
                 fix="fill it in, or take the row out of the table",
             )
-        if asked.messages[-1].role == "assistant":
-            return replace(asked, messages=asked.messages[:-1])
-        return asked
+        return replace(asked, messages=history)
 
     def _asked(self, row: Mapping[str, Any], where: str) -> Rendered:
         """What the inputs of a row ask, before any chat template."""
@@ -319,11 +324,12 @@ class Renderer:
         index: int,
         drafts: Sequence[Draft],
         pairs: Sequence[tuple[list[int], list[int]]],
-        missing: tuple[str, ...],
+        silent: Silent,
     ) -> Outcome:
-        control = any(d.control for d in drafts)
+        missing, control = silent.missing, any(d.control for d in drafts)
         if not drafts:
-            return Outcome(index, dropped=Dropped("no target", index), missing=missing)
+            reason = "nothing precedes the answer" if silent.unprompted else "no target"
+            return Outcome(index, dropped=Dropped(reason, index), missing=missing)
         fitted = [self._fit(prompt, target, index) for prompt, target in pairs]
         made: list[Example] = []
         for draft, fit in zip(drafts, fitted, strict=True):
@@ -382,19 +388,3 @@ class Fit:
     prompt: list[int]
     target: list[int]
     cut: str = ""
-
-
-def merge(examples: Sequence[Example]) -> list[Example]:
-    """Join answers of one conversation where an earlier example is exactly how a later one begins.
-
-    The ids stay those that prediction sees; the later example trains both answers, and the prefix is computed once.
-    """
-    out: list[Example] = []
-    for example in examples:
-        last = out[-1] if out else None
-        if last is None or tuple(example.ids[: last.length]) != tuple(last.ids):
-            out.append(example)
-            continue
-        weights = tuple(max(a, b) for a, b in zip(last.weights, example.weights, strict=False))
-        out[-1] = Example(example.ids, weights + tuple(example.weights[last.length :]), example.row, last.turn)
-    return out
