@@ -17,8 +17,9 @@ class SplitConfig(Section):
     type: Literal["auto", "random", "fixed", "stratify", "datetime", "hash"] = key(
         "auto",
         "auto: a column named `split` when the table has one, stratify for classification, else random. "
-        "fixed reads a column (0 train, 1 validation, 2 test, or the names); datetime puts the latest rows last; "
-        "hash keeps a row on its side when the table grows.",
+        "fixed reads a column (0 train, 1 validation, 2 test, or the names); datetime puts the latest rows last: equal "
+        "rows and those of a group go with their latest, near duplicates across the cut are told; hash keeps a row on "
+        "its side when rows are added, unless they join what was apart.",
         ludwig="random",
         why="a split column in the table is honoured",
     )
@@ -92,8 +93,9 @@ class Preprocessing(Section):
     balance_classes: bool = key(False, "Draw the classes of a classification target equally often.")
     near_duplicates: bool = key(
         True,
-        "Keep rows that are nearly equal on one side of the split, so that the test stays honest. More than 10 of them "
-        "that are over 5 % of the rows are a common form, not copies, and are divided.",
+        "Keep rows that are nearly equal on one side of the split, so that the test stays honest; datetime tells them "
+        "instead, fixed takes the sides as they are. More than 10 of them that are over 5 % of the rows are a common "
+        "form, not copies, and are divided.",
         ludwig=False,
     )
     redact: tuple[Literal["email", "phone", "card", "key"], ...] = key(

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from luthier.assets.cache import build_once, code_hash, forget_old, read_made
-from luthier.data import rowkeys
+from luthier.data import rowkeys, shares
 from luthier.data.duplicates import Groups, near_pairs
 from luthier.data.sources.splits import SPLIT_COLUMN, number
 from luthier.data.table import Table
@@ -135,13 +135,16 @@ def _assign(
     groups = Groups(len(table))
     groups.join_equal(keys)
     duplicates = sum(len(one) - 1 for one in groups.sets()[0])
-    if near_duplicates and kind in ("random", "stratify"):
+    near = Groups(len(table)) if kind == "datetime" else groups  # moving what is nearly alike would break the order
+    if near_duplicates and kind != "fixed":
         again = functools.partial(rowkeys.text_at, table, keyed)
         pairs, alike = near_pairs(rowkeys.texts(table, keyed), again, len(table))
         for one, other in pairs:
-            groups.join(one, other)
+            near.join(one, other)
         if alike:
             notes.append(f"{alike} rows are nearly alike; taken as a common form, not as duplicates of each other")
+    if kind == "hash" and split.group is None and split.column is not None:
+        groups.join_equal(rowkeys.value_keys(table, split.column))
     if split.group is not None:
         named = rowkeys.value_keys(table, split.group)
         groups.join_equal(named)
@@ -150,7 +153,7 @@ def _assign(
             notes.append(f"{are} in {split.group!r} (preprocessing.split.group): each counts as a group of its own")
     own_seed = seed if split.seed is None else split.seed
     units, single = groups.sets()
-    job = Job(table, split, units, single, keys, _shares(split.probabilities), own_seed, target, notes)
+    job = Job(table, split, units, single, keys, shares.shares(split.probabilities), own_seed, target, notes)
     sides = METHODS.get(kind, "preprocessing.split.type")(job)
     counts: dict[Split, int] = {name: sides.count(i) for i, name in enumerate(SPLITS)}
     if not counts["train"]:
@@ -165,13 +168,16 @@ def _assign(
     leaked = rowkeys.leaked(sides, keys)
     if leaked:
         notes.append(f"{leaked} rows outside train repeat a row in train; scores on them flatter the model")
+    if near is not groups and (close := _across(near, sides)):
+        notes.append(f"{close} rows outside train nearly repeat a row in train; scores on them flatter the model")
     return SplitResult(sides, kind, counts, tuple(notes), duplicates, leaked)
 
 
 @functools.cache
 def _code() -> str:
     here = Path(__file__)
-    return code_hash(here, here.with_name("duplicates.py"), here.with_name("rowkeys.py"), here.with_name("times.py"))
+    beside = ("duplicates", "rowkeys", "shares", "times")
+    return code_hash(here, *(here.with_name(f"{name}.py") for name in beside))
 
 
 def split_column(table: Table, column: str = SPLIT_COLUMN) -> list[int] | None:
@@ -278,18 +284,22 @@ def _datetime(job: Job) -> list[int]:
         last[unit] = times[unit].max()
         first[unit] = unit[0]
     order = np.lexsort((np.arange(len(times)), first, last))
-    sizes = _sizes(len(times), job.shares, 0)
+    sizes = shares.sizes(len(times), job.shares, 0)
     sides = _sides(job)
     sides[order[sizes[0] : sizes[0] + sizes[1]]] = 1
     sides[order[sizes[0] + sizes[1] :]] = 2
     for unit in job.units:  # what belongs together goes where its first row went
         sides[unit] = sides[unit[0]]
+    held_out = sides != 0
+    if older := int((times[held_out] < times[~held_out].max(initial=-inf)).sum()):
+        why = "rows of one group, and equal ones, stay together with their latest"
+        job.notes.append(f"{older} rows outside train are older than the newest row in train: {why}")
     return _listed(sides)
 
 
 @METHODS.register("hash")
 def _hash(job: Job) -> list[int]:
-    """By what the row says, so that it stays on its side when the table grows."""
+    """By what the row says, so that it stays on its side when the table grows; a set by what its first row says."""
     column = job.config.group or job.config.column
     values = job.table.values(column) if column is not None else (None for _ in job.keys)
     sides = []
@@ -297,6 +307,9 @@ def _hash(job: Job) -> list[int]:
         key = str(own) if rowkeys.is_blank(value) else str(value)  # rows without a value do not belong together
         point = int.from_bytes(hashlib.sha256(f"{job.seed}\n{key}".encode()).digest()[:8], "big") / 2**64
         sides.append(0 if point < job.shares[0] else 1 if point < job.shares[0] + job.shares[1] else 2)
+    for unit in job.units:
+        for row in unit:
+            sides[row] = sides[unit[0]]
     return sides
 
 
@@ -315,6 +328,12 @@ def _automatic(table: Table, split: SplitConfig, target: str | None) -> str:
         if len(seen) > FEW_CLASSES:
             return "random"
     return "stratify" if len(seen) >= 2 and answered >= ROWS_PER_CLASS * len(seen) else "random"
+
+
+def _across(groups: Groups, sides: Sequence[int]) -> int:
+    """Rows outside train of sets that have a row in train."""
+    held_out = ([sides[row] != 0 for row in unit] for unit in groups.sets()[0])
+    return sum(sum(unit) for unit in held_out if not all(unit))
 
 
 def _sides(job: Job) -> np.ndarray[Any, Any]:
@@ -338,7 +357,7 @@ def _draw(
 
     empty = {side for side in range(3) if job.shares[side]}
     every = len(units) + len(alone) >= len(empty)
-    lacking = _sizes(sum(map(len, units)) + len(alone), job.shares, least if every else 0)
+    lacking = shares.sizes(sum(map(len, units)) + len(alone), job.shares, least if every else 0)
     order = list(units)
     random.Random(f"split {job.seed}").shuffle(order)
     for place, unit in enumerate(sorted(order, key=len, reverse=True)):
@@ -360,32 +379,3 @@ def _draw(
     sides[drawn[lacking[0] : lacking[0] + lacking[1]]] = 1
     sides[drawn[lacking[0] + lacking[1] :]] = 2
     sides[drawn[: lacking[0]]] = 0
-
-
-def _sizes(total: int, shares: Sequence[float], least: int) -> list[int]:
-    """``total`` divided by ``shares``, largest remainders rounded up; at least ``least`` where the share is not 0."""
-    exact = [total * share for share in shares]
-    sizes = [int(x + 1e-9) for x in exact]
-    for side in sorted(range(3), key=lambda s: sizes[s] - exact[s])[: total - sum(sizes)]:
-        sizes[side] += 1
-    for side in range(3):
-        while shares[side] and sizes[side] < least and max(sizes) > 1:
-            sizes[sizes.index(max(sizes))] -= 1
-            sizes[side] += 1
-    return sizes
-
-
-def _shares(probabilities: Sequence[float]) -> tuple[float, float, float]:
-    """Three shares that sum to 1."""
-    given = [float(p) for p in probabilities]
-    if len(given) != 3 or any(p < 0 for p in given) or not 0.999 <= sum(given) <= 1.001:
-        raise DataError(
-            "data-split",
-            "the shares of train, validation and test do not sum to 1",
-            where="preprocessing.split.probabilities",
-            received=str(given),
-            allowed="three numbers from 0 to 1 that sum to 1",
-            fix="probabilities: [0.8, 0.1, 0.1]",
-        )
-    total = sum(given)
-    return given[0] / total, given[1] / total, given[2] / total

@@ -123,6 +123,46 @@ def test_near_duplicates_stay_on_one_side():
     assert apart.rows[0::2] != apart.rows[1::2]
 
 
+def distinct_texts(count):
+    import random
+
+    draw = random.Random(0)
+    return [" ".join(draw.choice("abcdefgh") * 3 + str(draw.randrange(999)) for _ in range(40)) for _ in range(count)]
+
+
+def test_hash_keeps_duplicates_and_equal_values_on_one_side_as_the_table_grows():
+    texts = distinct_texts(60)
+    asked = [*texts, *(text + " indeed" for text in texts[:30]), *texts[30:]]
+    people = [f"p{i % 20}" for i in range(60)] + [f"q{i}" for i in range(60)]
+    told = table(q=asked, who=people)
+    result = assign(told, config("hash", (0.5, 0.25, 0.25), column="who"), seed=1)
+    assert result.rows[:60] == result.rows[60:] and set(result.rows) == {0, 1, 2} and result.leaked == 0
+    assert len(set(zip(people, result.rows, strict=True))) == len(set(people))
+    first = assign(table(q=asked[:60], who=people[:60]), config("hash", (0.5, 0.25, 0.25), column="who"), seed=1)
+    assert first.rows == result.rows[:60]
+    apart = assign(told, config("hash", (0.5, 0.25, 0.25), column="who"), seed=1, near_duplicates=False)
+    assert apart.rows[:30] != apart.rows[60:90] and apart.rows[30:60] == apart.rows[90:]
+
+
+def test_datetime_tells_near_duplicates_across_the_cut_and_moves_none():
+    texts = distinct_texts(30)
+    days = [f"2024-01-{i + 1:02d}" for i in range(30)]
+    asked = [*texts[:29], texts[0] + " indeed"]
+    result = assign(table(q=asked, day=days), config("datetime", column="day"), seed=1)
+    assert result.rows == [0] * 24 + [1] * 3 + [2] * 3
+    assert "1 rows outside train nearly repeat a row in train; scores on them flatter the model" in result.notes
+    assert not assign(table(q=asked, day=days), config("datetime", column="day"), seed=1, near_duplicates=False).notes
+
+
+def test_datetime_tells_held_out_rows_that_are_older_than_train():
+    days = [f"2024-01-{i + 1:02d}" for i in range(30)]
+    people = ["p"] + [f"q{i}" for i in range(28)] + ["p"]
+    result = assign(numbered(30, day=days, who=people), config("datetime", column="day", group="who"), seed=1)
+    assert result.rows[0] == result.rows[29] != 0
+    assert any("1 rows outside train are older than the newest row in train" in note for note in result.notes)
+    assert not assign(numbered(30, day=days), config("datetime", column="day"), seed=1).notes
+
+
 def test_rows_of_one_common_form_are_still_split():
     forms = [f"Please normalise the following date into the ISO form and say nothing else: day {i}" for i in range(200)]
     result = assign(table(q=forms), config(), seed=1)
