@@ -116,6 +116,24 @@ for (_holder, _advice), _names in _GROUPS.items():
 
 _PREFERENCES = f"not yet: {LATER}; `finetune` on the chosen answers comes before it in any case"
 _ADAPTER = "use lora, or one of adalora, ia3, vera, loha, lokr, oft, boft, ln_tuning"
+_VIRTUAL = f"it trains virtual tokens, which Luthier has not: {_ADAPTER}"
+# What Ludwig or PEFT have and Luthier has not
+_ADAPTERS = (
+    "fourierft", "c3a", "hra", "waveft", "vblora", "adaption_prompt", "xlora", "poly", "bone", "miss", "shira",
+    "randlora", "road", "trainable_tokens", "osf", "delora", "gralora", "lily", "pvera", "tinylora", "psoft", "hira",
+    "glora", "adamss", "beft", "unilora", "cartridge",
+)  # fmt: skip
+_OPTIMIZERS = {
+    "use adamw": (
+        "lbfgs", "adadelta", "adagrad", "adamax", "ftrl", "nadam", "rmsprop", "lars", "lamb", "radam", "ademamix", "muon",
+        "schedule_free_adamw",
+    ),
+    "use adamw_8bit": ("adagrad_8bit", "rmsprop_8bit", "lars_8bit", "lamb_8bit", "ademamix_8bit"),
+    "use paged_adamw_8bit": ("paged_ademamix_8bit",),
+    "use paged_lion_8bit": ("paged_lion",),
+    "use paged_adamw": ("paged_ademamix",),
+    "use sgd, or adamw_8bit for small states": ("sgd_8bit",),
+}  # fmt: skip
 _FEATURE = "a language model reads and writes text: declare the column as text, or a category answer as category"
 
 # Path -> {value: advice}
@@ -125,9 +143,9 @@ VALUES: dict[str, dict[str, str]] = {
         ("dpo", "kto", "orpo", "grpo", "simpo", "ppo", "reward", "distill"), _PREFERENCES
     ),
     "trainer.learning_rate": {"auto": "leave it out for 2e-4 (2e-5 with `adapter: null`), or give a number"},
-    "adapter.type": dict.fromkeys(
-        ("fourierft", "c3a", "hra", "waveft", "vblora", "adaption_prompt", "prompt_tuning", "prefix_tuning"), _ADAPTER
-    ),
+    "trainer.optimizer.type": {name: advice for advice, names in _OPTIMIZERS.items() for name in names},
+    "adapter.type": dict.fromkeys(_ADAPTERS, _ADAPTER)
+    | dict.fromkeys(("p_tuning", "prompt_tuning", "prefix_tuning", "multitask_prompt_tuning", "cpt"), _VIRTUAL),
     "backend.type": dict.fromkeys(("ray", "horovod", "deepspeed"), f"not yet: {LATER}; use local")
     | {"torchrun": "leave it local and start `torchrun --nproc-per-node=N $(which luthier) train CONFIG`"},
     **dict.fromkeys(
@@ -166,6 +184,8 @@ def refusals(data: Any) -> list[Refusal]:
                 del holder[name]
                 if path == ("adapter", "type"):
                     data["adapter"] = {"type": "lora"}  # its other keys mean nothing without it
+                elif path == ("trainer", "optimizer", "type"):
+                    data["trainer"]["optimizer"] = {}  # nor do these
     return found
 
 

@@ -147,3 +147,23 @@ def test_each_key_of_ludwig_works_or_is_refused_by_name(path: str, value: Any) -
     except ConfigError as error:
         assert [fault.code for fault in error.faults] == ["config-not-implemented"], str(error)
         assert path.split(".")[0] in error.faults[0].message and error.faults[0].fix
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "instead"),
+    [
+        *(("trainer.optimizer", name, "adamw") for name in (
+            "lbfgs", "adadelta", "adagrad", "adamax", "ftrl", "nadam", "rmsprop", "lars", "radam", "RMSProp", "lamb",
+            "adagrad_8bit", "rmsprop_8bit", "lars_8bit", "lamb_8bit", "sgd_8bit",
+        )),
+        ("trainer.optimizer", "paged_lion", "paged_lion_8bit"),
+        *(("adapter", name, "use lora") for name in (
+            "p_tuning", "prompt_tuning", "prefix_tuning", "multitask_prompt_tuning", "xlora", "poly", "randlora",
+        )),
+    ],
+)  # fmt: skip
+def test_values_that_ludwig_has_are_refused_by_name(path: str, value: str, instead: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(config_with(path, {"type": value, "momentum": 0.9, "own_key": 3}))
+    (fault,) = caught.value.faults
+    assert fault.code == "config-not-implemented" and value in fault.message and instead in (fault.fix or "")
