@@ -200,6 +200,7 @@ def _rank(
     """Sort key, smallest first: not foreign to the language, usable at all, speaks it, not gated, not in 4 bits, size.
 
     What was not trained on the language comes after what does not fit: it would train without a word and answer badly.
+    What was made for another language comes there too, whatever else it knows.
     """
     candidate = one.candidate
     if language:
@@ -209,12 +210,11 @@ def _rank(
     excess = 0.0 if one.fits else candidate.parameters  # where nothing fits, the smallest is nearest to it
     too_slow = not machine.gpus and candidate.parameters > CPU_PARAMETERS
     weight = 1.5 if candidate.languages[0] == language != "en" else 1.0
-    if candidate.languages[0] not in ("en", language):
-        weight = 0.3  # made for another language than this one
+    foreign = strangeness == 2 or candidate.languages[0] not in ("en", language)  # made for another language
     size = -candidate.parameters * weight
     if machine.gpus and task in SIMPLE_TASKS and rows < FEW_ROWS:
         size = abs(candidate.parameters - 1.5)  # a small classification needs no more than a small model
     if not machine.gpus:
         size = abs(candidate.parameters - (0.135 if language == "en" else 0.5))  # speed decides on a CPU
     usable = (not one.fits, longest > candidate.context)
-    return (strangeness == 2, *usable, strangeness, excess, too_slow, candidate.gated, bool(one.bits), size)
+    return (foreign, *usable, strangeness, excess, too_slow, candidate.gated, bool(one.bits), size)

@@ -72,6 +72,13 @@ def test_english_is_not_given_a_japanese_model_first() -> None:
         assert propose("en", 600, 300, "instruction", machine)[0].candidate.languages[0] == "en"
 
 
+@pytest.mark.parametrize("task", ["columns", "classification"])
+@pytest.mark.parametrize("free", [0.5, 4, 6, 15, 24, 78])
+def test_english_is_given_no_model_made_for_another_language(free: float, task: str) -> None:
+    proposals = propose("en", 200, 300, task, gpu_with(free))
+    assert {p.candidate.languages[0] for p in proposals} == {"en"}, [p.candidate.name for p in proposals]
+
+
 def test_an_unknown_language_wants_many() -> None:
     first = propose("", 600, 300, "instruction", MACHINES["2 GiB, no GPU"])[0]
     assert len(first.candidate.languages) > 10 and "and more" in first.reason
