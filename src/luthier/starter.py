@@ -14,7 +14,7 @@ from luthier.assets.catalogue import Proposal, judge, known, propose
 from luthier.config import load
 from luthier.data.columns import detect, one_answer
 from luthier.data.conversation import conversation
-from luthier.data.language import language_of
+from luthier.data.language import recognised
 from luthier.data.layout import Layout
 from luthier.data.render import template
 from luthier.data.sources import read
@@ -75,7 +75,7 @@ def write_config(
     table = read(data, encoding=encoding, sink=sink)
     layout = detect(table, inputs=inputs, target=target)
     text_columns = [*layout.inputs, *([layout.target] if layout.target else [])]
-    language = language_of(table, text_columns)
+    language, guessed = recognised(table, text_columns)
     task = "classification" if layout.classes else layout.kind
     density = DENSE.get(language, CHARACTERS_PER_TOKEN)
     longest = int(_longest(table, text_columns) / density) + 1
@@ -92,7 +92,8 @@ def write_config(
     text = _with_overrides(made, sets) if sets else made
     load(text)  # what is written can be read
     atomic.write_text(output, text)
-    lines = [*layout.explanation, f"{len(table):,} rows, language: {language or 'not recognised'}"]
+    said = f"{language} (a guess by a few words and the headings)" if guessed else language or "not recognised"
+    lines = [*layout.explanation, f"{len(table):,} rows, language: {said}"]
     if same := one_answer(table, layout):
         lines.append(f"WARNING: {same}")
     if judged is not None:

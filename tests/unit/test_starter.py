@@ -170,7 +170,7 @@ def test_where_nothing_of_the_language_fits_it_is_said(made, monkeypatch: pytest
 
 
 def test_a_choice_that_is_not_known_to_know_the_language_is_said(made, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
-    monkeypatch.setattr(starter, "language_of", lambda table, columns: "nl")
+    monkeypatch.setattr(starter, "recognised", lambda table, columns: ("nl", False))
     tight = Machine(8, 64 * GIB, 60 * GIB, (Gpu("T4", 16 * GIB, int(1.85 * GIB), (7, 5)),))
     monkeypatch.setitem(MACHINES, "tight", tight)
     started = made("de", "tight")

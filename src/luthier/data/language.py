@@ -33,6 +33,7 @@ MARGIN = 1.3  # times the share of the second language
 # Latin script. English has the words of programming languages too: code is text that any model has read.
 WORDS: dict[str, str] = {
     "en": "the of and to is in that it for was with are this on what be how by an my your you has have had not can cannot please do does did where when why we they at if or from which will would there their who should about been but as all one were more than me us out up into over only its our any some no he she his her him them these those also after before while because want need get got make use help could new hello thanks tell give write"
+    " paid pay got bought sold received owes spent booked today tomorrow yesterday monday tuesday wednesday thursday friday saturday sunday january february march july october dollars pounds"
     " def return import class function const let var self else elif true false null none int string public static void select print include",
     "de": "der die und das ist nicht ein eine einen zu den dem des mit von für auf wie ich sie wir im es in kann was wo an sich auch bei nach oder mein meine aus zum zur sind wird",
     "fr": "le la les et des est un une du que dans pour pas qui vous sur ce je au de en il ne plus par avec mon ma comment quel quelle on sont où votre",
@@ -53,6 +54,15 @@ WORDS: dict[str, str] = {
     "id": "yang dan di itu dengan untuk tidak ini dari dalam akan pada adalah ke apa saya bagaimana",
     "sw": "ya wa na ni kwa la za katika cha yako vya hii gani",
 }
+ROMAJI = (
+    "no wa ga wo ni to de mo he kara made desu masu shita suru san kun ne yo ka mada sore kore ashita kyou"  # no code
+)
+HEADINGS = frozenset(  # English ones that tables are often given
+    "note notes line text label question answer subject body queue message reply input output prompt completion response"
+    " instruction comment review title summary description category sentiment topic name date source target customer"
+    " product request email ticket priority tag".split()
+)
+GUESS_LEAST = 2  # different English words that a guess needs
 SHARED = Counter(word for known in WORDS.values() for word in known.split())
 
 
@@ -61,7 +71,36 @@ def language_of(table: Table, columns: Sequence[str] | None = None) -> str:
 
     Where there is hardly a word (numbers, identifiers, a label or two), it is ``en``.
     """
-    text = unicodedata.normalize("NFC", "\n".join(_cells(table, columns)))
+    return recognised(table, columns)[0]
+
+
+def recognised(table: Table, columns: Sequence[str] | None = None) -> tuple[str, bool]:
+    """`language_of`, and whether it is a guess: notes too short for a language, by English words and headings."""
+    text = _text(table, columns)
+    if code := _of(text):
+        return code, False
+    wanted = [c for c in (columns or table.columns) if c in table.columns]
+    return ("en", True) if _looks_english(text, wanted) else ("", False)
+
+
+def _looks_english(text: str, headings: Sequence[str]) -> bool:
+    """Plain ASCII under English headings, with more English words than words of any other language."""
+    named = [word.lower() for heading in headings for word in WORD.findall(heading.replace("_", " "))]
+    words = Counter(word.lower() for word in WORD.findall(text))
+    if not text.isascii() or sum(word in HEADINGS for word in named) <= len(named) / 2:
+        return False
+    english = WORDS["en"].split()
+    counts = {code: sum(words[word] for word in known.split()) for code, known in {**WORDS, "": ROMAJI}.items()}
+    most = max(count for code, count in counts.items() if code != "en")
+    return counts["en"] > MARGIN * most and sum(word in words for word in english) >= GUESS_LEAST
+
+
+def _text(table: Table, columns: Sequence[str] | None) -> str:
+    return unicodedata.normalize("NFC", "\n".join(_cells(table, columns)))
+
+
+def _of(text: str) -> str:
+    """The language of a text by its script, and of Latin script by its words."""
     letters: Counter[str] = Counter()
     for letter, count in Counter(text).items():
         if letter.isalpha():

@@ -2,6 +2,7 @@ import pytest
 
 from luthier.data.columns import detect, language_of, reference_of
 from luthier.data.conversation import conversation, tools_of
+from luthier.data.language import recognised
 from luthier.data.table import Table
 from luthier.errors import DataError
 from luthier.types import Message
@@ -225,3 +226,31 @@ def test_a_cell_that_nests_too_deep_is_no_conversation(text):
 def test_language(text, code):
     assert language_of(table(a=[text]), ["a"]) == code
     assert language_of(table(a=[[{"role": "user", "content": text}]])) == code
+
+
+def test_short_english_notes_are_english():
+    notes = [f"paid Ana {i}.50 on March {i}" for i in range(1, 40)]
+    lines = [f"ANA, 03-{i:02d}, {i}.50" for i in range(1, 40)]
+    assert recognised(table(note=notes, line=lines), ["note", "line"]) == ("en", False)
+
+
+def test_hardly_a_word_under_english_headings_is_a_guess():
+    notes = ["refund on card Ana", "order on hold Ben", "fee to Tom"]
+    assert recognised(table(note=notes), ["note"]) == ("en", True)
+    assert recognised(table(notiz=notes), ["notiz"]) == ("", False)
+    assert language_of(table(note=notes)) == "en"
+
+
+@pytest.mark.parametrize(
+    "notes",
+    [
+        ["Ana 3.50 gezahlt April 3", "Ben bekam 7 Euro", "Termin Tom Montag 10 Uhr", "Rechnung offen"],
+        ["Ana 3,50 bezahlt am 3. Mai", "Ben 7 Euro erhalten", "Taxi Tom 12"],
+        ["pagado Ana 3.50 marzo 3", "cobrado Ben 7 euros 14 mayo", "comida Tom 12"],
+        ["bayar Ana 3.50 tanggal 3 Maret", "Ben dapat 7 ribu", "makan siang Tom 12"],
+        ["Ana ni 3.50 en haratta", "Ben kara 7 en moratta", "Tom to ohiru 12", "raamen no dai"],
+        ["ashita 3 ji kaigi", "Tanaka denwa", "kyou shigoto owari"],
+    ],
+)
+def test_short_notes_of_another_language_do_not_become_english(notes):
+    assert recognised(table(note=notes), ["note"]) == ("", False)
