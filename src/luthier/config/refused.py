@@ -125,8 +125,8 @@ _ADAPTERS = (
 )  # fmt: skip
 _OPTIMIZERS = {
     "use adamw": (
-        "lbfgs", "adadelta", "adagrad", "adamax", "ftrl", "nadam", "rmsprop", "lars", "lamb", "radam", "ademamix", "muon",
-        "schedule_free_adamw",
+        "lbfgs", "adadelta", "adagrad", "adamax", "ftrl", "nadam", "rmsprop", "lars", "lamb", "radam", "ademamix",
+        "muon", "schedule_free_adamw",
     ),
     "use adamw_8bit": ("adagrad_8bit", "rmsprop_8bit", "lars_8bit", "lamb_8bit", "ademamix_8bit"),
     "use paged_adamw_8bit": ("paged_ademamix_8bit",),

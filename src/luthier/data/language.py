@@ -35,7 +35,7 @@ WORDS: dict[str, str] = {
     "en": "the of and to is in that it for was with are this on what be how by an my your you has have had not can cannot please do does did where when why we they at if or from which will would there their who should about been but as all one were more than me us out up into over only its our any some no he she his her him them these those also after before while because want need get got make use help could new hello thanks tell give write"
     " paid pay got bought sold received owes spent booked today tomorrow yesterday monday tuesday wednesday thursday friday saturday sunday january february march july october dollars pounds"
     " def return import class function const let var self else elif true false null none int string public static void select print include",
-    "de": "der die und das ist nicht ein eine einen zu den dem des mit von für auf wie ich sie wir im es in kann was wo an sich auch bei nach oder mein meine aus zum zur sind wird",
+    "de": "der die und das ist nicht ein eine einen zu den dem des mit von für auf wie ich sie wir im es in kann was wo an sich auch bei nach oder mein meine aus zum zur sind wird am",
     "fr": "le la les et des est un une du que dans pour pas qui vous sur ce je au de en il ne plus par avec mon ma comment quel quelle on sont où votre",
     "es": "el la los las de que en un una es por con para no se del su como al lo mi qué cómo está más cuál dónde puedo son",
     "pt": "os de que do da em um uma para com não por se na no mais as ao dos das meu minha como qual onde você está são posso",
@@ -57,10 +57,10 @@ WORDS: dict[str, str] = {
 ROMAJI = (
     "no wa ga wo ni to de mo he kara made desu masu shita suru san kun ne yo ka mada sore kore ashita kyou"  # no code
 )
-HEADINGS = frozenset(  # English ones that tables are often given
+HEADINGS = (  # English ones that tables are often given
     "note notes line text label question answer subject body queue message reply input output prompt completion response"
     " instruction comment review title summary description category sentiment topic name date source target customer"
-    " product request email ticket priority tag".split()
+    " product request email ticket priority tag"
 )
 GUESS_LEAST = 2  # different English words that a guess needs
 SHARED = Counter(word for known in WORDS.values() for word in known.split())
@@ -87,7 +87,7 @@ def _looks_english(text: str, headings: Sequence[str]) -> bool:
     """Plain ASCII under English headings, with more English words than words of any other language."""
     named = [word.lower() for heading in headings for word in WORD.findall(heading.replace("_", " "))]
     words = Counter(word.lower() for word in WORD.findall(text))
-    if not text.isascii() or sum(word in HEADINGS for word in named) <= len(named) / 2:
+    if not text.isascii() or sum(word in HEADINGS.split() for word in named) <= len(named) / 2:
         return False
     english = WORDS["en"].split()
     counts = {code: sum(words[word] for word in known.split()) for code, known in {**WORDS, "": ROMAJI}.items()}
