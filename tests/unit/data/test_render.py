@@ -139,10 +139,11 @@ def test_task_sample_and_context() -> None:
     section = prompt_section(template="{__task__}|{__sample__}|{__context__}", task="T{a}")
     made = Renderer(ABC, section, byte_level(None), context=lambda row: f"ctx {row['a']}")
     assert made.prompt({"a": "{b}", "b": None}).text == "T{a}|a: {b}\nb: |ctx {b}"
-    for template in ("{__task__}", "{__context__}"):
+    for template, fix in (("{__task__}", "set prompt.task"), ("{__context__}", "put the passage into a column")):
         with pytest.raises(DataError) as caught:
             renderer(byte_level(), template=template)
-        assert caught.value.code == "data-template"
+        assert caught.value.code == "data-template" and fix in (caught.value.faults[0].fix or "")
+        assert "retrieval" not in str(caught.value)
 
 
 def test_defaults_without_chat_template() -> None:

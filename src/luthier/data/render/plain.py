@@ -30,8 +30,11 @@ class PlainRenderer:
         self.template: Template | None = None
         if settings.template is not None:
             self.template = parse(settings.template, columns, target=layout.target)
-            self._require("__task__", settings.task, "prompt.task")
-            self._require("__context__", context, "prompt.retrieval")
+            if "__task__" in self.template.fields and settings.task is None:
+                raise _unset("__task__", "prompt.task is not set", "set prompt.task, or take {__task__} out of it")
+            if "__context__" in self.template.fields and context is None:
+                fix = "put the passage into a column of the table and name that column in the template"
+                raise _unset("__context__", "nothing is retrieved for it in this version of Luthier", fix)
             _require_rows(self.template, layout, columns)
         self._defaults = _defaults(layout)
 
@@ -63,16 +66,17 @@ class PlainRenderer:
         absent = [name for name in self.layout.inputs if is_missing(row.get(name))]
         return Rendered(rendered.text, rendered.data, tuple(absent))
 
-    def _require(self, field: str, value: Any, key: str) -> None:
-        if self.template is not None and field in self.template.fields and value is None:
-            raise DataError(
-                "data-template",
-                f"the template uses {{{field}}}, and {key} is not set",
-                where="prompt.template",
-                received="{" + field + "}",
-                allowed=f"{{{field}}} together with {key}",
-                fix=f"set {key}, or take {{{field}}} out of the template",
-            )
+
+def _unset(field: str, why: str, fix: str) -> DataError:
+    """A reserved field that nothing fills."""
+    return DataError(
+        "data-template",
+        f"the template uses {{{field}}}, and {why}",
+        where="prompt.template",
+        received="{" + field + "}",
+        allowed="{column} fields, {__sample__}, and {__task__} together with prompt.task",
+        fix=fix,
+    )
 
 
 def _require_rows(template: Template, layout: Layout, columns: Sequence[str]) -> None:

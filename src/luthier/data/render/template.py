@@ -20,6 +20,7 @@ from luthier.errors import DataError, Fault
 from luthier.registry import nearest
 
 RESERVED = ("__sample__", "__task__", "__context__")
+OFFERED = ("__sample__", "__task__")  # nothing retrieves a context
 MAX_LENGTH = 100_000  # characters of a template
 NUMBER_FORMAT = re.compile(r"[<>=^]?[-+ ]?#?0?\d{0,2}[,_]?(\.\d{1,2})?[bcdeEfFgGoxX%]?")
 INTEGER_FORMAT = re.compile(r".*[bcdoxX]$")
@@ -168,7 +169,7 @@ def _fault(
 ) -> Fault | None:
     """What is wrong with one field, if anything."""
     written = "{" + field + (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else "") + "}"
-    allowed = "{column} or {column:.2f}, with the columns " + ", ".join([*columns, *RESERVED])
+    allowed = "{column} or {column:.2f}, with the columns " + ", ".join([*columns, *OFFERED])
     root = re.split(r"[.\[]", field, maxsplit=1)[0]
     close = nearest(root, list(columns)) or nearest(field, list(columns))
     hint = f"write {{{close}}}" if close else "name a column of the table"
@@ -216,7 +217,7 @@ def _fault(
         f"the template names the column {field!r}, which the table does not have",
         where=where,
         received=field,
-        allowed=[*columns, *RESERVED],
+        allowed=[*columns, *OFFERED],
         fix=f"did you mean {{{close}}}?" if close else "name a column, or double the braces for text: {{ }}",
     )
 
