@@ -191,6 +191,16 @@ def test_a_template_that_asks_every_row_the_same_is_refused(template: str) -> No
     assert text.prompt({"y": "z"}).ids
 
 
+@pytest.mark.parametrize("template", ["{answr}", "{answer}", "{a.b}", "{}", "{a!r}"])
+def test_the_output_column_is_not_offered_to_a_template(template: str) -> None:
+    with pytest.raises(DataError) as caught:
+        parse(template, ["a", "b", "answer"], target="answer")
+    fault = caught.value.faults[0]
+    offered = fault.allowed if isinstance(fault.allowed, str) else ", ".join(fault.allowed or ())
+    assert "a, b, __sample__" in offered and "answer" not in offered
+    assert "{answer}" not in (fault.fix or "")
+
+
 def test_all_faults_of_a_template_at_once() -> None:
     with pytest.raises(DataError) as caught:
         parse("{a!r} {nope} {a.b}", ["a"])

@@ -169,9 +169,10 @@ def _fault(
 ) -> Fault | None:
     """What is wrong with one field, if anything."""
     written = "{" + field + (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else "") + "}"
-    allowed = "{column} or {column:.2f}, with the columns " + ", ".join([*columns, *OFFERED])
+    usable = [column for column in columns if column != target]  # the output is what is learned
+    allowed = "{column} or {column:.2f}, with the columns " + ", ".join([*usable, *OFFERED])
     root = re.split(r"[.\[]", field, maxsplit=1)[0]
-    close = nearest(root, list(columns)) or nearest(field, list(columns))
+    close = nearest(root, usable) or nearest(field, usable)
     hint = f"write {{{close}}}" if close else "name a column of the table"
     if conversion or "{" in spec or (spec and not NUMBER_FORMAT.fullmatch(spec)):
         kind = "a conversion" if conversion else "a nested format" if "{" in spec else f"the format {spec!r}"
@@ -217,7 +218,7 @@ def _fault(
         f"the template names the column {field!r}, which the table does not have",
         where=where,
         received=field,
-        allowed=[*columns, *OFFERED],
+        allowed=[*usable, *OFFERED],
         fix=f"did you mean {{{close}}}?" if close else "name a column, or double the braces for text: {{ }}",
     )
 
