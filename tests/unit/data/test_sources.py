@@ -670,6 +670,22 @@ def test_excel_without_openpyxl_names_the_extra(tmp_path, monkeypatch):
     assert "luthier[excel]" in fails("dependency-missing", path).faults[0].fix
 
 
+def test_a_hub_dataset_that_is_not_cached_offline_says_to_go_online(monkeypatch):
+    import huggingface_hub
+    from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    def offline(*_, **__):
+        raise OfflineModeIsEnabled("offline")
+
+    def absent(*_, **__):
+        raise LocalEntryNotFoundError("not cached")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", offline)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", absent)
+    fault = fails("data-unreadable", "owner/name").faults[0]
+    assert "unset HF_HUB_OFFLINE" in fault.fix and "log in" not in fault.fix
+
+
 def test_hub_dataset_through_its_parquet_files(tmp_path, monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

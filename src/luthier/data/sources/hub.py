@@ -62,20 +62,25 @@ def _listed(name: str, revision: str | None, *, required: bool = False) -> list[
         except (OSError, ValueError):
             if not required:
                 return []
-            raise _missing(name, "HF_HUB_OFFLINE is set and it is not in the hub cache") from error
+            why = "HF_HUB_OFFLINE is set and it is not in the hub cache"
+            raise _missing(name, why, ONLINE) from error
         return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
     except (HfHubHTTPError, OSError) as error:
         raise _missing(name, str(error).strip().splitlines()[0]) from error
 
 
-def _missing(name: str, why: str) -> DataError:
+ONLINE = "unset HF_HUB_OFFLINE, or name a local file"
+LOGIN = "check the spelling; for a private or gated dataset log in first: hf auth login"
+
+
+def _missing(name: str, why: str, fix: str = LOGIN) -> DataError:
     return DataError(
         "data-unreadable",
         f"the hub dataset {name!r} cannot be read: {why}",
         where=f"no file of that name here, then the hub dataset {name}",
         received=name,
         allowed="an existing file, or a hub dataset id such as owner/name",
-        fix="check the spelling; for a private or gated dataset log in first: hf auth login",
+        fix=fix,
     )
 
 
@@ -143,8 +148,10 @@ def _through_datasets(name: str, config: str | None, revision: str | None) -> Ta
         raise missing_extra(
             "datasets", "hub", f"reading the hub dataset {name!r}, which has no plain files,"
         ) from error
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+
     try:
         loaded = datasets.load_dataset(name, config, revision=revision)
     except (OSError, ValueError, RuntimeError) as error:  # its errors for what is missing, unknown or a script
-        raise _missing(name, str(error).strip().splitlines()[0]) from error
+        raise _missing(name, str(error).strip().splitlines()[0], ONLINE if HF_HUB_OFFLINE else LOGIN) from error
     return memory.from_parts({part: memory.as_rows(rows) or [] for part, rows in loaded.items()}, name)
