@@ -67,6 +67,11 @@ NO_MEMORY = TrainingError(
 UsageError: Any = typer.BadParameter.__base__
 
 
+def _asks_for_help(error: Any) -> bool:
+    """Whether nothing was said on the line: the parser's error is then the help itself."""
+    return type(error).__name__ == "NoArgsIsHelpError"
+
+
 def _misused(error: Any) -> ConfigError:
     """A command line that cannot be understood, as the other errors are said."""
     path = error.ctx.command_path if error.ctx is not None else "luthier"
@@ -102,7 +107,9 @@ def main() -> None:
         nothing_to_interrupt()
         sys.exit(code)
     except UsageError as error:
-        if as_json:
+        if as_json or not _asks_for_help(error):
+            if not as_json and place().first and error.ctx is not None:
+                typer.echo(error.ctx.get_usage(), err=True)
             report_failure(_misused(error), as_json)
         elif place().first:
             error.show()

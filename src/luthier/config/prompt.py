@@ -13,8 +13,8 @@ class Prompt(Section):
     template: str | None = key(
         None,
         "Prompt text with {column} fields, {__sample__} (all inputs) and {__task__}; Ludwig's {__context__} is "
-        "refused, as nothing is retrieved: put the passage into a column. Number formats such as {year:.2f} work. Empty: "
-        "derived from the data.",
+        "refused, as nothing is retrieved: put the passage into a column. Number formats such as {year:.2f} work. "
+        "Empty: derived from the data.",
     )
     task: str | None = key(
         None, "What to do, in words; put where the template says {__task__}, without a template before the inputs."

@@ -621,6 +621,12 @@ def test_wrong_usage_is_json_where_json_was_asked_for(
     assert fault["received"] == shlex.join(line) and where in fault["allowed"] and fault["fix"] == f"{where} --help"
     code, out, err = luthier(*(word for word in line if word != "--json"))
     assert code == 2 and not out and said in err and "Usage:" in err
+    assert "[config-usage]" in err and f"fix:      {where} --help" in err and "allowed:" in err
+
+
+def test_a_line_without_a_word_is_the_help(luthier: Run) -> None:
+    code, out, err = luthier()
+    assert code == 2 and "Fine-tune language models" in out + err and "config-usage" not in err
 
 
 @pytest.mark.parametrize(
