@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from luthier.cli import common
+from luthier.errors import ConfigError
 
 NAME = "evaluate"
 EXAMPLES = ("luthier evaluate my-run --rows 50",)
@@ -42,7 +43,7 @@ def command(
     from luthier.run import RunFolder, atomic
     from luthier.run.output import json_with, writing
 
-    file = None if output is None else output if output.suffix == ".json" else output / "evaluation.json"
+    file = None if output is None else _file(output)
     with (
         nullcontext() if file is None else writing(file, json_with("contestants", "flips")),
         common.session(as_json) as sink,
@@ -61,3 +62,22 @@ def command(
     console.show_comparison(comparison.to_json(), samples)
     if tuned.folder is not None:
         typer.echo(f"\nfull report: {RunFolder.load(path).path / 'report.html'}")
+
+
+def _file(output: Path) -> Path:
+    """The file of the comparison; a folder, or a name without an ending, gets an evaluation.json.
+
+    Raises ConfigError config-bad-value for another ending.
+    """
+    if output.suffix == ".json":
+        return output
+    if output.is_dir() or not output.suffix:
+        return output / "evaluation.json"
+    raise ConfigError(
+        "config-bad-value",
+        f"{output.name} is neither a .json file nor a folder",
+        where="--output",
+        received=str(output),
+        allowed="a .json file, or a folder in which evaluation.json is written",
+        fix=f"--output {output.with_suffix('.json')}",
+    )

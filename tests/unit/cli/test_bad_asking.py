@@ -77,6 +77,8 @@ CASES: dict[str, Case] = {
     "value out of range": ("predict", setting("generation.top_p=2"), "config-bad-value", 2, "generation.top_p", "1"),
     "no run": ("predict", lambda f: ["--dataset", "x.csv", "RUN:" + str(f / "nowhere")], "run-not-a-run", 5, "nowhere", "no such folder"),
     "no run, chat": ("chat", lambda f: ["RUN:" + str(f / "nowhere")], "run-not-a-run", 5, "nowhere", "no such folder"),
+    "a file that holds no comparison": ("evaluate", lambda f: [*table("question,answer\na,b\n", "mine.csv")(f), "--output", str(f / "mine.csv")], "config-bad-value", 2, "--output", "a .json file"),
+    "a comparison as a table": ("evaluate", lambda f: [*table("question,answer\na,b\n")(f), "--output", str(f / "new.csv")], "config-bad-value", 2, "--output", "new.json"),
     "a format that cannot be written": ("predict", lambda f: [*table("question\nhow?\n")(f), "--output", str(f / "a.xml")], "data-unreadable", 3, "a.xml", ".csv"),
     "a system prompt for a plain template": ("chat", lambda f: ["--system", "be brief"], "config-conflict", 2, "--system", "plain template"),
 }  # fmt: skip
