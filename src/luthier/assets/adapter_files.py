@@ -28,10 +28,11 @@ BOUND: Mapping[str, tuple[str, ...]] = {
 
 
 def adapter_folder(source: str) -> Path:
-    """The folder of an adapter, fetched when ``source`` is a hub id. Raises AssetError asset-not-found."""
+    """The folder of an adapter: given, a run's, or fetched where it is a hub id. Raises AssetError asset-not-found."""
     folder = Path(source).expanduser()
     if folder.is_dir():
-        return folder
+        of_run = folder / "adapter"
+        return of_run if not (folder / CONFIG).is_file() and (of_run / CONFIG).is_file() else folder
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -44,8 +45,8 @@ def adapter_folder(source: str) -> Path:
             f"the adapter {source!r} is neither a folder nor on the hub",
             where=KEY,
             received=source,
-            allowed="a folder with adapter_config.json, or owner/name on the hub",
-            fix="name the adapter/ folder of a run, or owner/name of one on the hub",
+            allowed="a folder with adapter_config.json, a run, or owner/name on the hub",
+            fix="name a run or its adapter/ folder, or owner/name of one on the hub",
         ) from error
 
 
@@ -58,7 +59,7 @@ def no_adapter(folder: Path, lacking: str) -> AssetError:
         where=str(folder),
         received=", ".join(there) or "an empty or absent folder",
         allowed=f"a folder with {CONFIG} and adapter_model.safetensors",
-        fix="name the adapter/ folder of a run, or get the adapter again",
+        fix="name a run with an adapter or its adapter/ folder, or get the adapter again",
     )
 
 

@@ -56,7 +56,7 @@ class LoraGa(Section):
 class BaseAdapter(Section):
     """What all adapters share."""
 
-    pretrained_adapter_weights: str | None = key(None, "Folder or hub id of an adapter to go on from.")
+    pretrained_adapter_weights: str | None = key(None, "Folder of an adapter or of a run, or hub id, to go on from.")
     postprocessor: Postprocessor = key(Postprocessor, "What happens to the adapter after training.")
     target_modules: Targets = key(
         None,

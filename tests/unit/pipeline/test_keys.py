@@ -356,9 +356,10 @@ def test_all_weights_tuned_are_compared_with_their_base(train, rows) -> None:
     assert again.predict(rows[36:]).texts == made.tuned.predict(rows[36:]).texts != base
 
 
-def test_going_on_from_an_adapter_starts_where_it_ended(train) -> None:
+@pytest.mark.parametrize("named", ["adapter", "."])
+def test_going_on_from_an_adapter_or_its_run_starts_where_it_ended(named: str, train) -> None:
     first = train("first", trainer__epochs=4)
-    start = {"type": "lora", "r": 4, "pretrained_adapter_weights": str(first.folder / "adapter")}
+    start = {"type": "lora", "r": 4, "pretrained_adapter_weights": str(first.folder / named)}
     second = train("second", adapter=start)
     began, went_on = (made.history["train"]["loss"] for made in (first, second))
     assert went_on[0] == pytest.approx(began[-1], abs=0.1)
