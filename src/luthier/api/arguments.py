@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.api.model import Dataset
-from luthier.errors import ConfigError
+from luthier.errors import ConfigError, Fault
 from luthier.types import SPLITS
 
 # Ludwig's names of data formats -> the suffixes that Luthier reads them under
@@ -26,19 +26,31 @@ DATA_FORMATS: dict[str, tuple[str, ...]] = {
 def refuse(name: str, value: Any, fix: str) -> None:
     """Raise for an argument that asks for something which Luthier does not do."""
     if value is not None:
-        message, where = f"LudwigModel: {name}=… is not supported", f"LudwigModel {name}"
-        raise ConfigError("config-not-implemented", message, where=where, received=value, allowed="None", fix=fix)
+        raise ConfigError([_refused(name, value, fix)])
+
+
+def _refused(name: str, value: Any, fix: str) -> Fault:
+    message, where = f"LudwigModel: {name}=… is not supported", f"LudwigModel {name}"
+    return Fault("config-not-implemented", message, where, value, "None", fix)
 
 
 def refuse_machine(
     backend: Any, gpus: Any, memory_limit: Any, parallel_threads: bool, callbacks: Sequence[Any] | None
 ) -> None:
-    """Raise for what would choose machines otherwise than the config does."""
+    """Raise for what would choose machines otherwise than the config does, with a fault for each argument."""
     named = backend.get("type", "local") if isinstance(backend, Mapping) else backend
-    refuse("backend", None if named == "local" else named, "leave it out: one device of this machine is used")
-    refuse("gpus", gpus, "leave it out and set `execution.device` in the config, or CUDA_VISIBLE_DEVICES")
-    refuse("gpu_memory_limit", memory_limit, "set `execution.memory_limit` in the config")
-    refuse("callbacks", callbacks or None, "read metrics.jsonl in the run folder, or set trainer.track")
+    asked = (
+        ("backend", None if named == "local" else named, "leave it out: one device of this machine is used"),
+        ("gpus", gpus, "leave it out and set `execution.device` in the config, or CUDA_VISIBLE_DEVICES"),
+        (
+            "gpu_memory_limit",
+            memory_limit,
+            "set `execution.memory_limit` in the config, as a size such as 12GiB, not a share",
+        ),
+        ("callbacks", callbacks or None, "read metrics.jsonl in the run folder, or set trainer.track"),
+    )
+    if faults := [_refused(*one) for one in asked if one[1] is not None]:
+        raise ConfigError(faults)
     if not parallel_threads:
         import torch
 

@@ -351,6 +351,14 @@ def test_what_asks_for_something_else_is_refused_by_name(settings, trained, fram
     for name, value in (("gpus", [0]), ("backend", {"type": "ray"}), ("gpu_memory_limit", 0.5), ("callbacks", [1])):
         with pytest.raises(ConfigError, match=name):
             LudwigModel(settings, **{name: value})
+    threads = torch.get_num_threads()
+    with pytest.raises(ConfigError) as caught:
+        LudwigModel(settings, gpus=0, gpu_memory_limit=0.5, allow_parallel_threads=False, backend="ray")
+    told = {fault.where: fault.fix for fault in caught.value.faults}
+    assert set(told) == {"LudwigModel backend", "LudwigModel gpus", "LudwigModel gpu_memory_limit"}
+    assert "execution.device" in told["LudwigModel gpus"]
+    assert "execution.memory_limit" in told["LudwigModel gpu_memory_limit"]
+    assert torch.get_num_threads() == threads
     with pytest.raises(ConfigError, match="data_format"):
         model.predict(frame, data_format="csv")
     with pytest.raises(ConfigError, match="return_type"):
