@@ -226,8 +226,9 @@ def show_comparison(comparison: Mapping[str, Any], samples: int) -> None:
     out = Console(highlight=False)
     names = [contestant["name"] for contestant in comparison["contestants"]]
     scores = [contestant["scores"] for contestant in comparison["contestants"]]
+    kind = "held-out rows" if comparison.get("held_out") else "rows"
     rows = [[metric, *(f"{score[metric]:.3f}" for score in scores)] for metric in scores[0]]
-    out.print(table(f"{comparison['count']} held-out rows", ["metric", *names], rows))
+    out.print(table(f"{comparison['count']} {kind}", ["metric", *names], rows))
     for contestant in comparison["contestants"]:
         known = contestant.get("calibration")
         if known:

@@ -19,7 +19,7 @@ def command(
     run: common.RunArgument = None,
     run_option: common.RunOption = None,
     dataset: common.Dataset = None,
-    rows: Annotated[int | None, typer.Option("--rows", min=1, help="At most this many held-out rows.")] = None,
+    rows: Annotated[int | None, typer.Option("--rows", min=1, help="At most this many rows.")] = None,
     shots: Annotated[int, typer.Option("--shots", min=0, help="Examples shown to the base model; 0: none.")] = 3,
     samples: Annotated[int, typer.Option("--samples", min=0, help="How many answers to show side by side.")] = 3,
     output: Annotated[

@@ -1,4 +1,4 @@
-"""Contestants side by side on the same held-out rows: scores, rows gained and lost, samples. Pure: no model here."""
+"""Contestants side by side on the same rows: scores, rows gained and lost, samples. Pure: no model here."""
 
 from __future__ import annotations
 
@@ -45,13 +45,17 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """The result. ``metric`` is the first one asked for: it decides what counts as right."""
+    """The result. ``metric`` is the first one asked for: it decides what counts as right.
+
+    ``held_out``: whether the tuned model is known to have trained on none of the rows.
+    """
 
     rows: tuple[int, ...]
     metric: str
     contestants: tuple[Contestant, ...]
     flips: tuple[Flip, ...]
     samples: tuple[Sample, ...]
+    held_out: bool = True
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -71,6 +75,7 @@ class Comparison:
             contestants=tuple(Contestant(**c) for c in data["contestants"]),
             flips=tuple(Flip(f["against"], tuple(f["gained"]), tuple(f["lost"])) for f in data["flips"]),
             samples=tuple(Sample(**s) for s in data["samples"]),
+            held_out=data.get("held_out", False),
         )
 
 
@@ -84,11 +89,12 @@ def compare(
     prompts: Sequence[str] | None = None,
     calibrations: Mapping[str, Mapping[str, float]] | None = None,
     samples: int = 8,
+    held_out: bool = True,
 ) -> Comparison:
     """Score every contestant on the same rows; the last is the tuned model, the others are what it is held against.
 
     Args:
-        rows: the numbers of the held-out rows in their table.
+        rows: the numbers of the rows in their table.
         references: the right answers, one a row.
         answers: contestant → its answers, one a row; for example base, base 3-shot, tuned, in this order.
         metrics: names of metrics, the deciding one first; None takes the defaults that are installed.
@@ -96,6 +102,7 @@ def compare(
         prompts: the rows' prompts, for showing.
         calibrations: contestant → `Contestant.calibration`, of those that gave probabilities of classes.
         samples: how many rows to show, changes first.
+        held_out: whether the tuned model is known to have trained on none of the rows.
 
     Raises:
         ValueError: no rows, no contestants, or lists of different lengths.
@@ -127,7 +134,7 @@ def compare(
         )
         for at in _telling(right, last, samples)
     )
-    return Comparison(tuple(rows), names[0], contestants, flips, shown)
+    return Comparison(tuple(rows), names[0], contestants, flips, shown, held_out)
 
 
 def _contestant(

@@ -85,13 +85,15 @@ def write_card(
 def write_results(
     folder: Path | str,
     scores: Mapping[str, Mapping[str, float]],
-    held_out: int | None = None,
+    rows: int | None = None,
     *,
+    held_out: bool = True,
     measured: Mapping[str, float] | None = None,
     calibration: Calibration | None = None,
 ) -> Path | None:
     """Put these results into the card that stands in ``folder``, in place of those it had; the rest stays as it is.
 
+    ``rows``: how many rows the scores are over; ``held_out``: whether it was trained on none of them.
     ``measured``: the tuned model's `Contestant.calibration` on the same rows.
 
     Returns its path; None where there is no card.
@@ -100,7 +102,7 @@ def write_results(
     if not path.is_file():
         return None
     text = path.read_text(encoding="utf-8")
-    section = _results(scores, held_out, measured, calibration) + "\n\n"
+    section = _results(scores, rows, measured, calibration, held_out=held_out) + "\n\n"
     sections = [*_sections(text), ("", len(text))]
     at = next((at for at, (heading, _) in enumerate(sections) if heading == RESULTS), None)
     if at is None:
@@ -120,9 +122,11 @@ def has_samples(folder: Path) -> bool:
 
 def _results(
     scores: Mapping[str, Mapping[str, float]],
-    held_out: int | None,
+    rows: int | None,
     measured: Mapping[str, float] | None,
     calibration: Calibration | None,
+    *,
+    held_out: bool = True,
 ) -> str:
     metrics = list(dict.fromkeys(metric for values in scores.values() for metric in values))
     head = ["model", *(m.replace("_", " ") for m in metrics)]
@@ -131,7 +135,7 @@ def _results(
         " | ".join([_plain(who), *(f"{100 * values[m]:.1f} %" if m in values else "" for m in metrics)])
         for who, values in scores.items()
     ]
-    over = f"On {held_out} rows that it was not trained on:\n\n" if held_out is not None else ""
+    over = f"On {rows} rows{' that it was not trained on' if held_out else ''}:\n\n" if rows is not None else ""
     table = over + "\n".join(f"| {line} |" for line in lines) if scores else ""
     return "\n\n".join(part for part in (RESULTS, table, _believed(measured, calibration)) if part)
 

@@ -49,4 +49,11 @@ def _show(folder: RunFolder, tuned: Tuned, comparison: Comparison) -> None:
     if folder.model_path is not None:
         scores = {one.name: one.scores for one in comparison.contestants}
         found = comparison.contestants[-1].calibration
-        write_results(folder.model_path, scores, len(comparison.rows), measured=found, calibration=tuned.calibration)
+        write_results(
+            folder.model_path,
+            scores,
+            len(comparison.rows),
+            held_out=comparison.held_out,
+            measured=found,
+            calibration=tuned.calibration,
+        )

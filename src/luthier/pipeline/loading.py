@@ -124,7 +124,10 @@ def tuned_of(found: Found, base: Base, model: Tunable, sink: events.Sink = event
     if (folder.path / CALIBRATION).is_file():
         calibration = Calibration.from_json(folder.read_json(CALIBRATION))
     where = folder.path.absolute()
-    return Tuned(settings, tokenizer, layout, renderer, model, where, data, open_it, calibration=calibration)
+    divided = partial(_divided, settings, layout, found.lock)
+    return Tuned(
+        settings, tokenizer, layout, renderer, model, where, data, open_it, calibration=calibration, divided=divided
+    )
 
 
 def untuned(settings: Config, *, trust_remote_code: bool = False, sink: events.Sink = events.silent) -> Tuned:
@@ -157,6 +160,11 @@ def _columns(settings: Config) -> list[str] | None:
     if settings.prompt.template is not None:
         named += [name for name in fields_of(settings.prompt.template) if not name.startswith("__")]
     return list(dict.fromkeys(named)) or None
+
+
+def _divided(settings: Config, layout: Layout, lock: Lock, table: Table) -> Sequence[int] | None:
+    """The split of a table that is the one of the training, by its content; None of another."""
+    return divide(settings, table, layout).rows if table.content_hash == lock.data_hash else None
 
 
 def _training_data(

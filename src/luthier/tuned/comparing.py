@@ -13,6 +13,7 @@ from luthier.data.table import Table, missing_column
 from luthier.errors import ConfigError, DataError, RunError
 from luthier.evaluate import Comparison, compare, few_shot
 from luthier.run import atomic
+from luthier.tuned.held_out import Picked, held_out, picked
 
 if TYPE_CHECKING:
     from luthier.tuned.tuned import Tuned
@@ -32,14 +33,17 @@ def evaluate(
 ) -> Comparison:
     """Base, base with a few-shot prompt, and tuned on ``dataset`` or else the held-out rows of the training table.
 
-    The comparison is written to ``evaluation.json`` in the run folder. Raises RunError run-not-a-run, before anything
-    is asked, where that is not there any more; ConfigError for ``rows`` or ``shots`` that are no such numbers.
+    Of a ``dataset`` that is that table, or has a split column, the held-out rows are taken; else all, with a warning
+    where the run was trained on some of them. The comparison is written to ``evaluation.json`` in the run folder.
+    Raises RunError run-not-a-run, before anything is asked, where that is not there any more; ConfigError for ``rows``
+    or ``shots`` that are no such numbers.
     """
     _check_number("rows", rows, least=1, unless_none="leave it out for all rows")
     _check_number("shots", shots, least=0)
     if tuned.folder is not None:
         _require_there(tuned.folder)
-    table, held = _to_compare(tuned, dataset, rows, encoding, sink)
+    table, compared = _to_compare(tuned, dataset, rows, encoding, sink)
+    held = list(compared.rows)
     training = tuned.trained_on.required(tuned.folder, "show") if shots else None
     contestants = {"base": tuned.answer(table, held, use_base=True, generation=ONE, sink=sink)}
     if training is not None:
@@ -70,6 +74,7 @@ def evaluate(
         calibrations={name: found for name, one in contestants.items() if (found := one.calibration())},
         classes=tuned.layout.classes,
         prompts=[tuned.prompt_of(table, i) for i in held],
+        held_out=compared.held_out,
     )
     if tuned.folder is not None:
         try:
@@ -83,7 +88,7 @@ def samples(tuned: Tuned, count: int = 3) -> list[dict[str, str]]:
     """A few held-out rows with the base's and the tuned answer, for the report; none without held-out rows."""
     if tuned.table is None or tuned.splits is None:
         return []
-    held = [i for i in _held_out(tuned.splits) if reference_of(tuned.table.row(i), tuned.layout) is not None][:count]
+    held = [i for i in held_out(tuned.splits) if reference_of(tuned.table.row(i), tuned.layout) is not None][:count]
     if not held:
         return []
     try:
@@ -129,33 +134,35 @@ def _require_there(folder: Path) -> None:
 
 def _to_compare(
     tuned: Tuned, dataset: Any, most: int | None, encoding: str | None, sink: events.Sink
-) -> tuple[Table, list[int]]:
+) -> tuple[Table, Picked]:
     """The table and its rows with a known answer, at most ``most``. Raises DataError when there is none."""
     if dataset is None:
         table, splits = tuned.trained_on.required(tuned.folder, "evaluate")
-        rows = _held_out(splits)
+        found = Picked(held_out(splits), True)
         advice = ("data-split", "there are no held-out rows to evaluate on",
                   "give --dataset, or leave rows for validation or test in preprocessing.split")  # fmt: skip
-        if rows:
+        if found.rows:
             advice = ("data-no-target", "no held-out row holds an answer to compare with",
                       "give --dataset with answers; of running text, `luthier runs` tells the loss")  # fmt: skip
-        received = f"{len(rows):,} held-out rows without an answer" if rows else "no row beside the training rows"
+        received = (
+            f"{len(found.rows):,} held-out rows without an answer" if found.rows else "no row beside the training rows"
+        )
     else:
         table = tuned.read(dataset, encoding, sink)
-        rows = list(range(len(table)))
         if tuned.layout.target is not None and tuned.layout.target not in table.columns:
             without = "evaluation compares with answers: add the column; luthier predict answers rows without them"
             otherwise = tuned.renaming(table, tuned.layout.target) or without
             raise missing_column(tuned.layout.target, table.columns, table.name, otherwise=otherwise)
+        found = picked(tuned, table, sink)
         advice = ("data-no-target", f"no row of {table.name} holds an answer to compare with",
                   f"fill the column {tuned.output!r}, or ask for answers alone: luthier predict")  # fmt: skip
-        received = f"{len(table):,} rows without an answer"
-    rows = [i for i in rows if reference_of(table.row(i), tuned.layout) is not None][:most]
+        received = f"{len(found.rows):,} rows without an answer"
+    rows = [i for i in found.rows if reference_of(table.row(i), tuned.layout) is not None][:most]
     if not rows:
         code, message, fix = advice
         allowed = f"at least one row with an answer in the column {tuned.output!r}"
         raise DataError(code, message, where=table.name, received=received, allowed=allowed, fix=fix)
-    return table, rows
+    return table, Picked(rows, found.held_out)
 
 
 def _solved(tuned: Tuned, training: Table, splits: Sequence[int]) -> list[tuple[str, str]]:
@@ -163,12 +170,3 @@ def _solved(tuned: Tuned, training: Table, splits: Sequence[int]) -> list[tuple[
     rows = [i for i, number in enumerate(splits) if number == 0]
     pairs = ((tuned.prompt_of(training, i), reference_of(training.row(i), tuned.layout)) for i in rows)
     return [(prompt, answer) for prompt, answer in pairs if answer is not None]
-
-
-def _held_out(splits: Sequence[int]) -> list[int]:
-    """The test rows; where there are none, the validation rows."""
-    for wanted in (2, 1):
-        rows = [i for i, number in enumerate(splits) if number == wanted]
-        if rows:
-            return rows
-    return []

@@ -32,6 +32,7 @@ from luthier.tuned.answered import Answered
 from luthier.tuned.asking import answers, check, texts_of
 from luthier.tuned.choosing import Choices, Scored, chosen, is_choice, scored, searched, told_of_beams
 from luthier.tuned.conversation import Conversation
+from luthier.tuned.held_out import side_column
 from luthier.tuned.reading import Reader, reader_of
 from luthier.tuned.trained_on import TrainedOn
 from luthier.types import SPLITS, Completion, Engine, Request, Sampling
@@ -60,6 +61,8 @@ class Tuned:
     open_base: Callable[[], Tunable] | None = None  # loads the base, where all weights were tuned and hold it no more
     learned: bool = True  # whether it was trained, on answers as the data spells them
     calibration: Calibration | None = None  # of a category output: the temperature of its probabilities
+    # sides of the rows of a table that is the training's, told by its content: known even where the file moved
+    divided: Callable[[Table], Sequence[int] | None] | None = None
     _base: Tunable | None = None
 
     @cached_property
@@ -331,7 +334,8 @@ class Tuned:
     ) -> Comparison:
         """Base, base with a few-shot prompt, and tuned on ``dataset`` or else the held-out rows of the training table.
 
-        The comparison is written to ``evaluation.json`` in the run folder.
+        Of a ``dataset`` that is that table, or has a split column, the held-out rows are taken; else all, with a
+        warning where the run was trained on some of them. The comparison is written to ``evaluation.json`` in the run folder.
         """
         from luthier.tuned.comparing import evaluate
 
@@ -462,11 +466,9 @@ class Tuned:
                 allowed=allowed,
                 fix='split="full"',
             )
-        numbers: Sequence[int] | None = None
-        if self.table is not None and (table is self.table or table.content_hash == self.table.content_hash):
-            numbers = self.splits
+        numbers = self.splits if table is self.table else self.sides_of(table)
         if numbers is None:
-            numbers = split_column(table)
+            numbers = split_column(table, side_column(self))
         if numbers is None:
             given = self.config.preprocessing
             part = given.sample_ratio < 1 or given.sample_size is not None
@@ -482,6 +484,13 @@ class Tuned:
                 fix=f'ask for split="full", or {known}',
             )
         return [i for i, number in enumerate(numbers) if number == SPLITS.index(name)]
+
+    def sides_of(self, table: Table) -> Sequence[int] | None:
+        """0, 1 or 2 for each row, where this is the table that it was trained on, wherever that stands now."""
+        if self.divided is not None:
+            return self.divided(table)
+        same = self.table is not None and table.content_hash == self.table.content_hash
+        return self.splits if same else None
 
     def training_table(self) -> tuple[Table, Sequence[int]]:
         """The table it was trained on, and 0, 1 or 2 for each row. Raises RunError run-no-table."""

@@ -8,11 +8,12 @@ import os
 import pandas
 import pytest
 
-from luthier import config, pipeline
+from luthier import config, console, pipeline
 from luthier.api import LudwigModel
 from luthier.data.sources import hub, memory
 from luthier.errors import ConfigError, DataError, RunError
-from luthier.events import Warned
+from luthier.evaluate import Comparison
+from luthier.events import Event, Note, Warned
 from luthier.run import recorded_inputs
 from luthier.tuned import Tuned
 
@@ -217,3 +218,52 @@ def test_a_row_that_could_not_be_asked_is_no_class_and_is_told(train, rows, sett
     model = LudwigModel.load(str(made.folder))
     with pytest.warns(UserWarning, match="1 of 2 rows could not be asked"):
         model.predict(pandas.DataFrame([long[32], long[0]]))
+
+
+def _told(tuned: Tuned, dataset: object) -> tuple[Comparison, list[str], list[str]]:
+    heard: list[Event] = []
+    found = pipeline.evaluate(tuned, dataset, shots=0, sink=heard.append)
+    return (found, *([event.text for event in heard if isinstance(event, kind)] for kind in (Note, Warned)))
+
+
+def test_of_the_table_of_the_training_its_held_out_rows_are_compared(train, rows, tmp_path) -> None:
+    """All 40 rows were scored and called held-out, those of the training included."""
+    table, copy = tmp_path / "rows.jsonl", tmp_path / "copy.jsonl"
+    table.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    made = train(data=table)
+    table.rename(copy)  # where it stands, and whether the run still finds it, changes nothing
+    found, notes, warned = _told(pipeline.load(made.folder), copy)
+    assert found.rows == (36, 37, 38, 39) and found.held_out and not warned
+    assert any("is the table of the training: its 4 test rows are compared" in one for one in notes)
+    assert _told(made.tuned, rows)[0].rows == found.rows, "the rows in memory, and the model that was just trained"
+
+
+def test_of_another_table_with_a_split_column_its_test_rows_are_compared(train, rows) -> None:
+    tuned = train().tuned
+    own = [{**row, "text": f"other {i}", "split": "train" if i < 5 else "validation"} for i, row in enumerate(rows[:8])]
+    found, notes, warned = _told(tuned, own)
+    assert found.rows == (5, 6, 7) and found.held_out and not warned
+    assert any("the column 'split' of" in one and "its 3 validation rows are compared, of 8" in one for one in notes)
+
+
+def test_rows_that_the_run_was_trained_on_are_counted_and_not_called_held_out(train, rows, capsys) -> None:
+    made = train()
+    own = [{name: row[name] for name in ("text", "label")} for row in rows[30:]]  # 32 and on were held out
+    found, _, (warned,) = _told(made.tuned, own)
+    assert len(found.rows) == 10 and not found.held_out
+    assert warned.startswith("2 of the 10 rows of ") and "the rows that the run was trained on" in warned
+    console.show_comparison(found.to_json(), 0)
+    assert "held-out" not in capsys.readouterr().out
+    assert "10 held-out rows" not in (made.folder / "report.html").read_text(encoding="utf-8")
+    card = (made.folder / "adapter" / "README.md").read_text(encoding="utf-8")
+    assert "On 10 rows:" in card
+    assert Comparison.from_json(json.loads((made.folder / "evaluation.json").read_text())) == found
+    fresh, _, warned = _told(made.tuned, [{"text": "never seen", "label": "late"}])
+    assert not warned and not fresh.held_out, "nobody held it out; it is new"
+
+
+def test_without_the_table_of_the_training_the_hashes_of_its_rows_tell_what_was_seen(train, rows) -> None:
+    tuned = pipeline.load(train().folder)  # trained on rows in memory, which are gone
+    found, _, (warned,) = _told(tuned, [*rows[30:32], {**rows[0], "text": "new"}])
+    assert len(found.rows) == 3 and warned.startswith("2 of the 3 rows of ")
+    assert _told(tuned, rows[36:])[2] == [], "these were its test rows, as their column says"
