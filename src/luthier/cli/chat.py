@@ -29,7 +29,10 @@ HELP = """\
 def command(
     run: common.RunArgument = None,
     run_option: common.RunOption = None,
-    system: Annotated[str | None, typer.Option("--system", help="A system prompt.")] = None,
+    system: Annotated[
+        str | None,
+        typer.Option("--system", help="A system prompt; default: the one that all rows of training have. '': none."),
+    ] = None,
     sets: common.Set = None,
     trust_remote_code: common.RemoteCode = False,
     as_json: common.Json = False,
@@ -40,7 +43,7 @@ def command(
 
     with common.session(as_json) as sink:
         tuned = pipeline.load(path, overrides=sets or [], trust_remote_code=trust_remote_code, sink=sink)
-    conversation = tuned.chat(system=system)
+        conversation = tuned.chat(system=system, sink=sink)
     interactive = sys.stdin.isatty()
     if conversation.column is not None and (conversation.others or not conversation.is_chat):
         _say_template(conversation)

@@ -14,6 +14,7 @@ from luthier.config import Config
 from luthier.data import sources
 from luthier.data.layout import Layout
 from luthier.data.render.template import fields_of
+from luthier.data.table import Table
 from luthier.errors import AssetError, LuthierError
 from luthier.infer.sampling import idle
 from luthier.metrics.calibration import Calibration

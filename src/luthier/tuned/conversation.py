@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
+from luthier import events
+from luthier.data.numbers import dumps
 from luthier.data.render.template import RESERVED, fields_of
 from luthier.errors import ConfigError
 from luthier.types import Engine, Message
@@ -23,11 +25,12 @@ class Conversation:
     taught: the message fills one of them (``column``), the first one whose text differs between the rows of training;
     the others (``others``) hold what all those rows hold, or nothing. Where the rows became turns of a chat template
     (``is_chat``), the first turn is written so and later ones as they are said; in plain text no earlier turn is shown.
-    One that learned running text goes on from the message.
+    One that learned running text goes on from the message. A system turn and tools that are the same in all rows of
+    training stand here too, unless another ``system`` is given; where they differ, that is told to ``sink``.
     """
 
-    def __init__(self, tuned: Tuned, system: str | None) -> None:
-        self._tuned, self._system = tuned, system
+    def __init__(self, tuned: Tuned, system: str | None, sink: events.Sink = events.silent) -> None:
+        self._tuned = tuned
         self.is_chat, self.goes_on = tuned.renderer.is_chat, tuned.renderer.goes_on
         names = [] if tuned.layout.kind == "chat" else _columns(tuned)
         constant = _constants(tuned, names)
@@ -42,11 +45,13 @@ class Conversation:
                 allowed="a system prompt for a run trained on chat",
                 fix="leave it out; a system prompt belongs to a run trained on chat",
             )
+        opening, self.tools = _beside(tuned, system, sink) if self.is_chat else (None, None)
+        self._opening = opening if system is None else Message("system", system) if system else None
         self.reset()
 
     def reset(self) -> None:
         """Forget the turns; the system prompt stays."""
-        self.messages = [Message("system", self._system)] if self._system else []
+        self.messages = [self._opening] if self._opening is not None else []
         self._engines: dict[bool, Engine] = {}  # one each for the tuned model and the base: turns are read once
 
     @property
@@ -80,7 +85,7 @@ class Conversation:
             text = tuned.renderer.question(row)
         asked = [*self.messages, Message("user", text)]
         plain = self.column is not None and not self.is_chat
-        ids = (tuned.renderer.prompt(row) if plain else tuned.renderer.chat_prompt(asked)).ids
+        ids = (tuned.renderer.prompt(row) if plain else tuned.renderer.chat_prompt(asked, self.tools)).ids
         pieces = []
         if use_base not in self._engines:
             self._engines[use_base] = tuned.engine(use_base)
@@ -118,3 +123,29 @@ def _constants(tuned: Tuned, names: Sequence[str]) -> dict[str, Any]:
             value[name] = row.get(name)
             seen[name].add(str(value[name]))
     return {name: value[name] for name in names if len(seen[name]) == 1}
+
+
+def _beside(tuned: Tuned, system: str | None, sink: events.Sink) -> tuple[Message | None, list[dict[str, Any]] | None]:
+    """The system turn and the tools that all rows of training have; what is left out or not known is told."""
+    layout, asks = tuned.layout, "--system TEXT (system=…) gives one"
+    if layout.kind != "chat" and tuned.renderer.system_column is None:
+        return None, None
+    if (table := tuned.table) is None:
+        missed = [] if system is not None else [f"a system prompt ({asks})"]
+        missed += ["tools"] if layout.tools is not None else []
+        if missed:
+            told = f"the table of the training is not at hand ({tuned.trained_on.why})"
+            sink(events.Warned(text=f"{told}: {' and '.join(missed)} that its rows may have had are not asked with"))
+        return None, None
+    looked_at = (tuned.renderer.beside(table.row(i), i) for i in range(min(len(table), LOOKED_AT)))
+    rows = [one for one in looked_at if one is not None]
+    turns = {dumps(None if turn is None else turn.to_dict()): turn for turn, _ in rows}
+    tools = {dumps(each or None): each for _, each in rows}
+    if len(turns) > 1 and system is None:
+        sink(events.Warned(text=f"the system prompts differ between the rows of training: none is asked with; {asks}"))
+    if len(tools) > 1:
+        sink(events.Warned(text="the tools differ between the rows of training: none are asked with"))
+    turn = next(iter(turns.values())) if len(turns) == 1 else None
+    if turn is not None and system is None:
+        sink(events.Note(text=f"the system prompt of all rows of training opens the conversation: {turn.content!r}"))
+    return turn, next(iter(tools.values())) if len(tools) == 1 else None

@@ -1,4 +1,4 @@
-"""Which rows of a table that is named for an evaluation are compared, and whether the run has trained on any of them."""
+"""Which rows of a table that is named for an evaluation are compared, and whether the run has trained on them."""
 
 from __future__ import annotations
 

@@ -335,7 +335,8 @@ class Tuned:
         """Base, base with a few-shot prompt, and tuned on ``dataset`` or else the held-out rows of the training table.
 
         Of a ``dataset`` that is that table, or has a split column, the held-out rows are taken; else all, with a
-        warning where the run was trained on some of them. The comparison is written to ``evaluation.json`` in the run folder.
+        warning where the run was trained on some of them. The comparison is written to ``evaluation.json`` in the run
+        folder.
         """
         from luthier.tuned.comparing import evaluate
 
@@ -394,9 +395,12 @@ class Tuned:
         check(engine, [request])
         return request, engine
 
-    def chat(self, *, system: str | None = None) -> Conversation:
-        """A conversation that remembers its turns."""
-        return Conversation(self, system)
+    def chat(self, *, system: str | None = None, sink: events.Sink = events.silent) -> Conversation:
+        """A conversation that remembers its turns.
+
+        ``system``: opens it; None: what opens all rows of the training, where they are alike; empty: nothing.
+        """
+        return Conversation(self, system, sink)
 
     def save(self, folder: Path) -> Path:
         """Copy what loading needs into ``folder``, whole or not at all. Raises RunError when it holds other files."""

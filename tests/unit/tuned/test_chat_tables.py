@@ -75,3 +75,73 @@ def test_what_training_had_beside_the_conversation_is_missed_aloud(tuned: Tuned)
     (system,), (tools,) = told(tools=TOOLS), told(system="Be brief.")
     assert "'system'" in system and "the system prompts" in system
     assert "'tools'" in tools and "without the tools" in tools
+
+
+def trained(base: Path, folder: Path, rows: list[dict[str, Any]], **keys: Any) -> Tuned:
+    settings = {
+        "base_model": str(base),
+        "adapter": {"type": "lora", "r": 2},
+        "generation": {"max_new_tokens": 2},
+        "prompt": {"chat_template": TOLD},
+        "trainer": {"train_steps": 1, "batch_size": 4, "precision": "fp32", "eval_generation_rows": 0},
+    }
+    return pipeline.train(config.load(settings | keys), rows, output=folder / "run").tuned
+
+
+# writes the tools too
+TOLD = (
+    "{% if tools %}{{ tools | tojson }}\n{% endif %}{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n"
+    "{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+)
+
+
+def chatted(tuned: Tuned, monkeypatch: pytest.MonkeyPatch, **given: Any) -> tuple[list[int], list[str], list[str]]:
+    """The ids that a first message is asked with, and what chat notes and warns of before."""
+    seen: list[list[int]] = []
+    heard: list[events.Event] = []
+
+    def reply(self: Tuned, row: Any, ids: Any, *rest: Any, **named: Any) -> Any:
+        seen.append(list(ids))
+        return (piece for piece in ("x",))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Tuned, "reply", reply)
+        list(tuned.chat(sink=heard.append, **given).say("hello"))
+    told = ([e.text for e in heard if isinstance(e, kind)] for kind in (events.Note, events.Warned))
+    return (seen[0], *told)
+
+
+SYSTEM = {"role": "system", "content": "Be brief."}
+
+
+@pytest.mark.parametrize("place", ["a column", "the first turn", "a column beside columns"])
+def test_chat_asks_with_the_system_prompt_and_tools_of_all_rows_as_predict_does(
+    place: str, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They were left out without a word."""
+
+    def row(text: str, answer: str) -> dict[str, Any]:
+        if place == "a column":
+            return {"messages": turns(text, answer), "system": "Be brief.", "tools": TOOLS}
+        if place == "the first turn":
+            return {"messages": [SYSTEM, *turns(text, answer)], "tools": TOOLS}
+        return {"instruction": text, "output": answer, "system": "Be brief."}
+
+    rows = [{**row(f"say {i}", str(i)), "split": i % 3} for i in range(12)]
+    tuned = trained(tiny_llama, tmp_path, rows)
+    ids, notes, warned = chatted(tuned, monkeypatch)
+    assert ids == list(tuned.renderer.prompt(row("hello", "")).ids)
+    assert "system: Be brief." in tuned.tokenizer.decode(ids)
+    assert any("'Be brief.'" in one for one in notes) and not warned
+    own = tuned.tokenizer.decode(chatted(tuned, monkeypatch, system="Be loud.")[0])
+    assert "system: Be loud." in own and "brief" not in own
+    assert "system" not in tuned.tokenizer.decode(chatted(tuned, monkeypatch, system="")[0])
+
+
+def test_chat_says_what_differs_between_the_rows_or_is_not_known(tuned: Tuned, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, _, (warned,) = chatted(tuned, monkeypatch)
+    assert "the system prompts differ between the rows of training" in warned and "--system" in warned
+    assert chatted(tuned, monkeypatch, system="Mine.")[2] == []
+    assert tuned.folder is not None
+    _, _, (gone,) = chatted(pipeline.load(tuned.folder), monkeypatch)
+    assert "not at hand" in gone and "a system prompt" in gone and "tools" in gone

@@ -14,10 +14,11 @@ class Asked:
     """Stands in for `Tuned`: answers with how many turns it was shown."""
 
     config = SimpleNamespace(generation=None, random_seed=1)
-    layout = SimpleNamespace(kind="chat", inputs=(), target=None)
+    layout = SimpleNamespace(kind="chat", inputs=(), target=None, tools=None)
     table = None
+    trained_on = SimpleNamespace(why="it was not trained")
     renderer = SimpleNamespace(
-        is_chat=True, goes_on=False, chat_prompt=lambda turns: SimpleNamespace(ids=[m.content for m in turns])
+        is_chat=True, goes_on=False, chat_prompt=lambda turns, tools: SimpleNamespace(ids=[m.content for m in turns])
     )
 
     def sampling(self, generation: Any) -> Sampling:

@@ -163,6 +163,19 @@ class Renderer:
         draft = self._chat.prompts([Asked(messages, "the conversation", tools)])[0]
         return PromptIds(tuple(self._encode_prompts([draft])[0]), draft.prompt.text)
 
+    def beside(self, row: Mapping[str, Any], index: int = 0) -> tuple[Message | None, Any] | None:
+        """The system turn that opens a row's conversation, as its data has it, and its tools; None of an empty one."""
+        if self.layout.kind == "chat":
+            asked = self._conversation(row, self._where(index))
+            if not asked.messages:
+                return None
+            return (asked.messages[0] if asked.messages[0].role == "system" else None), asked.tools
+        return self._system(row), None
+
+    def _system(self, row: Mapping[str, Any]) -> Message | None:
+        said = plain_text(row.get(self.system_column)) if self.system_column else ""
+        return Message("system", said) if said.strip() else None
+
     def question(self, row: Mapping[str, Any]) -> str:
         """What the user's turn says of a row that is not a conversation, before any chat template."""
         return self._asked(row, "the message").text
@@ -272,8 +285,8 @@ class Renderer:
         return column if self._in_chat and column not in self._plain.fields else None
 
     def _turns(self, row: Mapping[str, Any], asked: Rendered) -> list[Message]:
-        system = plain_text(row.get(self.system_column)) if self.system_column else ""
-        return [*([Message("system", system)] if system.strip() else []), Message("user", asked.text)]
+        system = self._system(row)
+        return [*([system] if system is not None else []), Message("user", asked.text)]
 
     def _guard(self, draft: Draft) -> Draft:
         """Note whether the data of a plain draft needs care."""
