@@ -171,8 +171,7 @@ def refusals(data: Any) -> list[Refusal]:
         for holder, path in _holders(data, pattern):
             name = str(path[-1])
             value = holder.pop(name)
-            off = name == "retrieval" and isinstance(value, dict) and value.get("type") is None  # as Ludwig writes it
-            if value is not None and not off:
+            if value is not None and not (pattern == "prompt.retrieval" and _is_unset(value)):
                 found.append((path, value, advice))
     for pattern, values in VALUES.items():
         for holder, path in _holders(data, pattern):
@@ -187,6 +186,11 @@ def refusals(data: Any) -> list[Refusal]:
                 elif path == ("trainer", "optimizer", "type"):
                     data["trainer"]["optimizer"] = {}  # nor do these
     return found
+
+
+def _is_unset(retrieval: Any) -> bool:
+    """Whether this is the section as Ludwig writes it where nothing is retrieved: all keys at their defaults."""
+    return isinstance(retrieval, dict) and all(v is None or (k == "k" and v == 0) for k, v in retrieval.items())
 
 
 def _holders(data: Any, pattern: str) -> list[tuple[dict[str, Any], tuple[str | int, ...]]]:

@@ -127,10 +127,26 @@ def test_a_refused_key_that_is_null_is_absent():
     assert load({"base_model": "x", "hyperopt": None, "prompt": {"retrieval": {"type": None}}}).prompt.retrieval is None
 
 
-def test_retrieval_is_off_where_its_type_is_null():
-    """As Ludwig writes it out, with all of its keys."""
-    off = {"type": None, "index_name": None, "model_name": None, "k": 5}
+def test_retrieval_is_off_where_all_of_its_keys_are_ludwigs_defaults():
+    """As Ludwig writes it out, with all of its keys; it refuses k over 0 without a type itself."""
+    off = {"type": None, "index_name": None, "model_name": None, "k": 0}
     assert load({"base_model": "x", "prompt": {"retrieval": off}}).prompt.retrieval is None
+
+
+@pytest.mark.parametrize(
+    "section",
+    [
+        {"prompt": {"retrieval": {"k": 3}}},
+        {"prompt": {"retrieval": {"type": None, "index_name": "rows"}}},
+        {"prompt": {"retrieval": {"types": "semantic"}}},
+        {"retrieval": {"k": 3}},
+        {"retrieval": {"type": None}},
+        {"retrieval": {}},
+    ],
+)
+def test_retrieval_without_a_type_is_not_forgotten(section):
+    fault = only({"base_model": "x", **section})
+    assert fault.code == "config-not-implemented" and "retrieval" in fault.message
 
 
 def test_rope_scaling_takes_its_older_spelling_too():
