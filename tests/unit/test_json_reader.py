@@ -14,8 +14,8 @@ from luthier.json_reader import MAX_DEPTH, parse, read
 SOURCE = Path(json_reader.__file__).parent
 # Where `json.loads` reads what this process has just written, or what its own rank 0 or a library's object said.
 OWN = {
-    "json_reader.py", "assets/chat.py", "assets/template_worker.py", "assets/tokenizer.py",
-    "assets/tokenizer_bounds.py", "config/describe.py", "data/numbers.py", "parallel/ranks.py",
+    "json_reader.py", "assets/tokenizer.py",
+    "assets/tokenizer_bounds.py", "config/describe.py", "numbers.py", "parallel/ranks.py",
     "run/lock.py", "train/checkpoint.py",
 }  # fmt: skip
 

@@ -8,12 +8,12 @@ training and at prediction, whenever those happen.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from luthier import numbers
 from luthier.errors import DataError
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def render_chat(
     BUDGET.set([MAX_STEPS])
     clock = _clock(now)
     context = {
-        "messages": list(messages) if copied else json.loads(json.dumps([dict(m) for m in messages])),
+        "messages": list(messages) if copied else numbers.loads(numbers.dumps([dict(m) for m in messages])),
         "tools": list(tools) if tools else None,
         "add_generation_prompt": add_generation_prompt,
         "strftime_now": clock,
@@ -145,7 +145,7 @@ def _tojson(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    return numbers.written(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def _stop(message: str) -> NoReturn:

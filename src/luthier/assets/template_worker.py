@@ -24,7 +24,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from luthier import json_reader
+from luthier import json_reader, numbers
 from luthier.errors import DataError, Fault
 
 MEMORY = 1 << 30  # bytes of address space of the child, where the platform can limit it
@@ -98,7 +98,7 @@ class TemplateWorker:
         """One reply a job, or fewer, and then the last is the fault of its job: raised, killed, or died in."""
         together = self._patience + PATIENCE_EACH * texts
         request = {**request, "patience": [self._patience, together]}
-        body = json.dumps(request, separators=(",", ":")).encode()
+        body = numbers.dumps(request, separators=(",", ":")).encode("utf-8", "surrogatepass")
         with self._lock:
             process = self._started()
             assert process.stdin is not None and process.stdout is not None
@@ -207,7 +207,7 @@ def serve() -> None:
     outgoing.write(b"\n")
     outgoing.flush()
     while head := incoming.read(8):
-        request = json.loads(incoming.read(int.from_bytes(head, "little")))
+        request = numbers.loads(str(incoming.read(int.from_bytes(head, "little")), "utf-8", "surrogatepass"))
         for reply in _answers(request):
             outgoing.write(json.dumps(reply, separators=(",", ":")).encode() + b"\n")
             outgoing.flush()

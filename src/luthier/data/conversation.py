@@ -7,7 +7,7 @@ from typing import Any
 
 from luthier import json_reader
 from luthier.data.layout import Layout
-from luthier.data.numbers import dumps
+from luthier.numbers import dumps, number
 from luthier.errors import DataError
 from luthier.types import Message
 
@@ -178,7 +178,7 @@ def _calls(value: Any, where: str) -> tuple[dict[str, Any], ...]:
 
 def _json(text: str, where: str) -> Any:
     try:
-        return json_reader.parse(text)
+        return json_reader.parse(text, parse_float=number)
     except ValueError as error:
         raise _fault(where, f"this is not JSON ({error})", text) from error
 

@@ -32,8 +32,8 @@ from luthier.events import Note, Sink, progress, silent, stage
 from luthier.types import SPLITS, DataStats, Example, Split
 
 CHUNK = 512  # rows encoded together: enough to keep the tokenizer's threads busy, few enough to report progress
-READERS = ("prepare", "share", "store", "audit", "conversation", "numbers")
-SOURCES = ("data/render", *(f"data/{name}.py" for name in READERS), "assets")
+READERS = ("prepare", "share", "store", "audit", "conversation")
+SOURCES = ("data/render", *(f"data/{name}.py" for name in READERS), "numbers.py", "assets")
 
 
 @dataclass(frozen=True, slots=True)

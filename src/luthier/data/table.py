@@ -15,7 +15,7 @@ from decimal import Decimal
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from luthier.data.numbers import Written, dumps, loads
+from luthier.numbers import Written, dumps, loads
 from luthier.errors import DataError
 
 if TYPE_CHECKING:

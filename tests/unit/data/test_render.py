@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +13,7 @@ from rendering_fixtures import CHATML, LLAMA_CHAT, byte_level, llama_style, prom
 from luthier.data.layout import Layout
 from luthier.data.render import Dropped, Renderer
 from luthier.data.render.template import parse
+from luthier.data.sources import read
 from luthier.errors import DataError
 from luthier.types import Example, Message
 
@@ -374,3 +377,29 @@ def test_too_long() -> None:
     with pytest.raises(DataError) as caught:
         renderer(byte_level(), preprocessing=section).examples({"a": "q", "b": "", "y": "x"}, 9)
     assert caught.value.code == "data-too-long" and "row 9" in str(caught.value)
+
+
+CALLS = (
+    "{% for m in messages %}{{ m.content }}{% for call in m.tool_calls or [] %}{{ call.function.name }} "
+    "{{ call.function.arguments | tojson }} {{ call.function.arguments.z }}{% endfor %}\n{% endfor %}"
+    "{% if add_generation_prompt %}> {% endif %}"
+)
+
+
+@pytest.mark.parametrize("shape", ["text", "an object", "messages as text"])
+def test_numbers_of_a_tool_call_stand_as_they_were_written(shape: str, tmp_path: Path) -> None:
+    """`1e5` and `1.10` became 100000.0 and 1.1 where the arguments were read, and again where the template wrote."""
+    written = '{"z": 1e5, "amount": 1.10, "in": [2.50, {"x": 3.00}], "plain": 0.5, "ja": "東京 1.10"}'
+    call = '{"type": "function", "function": {"name": "pay", "arguments": %s}}'
+    called = call % (json.dumps(written) if shape == "text" else written)
+    turns = f'[{{"role": "user", "content": "hi"}}, {{"role": "assistant", "content": null, "tool_calls": [{called}]}}]'
+    cell = json.dumps(turns) if shape == "messages as text" else turns
+    tools = '[{"name": "pay", "parameters": {"most": 1.50}}]'
+    path = tmp_path / "rows.jsonl"
+    path.write_text(f'{{"messages": {cell}, "tools": {tools}}}\n', encoding="utf-8")
+    row = read(path).row(0)
+    template = "{{ tools | tojson(indent=2) }}" + CALLS
+    made = renderer(byte_level(None), Layout("chat", (), "messages", tools="tools"), chat_template=template)
+    ids = examples(made, row)[0].ids
+    text = byte_level(None).decode(list(ids))
+    assert f"pay {written} 1e5" in text and '"most": 1.50\n' in text

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from luthier.data.numbers import dumps
+from luthier.numbers import dumps
 from luthier.errors import DataError, Fault
 from luthier.registry import nearest
 

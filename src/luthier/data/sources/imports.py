@@ -51,4 +51,4 @@ def _write(folder: Path, path: Path, name: str, options: Options, reader: Reader
 @functools.cache
 def _code() -> str:
     here = Path(__file__).parent
-    return code_hash(here, here.parent / "table.py", here.parent / "numbers.py")
+    return code_hash(here, here.parent / "table.py", here.parents[1] / "numbers.py")

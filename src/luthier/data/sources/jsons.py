@@ -8,8 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from luthier import json_reader
-from luthier.data import numbers
+from luthier import json_reader, numbers
 from luthier.data.sources import memory, splits
 from luthier.data.sources.encoding import codec_of, decode, open_text
 from luthier.data.sources.formats import (

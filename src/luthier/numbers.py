@@ -50,6 +50,28 @@ def dumps(value: Any, default: Callable[[Any], Any] | None = None, separators: t
     return _walk(value, default, separators) if MAYBE_WRITTEN.search(text) else text
 
 
+def written(value: Any, **options: Any) -> str:
+    """`json.dumps` with any of its ``options``, in which numbers stand as they were written."""
+    text = json.dumps(value, **options)
+    if not MAYBE_WRITTEN.search(text):
+        return text
+    stem, held = "zqn", list[Written]()
+    while stem in text:
+        stem += "n"
+    text = json.dumps(_held(value, stem, held), **options)
+    return re.sub(f'"{stem}(\\d+)"', lambda found: held[int(found[1])].text, text) if held else text
+
+
+def _held(value: Any, stem: str, held: list[Written]) -> Any:
+    """``value`` with a word of its own, ``stem`` and its place in ``held``, for each number to be kept."""
+    if isinstance(value, Written):
+        held.append(value)
+        return f"{stem}{len(held) - 1}"
+    if isinstance(value, dict):
+        return {key: _held(inner, stem, held) for key, inner in value.items()}
+    return [_held(inner, stem, held) for inner in value] if isinstance(value, (list, tuple)) else value
+
+
 def loads(text: str) -> Any:
     """The value of a JSON text that `dumps` made."""
     return DECODER.decode(text)
