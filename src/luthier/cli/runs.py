@@ -22,7 +22,9 @@ def command(
     ] = None,
     as_json: common.Json = False,
 ) -> None:
-    """List runs with their results, compare them, verify one. Two or more RUNs, named each: the keys that differ.
+    """List runs with their results, compare them, verify one. Two or more RUNs, named each: what differs.
+
+    That is their config keys, and the table, base, tokenizer, template and versions that they were made from.
 
     `luthier runs verify RUN` reads every byte of its checkpoints and model and names what is not as it was written.
     """

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from luthier import json_reader
+from luthier import json_reader, numbers
 from luthier.data.layout import Layout
-from luthier.numbers import dumps, number
 from luthier.errors import DataError
 from luthier.types import Message
 
@@ -144,7 +143,7 @@ def _text(content: Any, where: str) -> str:
             return "".join(part for part in parts if part is not None)
         raise _fault(where, "a turn holds a part that is not text; only text is supported", content)
     if isinstance(content, Mapping):  # a tool's answer given as an object
-        return dumps(content)
+        return numbers.dumps(content)
     raise _fault(where, "the content of a turn is not text", content)
 
 
@@ -178,7 +177,7 @@ def _calls(value: Any, where: str) -> tuple[dict[str, Any], ...]:
 
 def _json(text: str, where: str) -> Any:
     try:
-        return json_reader.parse(text, parse_float=number)
+        return json_reader.parse(text, parse_float=numbers.number)
     except ValueError as error:
         raise _fault(where, f"this is not JSON ({error})", text) from error
 

@@ -15,8 +15,8 @@ from decimal import Decimal
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from luthier.numbers import Written, dumps, loads
 from luthier.errors import DataError
+from luthier.numbers import Written, dumps, loads
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -322,6 +322,7 @@ def _inputs(work: Work, dataset: Any, encoding: str | None) -> dict[str, Any]:
         "base": str(base.resolve()) if base.exists() else None,
         "encoding": encoding or work.config.preprocessing.encoding,
         "base_files": file_hashes(work.base.path),
+        "rows": len(work.table),
         "columns": work.table.columns,
         "layout": asdict(work.layout),
     }

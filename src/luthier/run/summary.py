@@ -1,4 +1,4 @@
-"""Run folders side by side: their state, their results, and the config keys in which they differ."""
+"""Run folders side by side: their state, their results, and the config keys and inputs in which they differ."""
 
 from __future__ import annotations
 
@@ -10,7 +10,13 @@ from typing import Any
 
 from luthier import json_reader
 from luthier.errors import RunError
+from luthier.run.inputs import RECORD
 from luthier.run.metrics import read_metrics
+
+# Of what the lock holds a hash, and what that is called here.
+HASHES = {"data_hash": "data", "base_hash": "base", "tokenizer_hash": "tokenizer", "template_hash": "template",
+          "start_hash": "start"}  # fmt: skip
+SHORT = 12  # characters of a hash that are shown
 
 HEADINGS = ["run", "state", "base", "steps", "validation loss", "best", "adapter"]
 
@@ -28,6 +34,7 @@ class RunSummary:
     best_validation_loss: float | None
     adapter: str
     config: dict[str, Any] = field(repr=False)
+    inputs: dict[str, str] = field(default_factory=dict, repr=False)  # what it was made from beside its config
 
     def to_json(self) -> dict[str, Any]:
         """The summary as JSON types."""
@@ -86,7 +93,21 @@ def read(path: Path) -> RunSummary:
         best_validation_loss=min(validation, default=None),
         adapter=str(adapter.get("type")) if isinstance(adapter, dict) else "full",
         config=config,
+        inputs=_inputs(path, lock),
     )
+
+
+def _inputs(path: Path, lock: dict[str, Any]) -> dict[str, str]:
+    """The table, base, tokenizer, template and versions that a run was made from, as far as it says."""
+    try:
+        known = json_reader.read(path / RECORD)
+    except ValueError:  # it is not there, or not whole: the lock tells what differs
+        known = {}
+    known = known if isinstance(known, dict) else {}
+    named = {"data.name": known.get("dataset"), "data.rows": known.get("rows"), "base.name": lock.get("base_name")}
+    hashes = {f"{name}.hash": str(lock[key])[:SHORT] for key, name in HASHES.items() if lock.get(key)}
+    versions = {f"versions.{name}": version for name, version in (lock.get("versions") or {}).items()}
+    return {key: str(value) for key, value in (named | hashes | versions).items() if value is not None}
 
 
 def is_run(path: Path) -> bool:
@@ -106,11 +127,12 @@ def summarise(paths: Sequence[Path]) -> list[RunSummary]:
 
 
 def differences(runs: Sequence[RunSummary]) -> dict[str, list[str]]:
-    """Config keys on which the runs do not agree, each with one value a run (`-` where it is absent).
+    """Config keys and inputs on which the runs do not agree, each with one value a run (`-` where it is absent).
 
     A key that is absent in one run and null in another makes no difference.
     """
-    flat = [_flat(run.config) for run in runs]
-    keys = sorted({key for one in flat for key in one})
+    flat = [_flat(run.config) | run.inputs for run in runs]
+    configured = {key for run in runs for key in _flat(run.config)}
+    keys = sorted({key for one in flat for key in one}, key=lambda key: (key not in configured, key))
     rows = {key: [one.get(key, "-") for one in flat] for key in keys}
     return {key: values for key, values in rows.items() if len(set(values)) > 1 and not set(values) <= {"-", "null"}}

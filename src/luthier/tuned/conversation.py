@@ -7,9 +7,9 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from luthier import events
-from luthier.numbers import dumps
 from luthier.data.render.template import RESERVED, fields_of
 from luthier.errors import ConfigError
+from luthier.numbers import dumps
 from luthier.types import Engine, Message
 
 if TYPE_CHECKING:

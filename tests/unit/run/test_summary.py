@@ -43,3 +43,22 @@ def test_a_record_that_is_no_object_is_no_run(tmp_path: Path) -> None:
     with pytest.raises(RunError) as caught:
         summary.read(tmp_path)
     assert caught.value.code == "run-not-a-run"
+
+
+def test_what_two_runs_were_made_from_is_compared_too(tmp_path: Path) -> None:
+    """Two runs of one config on different tables were told to be alike."""
+    for name, data, version, rows in (("one", "a" * 64, "1", 10), ("two", "b" * 64, "2", 20)):
+        (tmp_path / name).mkdir()
+        lock = {"config": {"r": 1}, "data_hash": data, "base_hash": "c" * 64, "versions": {"torch": version, "x": "1"}}
+        (tmp_path / name / "run.json").write_text(json.dumps({"lock": lock}), encoding="utf-8")
+        record = {"dataset": f"/data/{name}.csv", "rows": rows}
+        (tmp_path / name / "data.json").write_text(json.dumps(record), encoding="utf-8")
+    runs = summary.summarise([tmp_path])
+    assert summary.differences(runs) == {
+        "data.hash": ["a" * 12, "b" * 12],
+        "data.name": ["/data/one.csv", "/data/two.csv"],
+        "data.rows": ["10", "20"],
+        "versions.torch": ["1", "2"],
+    }
+    (tmp_path / "two" / "data.json").write_text("{", encoding="utf-8")  # what is broken hides no difference
+    assert summary.differences(summary.summarise([tmp_path]))["data.hash"] == ["a" * 12, "b" * 12]

@@ -15,8 +15,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from luthier.numbers import dumps
 from luthier.errors import DataError, Fault
+from luthier.numbers import dumps
 from luthier.registry import nearest
 
 RESERVED = ("__sample__", "__task__", "__context__")
