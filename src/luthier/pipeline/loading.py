@@ -13,6 +13,7 @@ from luthier.assets.tokenizer import Tokenizer
 from luthier.config import Config
 from luthier.data import sources
 from luthier.data.layout import Layout
+from luthier.data.render import Renderer
 from luthier.data.render.template import fields_of
 from luthier.data.table import Table
 from luthier.errors import AssetError, LuthierError
@@ -20,6 +21,8 @@ from luthier.infer.sampling import idle
 from luthier.metrics.calibration import Calibration
 from luthier.pipeline.located import base_name
 from luthier.pipeline.opening import declared_precision, open_base, open_tuned
+from luthier.pipeline.overriding import asked_as_trained
+from luthier.pipeline.overriding import idle as idle_keys
 from luthier.pipeline.preparing import divide, renderer_of
 from luthier.pipeline.reading import read_table
 from luthier.pipeline.unchanged import require_same_model, require_unchanged
@@ -55,7 +58,7 @@ def load(
     base = assets.resolve(found.base_name, trust_remote_code=trust_remote_code, sink=sink)
     found.require(base)
     if overrides:
-        for line in idle(found.settings.generation):
+        for line in [*idle_keys(found.declared, found.settings), *idle(found.settings.generation)]:
             sink(events.Warned(text=line))
     model = open_tuned(found.settings, base, found.precision, found.device, found.folder, sink)
     return tuned_of(found, base, model, sink)
@@ -67,6 +70,7 @@ class Found:
 
     folder: RunFolder
     settings: Config
+    declared: Config  # the settings as the run folder has them, without overrides
     lock: Lock
     record: Mapping[str, Any]  # what it was made from
     base_name: str
@@ -96,7 +100,9 @@ def find(path: str | Path, *, overrides: Sequence[str] = (), sink: events.Sink =
 
     folder = RunFolder.load(path)
     require_unchanged(folder, sink)
-    settings = config.load(folder.path / "config.yaml", overrides)
+    file = folder.path / "config.yaml"
+    settings = config.load(file, overrides)
+    declared = config.load(file) if overrides else settings
     lock = folder.lock
     assert lock is not None, "a run with a model has a lock"
     require_same_model(folder, lock, settings, sink)
@@ -104,7 +110,7 @@ def find(path: str | Path, *, overrides: Sequence[str] = (), sink: events.Sink =
     machine = machines.probe(settings.execution.device)
     precision = resolve_precision(declared_precision(settings), machine)
     name = base_name(settings)
-    return Found(folder, settings, lock, known, name, precision, planner.device_of(machine))
+    return Found(folder, settings, declared, lock, known, name, precision, planner.device_of(machine))
 
 
 def tuned_of(found: Found, base: Base, model: Tunable, sink: events.Sink = events.silent) -> Tuned:
@@ -112,10 +118,15 @@ def tuned_of(found: Found, base: Base, model: Tunable, sink: events.Sink = event
     settings, folder = found.settings, found.folder
     columns: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in found.record["layout"].items()}
     layout = Layout(**columns)
-    data = partial(_training_data, settings, found.record, layout, found.lock, sink)
+    # the table and its split are the training's, whatever is overridden here
+    data = partial(_training_data, found.declared, found.record, layout, found.lock, sink)
     tokenizer = Tokenizer.load(base.path)
-    renderer = renderer_of(settings, layout, tokenizer, base, found.record["columns"], "data")
-    if renderer.template_hash != found.lock.template_hash:
+
+    def renders(config: Config) -> Renderer:
+        return renderer_of(config, layout, tokenizer, base, found.record["columns"], "data")
+
+    renderer, wanted = renders(settings), found.lock.template_hash
+    if renderer.template_hash != wanted != renders(asked_as_trained(settings, found.lock.config)).template_hash:
         told = (
             "prompts are not written as in the training: the config's prompt, or the base's chat template, is another"
         )
@@ -125,7 +136,7 @@ def tuned_of(found: Found, base: Base, model: Tunable, sink: events.Sink = event
     if (folder.path / CALIBRATION).is_file():
         calibration = Calibration.from_json(folder.read_json(CALIBRATION))
     where = folder.path.absolute()
-    divided = partial(_divided, settings, layout, found.lock)
+    divided = partial(_divided, found.declared, layout, found.lock)
     return Tuned(
         settings, tokenizer, layout, renderer, model, where, data, open_it, calibration=calibration, divided=divided
     )

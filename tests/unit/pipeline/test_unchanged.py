@@ -205,3 +205,39 @@ def test_prompts_that_are_written_otherwise_are_told(made: Path) -> None:
     assert not any("not written as in the training" in getattr(one, "text", "") for one in told)
     pipeline.load(made / "one", overrides=['prompt.template="Q: {text}"'], sink=told.append)
     assert any("not written as in the training" in getattr(one, "text", "") for one in told)
+
+
+def warned(run: Path, *overrides: str) -> list[str]:
+    heard: list[Any] = []
+    pipeline.load(run, overrides=overrides, sink=heard.append)
+    return [event.text for event in heard if isinstance(event, events.Warned)]
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["trainer.learning_rate=1", "dataset=x.csv", "model_parameters.neftune_noise_alpha=5",
+     "preprocessing.truncation=drop", "preprocessing.max_sequence_length=64", "prompt.train_on=all", "adapter.dropout=0.5"],
+)  # fmt: skip
+def test_an_override_that_changes_no_answer_is_told_and_nothing_else(made: Path, override: str) -> None:
+    (told,) = warned(made / "one", override)
+    keys, _, acting = told.partition(": of no effect")
+    assert override.partition("=")[0] in keys.split(", ") and "generation" in acting
+
+
+def test_a_seed_acts_where_answers_are_drawn(made: Path) -> None:
+    (told,) = warned(made / "one", "random_seed=7")
+    assert "random_seed" in told and "greedy" in told
+    assert warned(made / "one", "random_seed=7", "generation.temperature=0.5") == []
+
+
+@pytest.mark.parametrize(
+    "override", ["generation.max_new_tokens=2", "trainer.eval_batch_size=2", "execution.device=cpu", "random_seed=1"]
+)
+def test_an_override_that_acts_or_changes_nothing_is_not_told(made: Path, override: str) -> None:
+    assert warned(made / "one", override) == []
+
+
+def test_an_override_does_not_move_rows_between_training_and_evaluation(made: Path, tmp_path: Path) -> None:
+    rows = [{"text": f"parcel {i}", "answer": f"a {i}"} for i in range(16)]
+    plain, other = (pipeline.load(made / "one", overrides=sets) for sets in ([], ["random_seed=7"]))
+    assert [one.evaluate(rows, shots=0).rows for one in (other,)] == [plain.evaluate(rows, shots=0).rows]
