@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from luthier.api.model import Dataset
-from luthier.errors import ConfigError, Fault
+from luthier.errors import ConfigError, Fault, RunError
+from luthier.registry import nearest
 from luthier.types import SPLITS
+
+SHOWN = 5  # runs that are named
 
 # Ludwig's names of data formats -> the suffixes that Luthier reads them under
 DATA_FORMATS: dict[str, tuple[str, ...]] = {
@@ -32,6 +35,26 @@ def refuse(name: str, value: Any, fix: str) -> None:
 def _refused(name: str, value: Any, fix: str) -> Fault:
     message, where = f"LudwigModel: {name}=… is not supported", f"LudwigModel {name}"
     return Fault("config-not-implemented", message, where, value, "None", fix)
+
+
+def resumed(named: str) -> Path:
+    """The folder of a run to go on with. Raises RunError run-not-a-run, with the runs nearby, where there is none."""
+    folder = Path(named)
+    if (folder / "run.json").is_file():
+        return folder
+    beside = folder.parent if folder.parent.is_dir() else Path()
+    runs = sorted(one.name for one in beside.iterdir() if (one / "run.json").is_file())
+    shown = [str(beside / one) for one in runs[-SHOWN:]]
+    closest = nearest(folder.name, runs)
+    new = "leave model_resume_path out to begin a new run"
+    raise RunError(
+        "run-not-a-run",
+        "there is no run to go on with: " + ("the folder has no run.json" if folder.exists() else "no such folder"),
+        where="LudwigModel train(model_resume_path=…)",
+        received=str(folder),
+        allowed=shown or f"the folder of a run; there is none in {beside.resolve()}",
+        fix=f"did you mean {str(beside / closest)!r}? Else {new}" if closest else f"name the run's folder, or {new}",
+    )
 
 
 def refuse_machine(

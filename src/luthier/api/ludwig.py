@@ -94,8 +94,9 @@ class LudwigModel:
 
         Without ``dataset`` and ``training_set`` the config's own dataset is taken. ``training_set``, ``validation_set``
         and ``test_set`` are the split, whatever the config says of one. ``model_resume_path`` names the run folder to
-        go on with. ``random_seed`` overrides the config's in this call. A run folder always holds the trained model,
-        its checkpoints and its metrics: asking to leave those out warns. Processed input is never kept in it.
+        go on with; RunError where there is none. ``random_seed`` overrides the config's in this call. A run folder
+        always holds the trained model, its checkpoints and its metrics: asking to leave those out warns. Processed
+        input is never kept in it.
         """
         arguments.refuse("callbacks", callbacks or None, "read metrics.jsonl in the run folder, or set trainer.track")
         arguments.refuse("training_set_metadata", training_set_metadata, "leave it out; it is made from the data")
@@ -119,7 +120,7 @@ class LudwigModel:
                 warnings.warn(unused, UserWarning, stacklevel=2)
             dataset, settings = sets.joined(given, settings), sets.fixed(settings)
         name = f"{experiment_name}_{model_name}" if experiment_name else model_name
-        output = Path(model_resume_path) if model_resume_path else numbered(output_directory, name)
+        output = arguments.resumed(model_resume_path) if model_resume_path else numbered(output_directory, name)
         trained = self._model.train(dataset, output=output, config=settings)
         lines = read_metrics(trained.folder / "metrics.jsonl")
         known = PreprocessedData(trained.tuned.table, trained.tuned.splits, {"examples": dict(trained.rows)})

@@ -300,17 +300,33 @@ def test_the_sets_are_the_split_whatever_the_config_says(one_step, frame, tmp_pa
 def test_a_run_of_sets_that_was_ended_goes_on(one_step, frame, tmp_path, monkeypatch) -> None:
     trainer = {**one_step["trainer"], "train_steps": 2, "steps_per_checkpoint": 1}
     model = LudwigModel({**one_step, "defaults": "ludwig", "trainer": trainer})
-    sets, folder = _sets(frame), tmp_path / "run"
+    sets, folder = _sets(frame), tmp_path / "run-0"
 
     def ended(*_: Any) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched, pytest.raises(Interrupted):
         patched.setattr("luthier.pipeline.training.report", ended)
-        model.train(**sets, model_resume_path=str(folder))
+        model.train(**sets, output_directory=str(tmp_path))
     results = model.train(**sets, model_resume_path=str(folder))
     assert json.loads((folder / "run.json").read_text())["state"] == "finished"
     assert results.preprocessed_data.training_set_metadata["examples"] == {"train": 20, "validation": 5, "test": 5}
+
+
+def test_a_run_to_go_on_with_that_is_not_there_is_no_new_one(one_step, frame, tmp_path) -> None:
+    (tmp_path / "run-3").mkdir()
+    (tmp_path / "run-3" / "run.json").write_text("{}", encoding="utf-8")
+    (tmp_path / "empty").mkdir()
+    model = LudwigModel(one_step)
+    for name, fix in (("runs-3", "run-3'"), ("empty", "leave model_resume_path out")):
+        with pytest.raises(RunError, match="no run to go on with") as caught:
+            model.train(frame, model_resume_path=str(tmp_path / name))
+        fault = caught.value.faults[0]
+        assert fault.code == "run-not-a-run" and fault.received == str(tmp_path / name)
+        assert fix in str(fault.fix) and str(tmp_path / "run-3") in str(fault.allowed)
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["empty", "run-3"] and not any(
+        (tmp_path / "empty").iterdir()
+    )
 
 
 def test_sets_are_read_as_a_dataset_is_and_keep_their_values_as_written(one_step, tmp_path) -> None:
