@@ -10,7 +10,7 @@ from dataclasses import replace
 from itertools import repeat
 from typing import Any
 
-from luthier.data.conversation import conversation, is_conversation
+from luthier.data.conversation import conversation, is_conversation, is_list
 from luthier.data.language import language_of
 from luthier.data.layout import Kind, Layout
 from luthier.data.render.template import plain_text
@@ -113,7 +113,8 @@ def detect(
         )
     free = [c for c in table.columns if c != SPLIT_COLUMN and c not in exclude]
     layout = _said(table, free, inputs, target) if inputs or target else None
-    layout = layout or _chat(table, free) or _conventional(table, free) or _guessed(table, free)
+    layout = layout or _chat(table, free) or _conventional(table, free) or _meant_as_chat(table, free)
+    layout = layout or _guessed(table, free)
     if told:
         layout = replace(layout, explanation=(told, *layout.explanation))
     if layout.kind not in ("chat", "text"):
@@ -200,6 +201,20 @@ def _chat(table: Table, free: list[str]) -> Layout | None:
     lines = (f"conversations: {column!r}",)
     system, tools = _named(free, ("system", "system_prompt")), _tools(free)
     return Layout("chat", (), column, explanation=lines, system=system, tools=tools)
+
+
+def _meant_as_chat(table: Table, free: list[str]) -> Layout | None:
+    """A column with the name of conversations and lists in it that are none: rendering says what is wrong with them."""
+    column = _named(free, CHAT_COLUMNS)
+    if column is None or not any(map(is_list, _first_cells(table, column))):
+        return None
+    return Layout("chat", (), column, explanation=(f"conversations: {column!r}",), tools=_tools(free))
+
+
+def _first_cells(table: Table, column: str) -> list[Any]:
+    """The values of a column in the rows that decide what it holds, without those that are none."""
+    values = Table(table.rows.slice(0, LOOKED_AT), table.name).column(column)
+    return [value for value in values if value not in (None, "", [])]
 
 
 def _conventional(table: Table, free: list[str]) -> Layout | None:
@@ -332,10 +347,8 @@ def one_answer(table: Table, layout: Layout, splits: Iterable[int] | None = None
 
 def holds_chat(table: Table, column: str, *, any_role: bool = False) -> bool:
     """Whether the first rows of a column hold conversations; ``any_role``: whether one may be meant as such."""
-    values = table.rows.slice(0, LOOKED_AT)
-    cells = [v for v in Table(values, table.name).column(column) if v not in (None, "", [])]
-    found = [is_conversation(cell, any_role=any_role) for cell in cells]
-    return any(found) if any_role else bool(cells) and all(found)
+    found = [is_conversation(cell, any_role=any_role) for cell in _first_cells(table, column)]
+    return any(found) if any_role else bool(found) and all(found)
 
 
 def _texts(table: Table, columns: list[str]) -> list[str]:

@@ -18,6 +18,10 @@ ROLES: dict[str, str] = {
     "function_call": "function_call",  # ShareGPT's turn that is one call: it becomes an assistant's
     "tool_call": "function_call",
 }
+# An object may hold a turn under each of these: {"human": …, "assistant": …}. Words that name other things are none.
+SPEAKERS = {name: role for name, role in ROLES.items()
+            if role in ("system", "user", "assistant") and name not in ("instruction", "model")}  # fmt: skip
+ORDER = ("system", "user", "assistant")  # in which they are said
 ROLE_KEYS = ("role", "from", "speaker")
 CONTENT_KEYS = ("content", "value", "text")
 REASONING_KEYS = ("reasoning_content", "thinking")  # as chat templates name what an answer was thought out with
@@ -66,11 +70,21 @@ def turn_list(value: Any, where: str) -> list[Any]:
         return []
     if not isinstance(value, list):
         raise _fault(where, "a conversation is not a list of turns", value)
-    return value
+    return [turn for item in value for turn in (_spoken(item) or [item])]
+
+
+def _spoken(item: Any) -> list[dict[str, Any]]:
+    """The turns of an object whose keys are their speakers; none of any other, or where two of them are one role."""
+    if not isinstance(item, Mapping) or not all(isinstance(key, str) for key in item):
+        return []
+    said = {SPEAKERS.get(key.strip().lower()): text for key, text in item.items()}
+    if None in said or len(said) < len(item):
+        return []
+    return [{"role": role, "content": said[role]} for role in ORDER if role in said]
 
 
 def is_conversation(value: Any, *, any_role: bool = False) -> bool:
-    """Whether a cell looks like a conversation: a list of objects that each name a role. Never raises.
+    """Whether a cell looks like a conversation: a list of objects that each name a role, or speakers. Never raises.
 
     ``any_role``: roles that nobody knows count too; the column's name already says what it is meant to be.
     """
@@ -85,7 +99,20 @@ def is_conversation(value: Any, *, any_role: bool = False) -> bool:
         return False
     if any_role:
         return all(isinstance(turn, Mapping) and any(isinstance(turn.get(k), str) for k in ROLE_KEYS) for turn in value)
-    return all(isinstance(turn, Mapping) and any(str(turn.get(key)) in ROLES for key in ROLE_KEYS) for turn in value)
+    if all(isinstance(turn, Mapping) and any(str(turn.get(key)) in ROLES for key in ROLE_KEYS) for turn in value):
+        return True
+    spoken = [_spoken(turn) for turn in value]
+    return all(spoken) and {"user", "assistant"} <= {turn["role"] for turns in spoken for turn in turns}
+
+
+def is_list(value: Any) -> bool:
+    """Whether a cell is a list, or JSON text of one. Never raises."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        try:
+            value = json_reader.parse(value)
+        except ValueError:
+            return False
+    return isinstance(value, list)
 
 
 def _message(turn: Any, where: str) -> Message:

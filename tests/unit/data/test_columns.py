@@ -254,3 +254,35 @@ def test_hardly_a_word_under_english_headings_is_a_guess():
 )
 def test_short_notes_of_another_language_do_not_become_english(notes):
     assert recognised(table(note=notes), ["note"]) == ("", False)
+
+
+@pytest.mark.parametrize(
+    "turns",
+    [
+        [{"human": "hi", "assistant": "hello"}, {"human": "and?", "assistant": "on"}],
+        [{"assistant": "hello", "Human": "hi"}, {"user": "and?"}, {"gpt": "on"}],
+        '[{"user": "hi", "bot": "hello"}, {"user": "and?", "bot": "on"}]',
+    ],
+)
+@pytest.mark.parametrize("column", ["conversation", "talks"])
+def test_turns_whose_keys_are_their_speakers(turns, column):
+    """They were taken for running text, and their JSON was trained."""
+    chats = table(**{column: [turns, turns]})
+    layout = detect(chats)
+    assert (layout.kind, layout.target) == ("chat", column)
+    said = [(turn.role, turn.content) for turn in conversation(chats.row(0), layout)]
+    assert said == [("user", "hi"), ("assistant", "hello"), ("user", "and?"), ("assistant", "on")]
+
+
+@pytest.mark.parametrize(
+    "turns", [["hi", "hello"], [{"q": "hi", "a": "hello"}], [{"user": "a", "human": "b", "bot": "c"}]]
+)
+def test_lists_that_are_no_turns_are_refused_in_a_column_of_conversations(turns):
+    chats = table(dialogue=[turns, turns])
+    with pytest.raises(DataError) as caught:
+        conversation(chats.row(1), detect(chats), "t row 1")
+    assert caught.value.code == "data-chat" and "t row 1" in caught.value.faults[0].where
+    beside = table(dialogue=[turns, turns], question=["a", "b"], answer=["c", "d"])
+    assert detect(beside).kind == "completion", "known headings say what is learned"
+    other = table(tags=[["x"], ["y"]], note=["a b", "c d"], reply=["e", "f"])
+    assert detect(other).kind == "columns"

@@ -216,7 +216,8 @@ def warned(run: Path, *overrides: str) -> list[str]:
 @pytest.mark.parametrize(
     "override",
     ["trainer.learning_rate=1", "dataset=x.csv", "model_parameters.neftune_noise_alpha=5",
-     "preprocessing.truncation=drop", "preprocessing.max_sequence_length=64", "prompt.train_on=all", "adapter.dropout=0.5"],
+     "preprocessing.truncation=drop", "preprocessing.max_sequence_length=64", "prompt.train_on=all",
+     "adapter.dropout=0.5"],
 )  # fmt: skip
 def test_an_override_that_changes_no_answer_is_told_and_nothing_else(made: Path, override: str) -> None:
     (told,) = warned(made / "one", override)
