@@ -95,7 +95,7 @@ class Preprocessing(Section):
         True,
         "Keep rows that are nearly equal on one side of the split, so that the test stays honest; datetime tells them "
         "instead, fixed takes the sides as they are. More than 10 of them that are over 5 % of the rows are a common "
-        "form, not copies, and are divided.",
+        "form, not copies, and are divided; what all rows begin with, and a column with one value, count for nothing.",
         ludwig=False,
     )
     redact: tuple[Literal["email", "phone", "card", "key"], ...] = key(

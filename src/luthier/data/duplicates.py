@@ -25,6 +25,7 @@ BANDS, ROWS = 16, 4  # two texts of similarity 0.8 share a band with probability
 PLAUSIBLE = 2  # bands that two texts share before they are measured; one may be chance, and 0.8 shares six or seven
 LARGEST = 0.05  # a larger share of the rows that are all alike is a house style, not a duplicate
 BLOCK = 256  # texts hashed together
+LOOKED_AT = 1000  # texts that show what all of them begin with
 
 
 def normalised(text: str) -> str:
@@ -95,6 +96,17 @@ def equal_runs(keys: np.ndarray[Any, Any]) -> Iterator[list[int]]:
     starts, ends = np.concatenate(([0], edges)), np.concatenate((edges, [len(keys)]))
     for begin, end in zip(*(x[ends - starts > 1].tolist() for x in (starts, ends)), strict=True):
         yield order[begin:end].tolist()
+
+
+def beginning(texts: Iterable[str]) -> str:
+    """What all ``texts`` begin with, such as one system prompt: it tells none of them from another.
+
+    Told from the first of them; nothing where that is short, as the names of keys in front of a text are.
+    """
+    looked_at = list(islice(texts, LOOKED_AT))
+    least, most = min(looked_at, default=""), max(looked_at, default="")  # what these two share, all between them do
+    end = next((i for i, (a, b) in enumerate(zip(least, most, strict=False)) if a != b), len(least))
+    return least[:end] if end >= SHORTEST else ""
 
 
 def near_pairs(texts: Iterable[str], text_of: Callable[[int], str], count: int) -> tuple[list[tuple[int, int]], int]:

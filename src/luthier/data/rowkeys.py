@@ -26,6 +26,16 @@ def key_columns(
     return [c for c in usable(table, apart) if c != target]
 
 
+def varying(table: Table, columns: Sequence[str]) -> list[str]:
+    """Those of ``columns`` that do not hold one value in all rows, such as one instruction; all where each does."""
+    return [c for c in columns if not _is_constant(table.values(c))] or list(columns)
+
+
+def _is_constant(values: Iterator[Any]) -> bool:
+    first = next(values, None)
+    return all(value == first for value in values)
+
+
 def texts(table: Table, columns: Sequence[str]) -> Iterator[str]:
     """Each row's normalised text over ``columns``."""
     if not columns:

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from luthier.assets.cache import build_once, code_hash, forget_old, read_made
-from luthier.data import rowkeys, shares
-from luthier.data.duplicates import Groups, near_pairs
+from luthier.data import rowkeys, shares, unvalidated
+from luthier.data.alike import near_rows
+from luthier.data.duplicates import Groups
 from luthier.data.sources.splits import SPLIT_COLUMN, number
 from luthier.data.table import Table
 from luthier.data.times import seconds_of
@@ -52,6 +53,7 @@ class SplitResult:
     notes: tuple[str, ...] = ()
     duplicates: int = 0  # rows that repeat an earlier one
     leaked: int = 0  # rows outside train that repeat a row in train (only when the sides were given)
+    why_none: str = ""  # why no row validates
 
     def of(self, split: Split) -> list[int]:
         """The row numbers of one side, in order."""
@@ -136,13 +138,12 @@ def _assign(
     groups.join_equal(keys)
     duplicates = sum(len(one) - 1 for one in groups.sets()[0])
     near = Groups(len(table)) if kind == "datetime" else groups  # moving what is nearly alike would break the order
+    pairs: list[tuple[int, int]] = []
     if near_duplicates and kind != "fixed":
-        again = functools.partial(rowkeys.text_at, table, keyed)
-        pairs, alike = near_pairs(rowkeys.texts(table, keyed), again, len(table))
+        pairs, told = near_rows(table, keyed)
         for one, other in pairs:
             near.join(one, other)
-        if alike:
-            notes.append(f"{alike} rows are nearly alike; taken as a common form, not as duplicates of each other")
+        notes += told
     if kind == "hash" and split.group is None and split.column is not None:
         groups.join_equal(rowkeys.value_keys(table, split.column))
     if split.group is not None:
@@ -170,13 +171,14 @@ def _assign(
         notes.append(f"{leaked} rows outside train repeat a row in train; scores on them flatter the model")
     if near is not groups and (close := _across(near, sides)):
         notes.append(f"{close} rows outside train nearly repeat a row in train; scores on them flatter the model")
-    return SplitResult(sides, kind, counts, tuple(notes), duplicates, leaked)
+    why = "" if counts["validation"] else unvalidated.why(job, kind, duplicates, len(pairs))
+    return SplitResult(sides, kind, counts, tuple(notes), duplicates, leaked, why)
 
 
 @functools.cache
 def _code() -> str:
     here = Path(__file__)
-    beside = ("duplicates", "rowkeys", "shares", "times")
+    beside = ("alike", "duplicates", "rowkeys", "shares", "times", "unvalidated")
     return code_hash(here, *(here.with_name(f"{name}.py") for name in beside))
 
 

@@ -111,12 +111,12 @@ def test_rows_without_a_group_are_told_and_do_not_belong_together(kind):
     )
 
 
-def test_near_duplicates_stay_on_one_side():
+def test_near_duplicates_stay_on_one_side(before=""):
     import random
 
     draw = random.Random(0)
     texts = [" ".join(draw.choice("abcdefgh") * 3 + str(draw.randrange(999)) for _ in range(40)) for _ in range(50)]
-    pairs = [t for text in texts for t in (text, text + " indeed")]
+    pairs = [before + t for text in texts for t in (text, text + " indeed")]
     result = assign(table(q=pairs), config(), seed=1)
     assert result.rows[0::2] == result.rows[1::2]
     apart = assign(table(q=pairs), config(), seed=1, near_duplicates=False)
@@ -254,3 +254,41 @@ def test_faults(code, columns, options):
     with pytest.raises(DataError) as caught:
         assign(numbered(2, **columns), config(**options), seed=1)
     assert caught.value.code == code
+
+
+SHARED = "You are a careful assistant who answers every question about the shop politely and briefly."
+
+
+@pytest.mark.parametrize("rows", [10, 15, 19])
+@pytest.mark.parametrize("place", ["a turn", "a column", "the text"])
+def test_what_all_rows_share_makes_no_two_of_them_near_duplicates(rows, place):
+    """A table of ten rows under one system prompt was put in training as a whole."""
+    asked = [f"{SHARED} Question {i}" for i in range(rows)]
+    if place == "a turn":
+        asked = [[{"role": "system", "content": SHARED}, {"role": "user", "content": f"q{i}"}] for i in range(rows)]
+    more = {"given": [f"ticket {i}" for i in range(rows)]} if place == "a column" else {}
+    asked = [SHARED] * rows if place == "a column" else asked
+    result = assign(table(q=asked, **more), config(), seed=1)
+    assert result.counts["validation"] >= 1 and result.counts["test"] >= 1 and not result.why_none
+
+
+def test_near_duplicates_under_one_beginning_stay_on_one_side():
+    test_near_duplicates_stay_on_one_side(SHARED)
+
+
+def test_why_no_row_validates_is_told():
+    ended = [f"{i} {SHARED}" for i in range(10)]
+    for given, settings, told in (
+        (
+            table(q=ended),
+            config(),
+            "of 10 rows 9 are nearly like another (preprocessing.near_duplicates: false parts these)",
+        ),
+        (table(q=["same"] * 10), config(), "9 repeat another, and what belongs together stays so: that is 1 set"),
+        (numbered(4, split=[0, 0, 0, 2]), config(), "the column 'split' puts none there"),
+        (numbered(10), config(probabilities=(0.9, 0.0, 0.1)), "preprocessing.split.probabilities leaves none for it"),
+        (numbered(10, who=["a"] * 10), config(group="who"), "of 10 rows 'who' groups them"),
+        (numbered(2), config(), "2 rows are too few to set one aside"),
+    ):
+        result = assign(given, settings, seed=1)
+        assert not result.counts["validation"] and told in result.why_none
