@@ -176,8 +176,8 @@ def examine(
     if same := columns.one_answer(table, layout, splits):
         sink(events.Warned(text=same))
     if not divided.counts["validation"]:
-        told = "no row validates: training cannot tell when it gets worse, and the last step is kept"
-        sink(events.Warned(text=f"{told}. Why: {divided.why_none}"))
+        without = "no row validates: training cannot tell when it gets worse, and the last step is kept"
+        sink(events.Warned(text=f"{without}. Why: {divided.why_none}"))
     renderer = renderer_of(settings, layout, tokenizer, base, table.columns, table.name)
     if settings.prompt.system and not renderer.is_chat:
         raise ConfigError(
