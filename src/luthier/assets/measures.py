@@ -17,11 +17,22 @@ from luthier.types import ModelSpec
 PACKED = 16  # weights that one number of a file may stand for: eight in an int32, and some room
 LAYERS, EXPERTS, HEAD = 4096, 65_536, 65_536  # far beyond any model
 LARGEST = 2**40
-COUNTS = (
-    "num_hidden_layers", "n_layer", "hidden_size", "n_embd", "d_model", "intermediate_size", "n_inner", "ffn_dim",
-    "num_attention_heads", "n_head", "num_key_value_heads", "head_dim", "vocab_size", "max_position_embeddings",
-    "n_positions", "num_experts", "num_local_experts", "n_routed_experts",
-)  # fmt: skip
+# What a size is called in config.json: the name that transformers gives it first, then those that its `attribute_map`
+# of some architecture leads to, those of a decoder before those of an encoder. Read here, so that torch is not loaded.
+NAMES = {
+    "layers": ("num_hidden_layers", "n_layer", "num_layers", "n_layers", "decoder_layers", "num_decoder_layers"),
+    "hidden": ("hidden_size", "n_embd", "d_model", "emb_dim"),
+    "intermediate": ("intermediate_size", "n_inner", "ffn_dim", "decoder_ffn_dim", "ffn_hidden_size"),
+    "heads": ("num_attention_heads", "n_head", "num_heads", "n_heads", "attention_heads", "decoder_attention_heads",
+              "num_decoder_attention_heads"),
+    "kv_heads": ("num_key_value_heads", "kv_n_heads"),
+    "head_dim": ("head_dim",),
+    "vocab": ("vocab_size",),
+    "context": ("max_position_embeddings", "n_positions", "max_seq_len", "model_max_length", "context_length"),
+}  # fmt: skip
+EXPERTS_NAMED = ("num_experts", "num_local_experts", "n_routed_experts")
+COUNTS = frozenset({*(name for names in NAMES.values() for name in names), *EXPERTS_NAMED})
+SIZES = {"layers": "layers", "hidden size": "hidden", "vocabulary": "vocab"}  # that a model cannot be without
 ROTATED = ("rope_parameters", "rope_scaling", "rope_theta", "rotary_dim", "rotary_pct", "rotary_emb_base",
            "partial_rotary_factor")  # fmt: skip
 
@@ -88,12 +99,12 @@ def check_sizes(config: Mapping[str, Any], spec: ModelSpec, where: Path) -> None
             f"config.json does not say how large the model is: {', '.join(unsaid)}",
             where=str(where),
             received=spec.architecture,
-            allowed="a language model of a known kind",
-            fix="choose another base, or get its config.json from the publisher",
+            allowed="; ".join(f"{name} as one of {', '.join(NAMES[SIZES[name]])}" for name in unsaid),
+            fix=_unsaid(config, unsaid),
         )
     text = config.get("text_config") if isinstance(config.get("text_config"), Mapping) else config
     assert text is not None
-    experts = max(_largest(text.get(name)) for name in ("num_experts", "num_local_experts", "n_routed_experts"))
+    experts = max(_largest(text.get(name)) for name in EXPERTS_NAMED)
     learned = 0 if any(name in part for name in ROTATED for part in (text, config)) else spec.context
     sizes = {
         "vocabulary x hidden size": spec.vocab * spec.hidden,
@@ -119,6 +130,14 @@ def check_sizes(config: Mapping[str, Any], spec: ModelSpec, where: Path) -> None
     ]
     if faults:
         raise AssetError(faults)
+
+
+def _unsaid(config: Mapping[str, Any], unsaid: list[str]) -> str:
+    """What helps where sizes are not told: the config of a model that keeps them elsewhere cannot be mended."""
+    keys = " and ".join(NAMES[SIZES[name]][0] for name in unsaid)
+    if "model_type" not in config:
+        return "get its whole config.json from the publisher"
+    return f"add {keys} to its config.json if the model's description tells them; else choose another base"
 
 
 def _largest(value: Any) -> int:

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from luthier import json_reader
-from luthier.assets.measures import check_config, check_sizes
+from luthier.assets.measures import NAMES, check_config, check_sizes
 from luthier.errors import AssetError
 from luthier.run.atomic import is_inside
 from luthier.types import ModelSpec
 
 DTYPES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
+NESTED = ("attn_config", "ffn_config")  # parts of a config that hold sizes
 HEADER_LIMIT = 256 * 2**20  # bytes; the format's own limit is 100 MB
 
 
@@ -109,22 +110,40 @@ def spec_of(config: dict[str, Any], parameters: int, dtype: str) -> ModelSpec:
     """The facts that a model's config.json tells, with the number of its weights and their type."""
     text = config.get("text_config") if isinstance(config.get("text_config"), dict) else config
     assert text is not None
-    hidden, heads = _number(text, "hidden_size", "n_embd", "d_model"), _number(text, "num_attention_heads", "n_head")
+    size = {name: _number(text, *others) for name, others in NAMES.items()}
+    hidden, heads = size["hidden"], size["heads"]
+    parts = [part for name in NESTED if isinstance(part := text.get(name), dict)]
     names = config.get("architectures") or ["unknown"]
     return ModelSpec(
         architecture=str(names[0]),
         parameters=parameters,
-        layers=_number(text, "num_hidden_layers", "n_layer"),
+        layers=size["layers"] or _listed(text),
         hidden=hidden,
-        intermediate=_number(text, "intermediate_size", "n_inner", "ffn_dim") or 4 * hidden,
+        intermediate=size["intermediate"] or _nested(parts, "intermediate") or _expanded(text, hidden),
         heads=heads,
-        kv_heads=_number(text, "num_key_value_heads") or heads,
-        head_dim=_number(text, "head_dim") or (hidden // heads if heads else 0),
-        vocab=_number(text, "vocab_size"),
-        context=_number(text, "max_position_embeddings", "n_positions"),
+        kv_heads=size["kv_heads"] or _nested(parts, "kv_heads") or heads,
+        head_dim=size["head_dim"] or (hidden // heads if heads else 0),
+        vocab=size["vocab"],
+        context=size["context"],
         tied_embeddings=bool(config.get("tie_word_embeddings", text.get("tie_word_embeddings", True))),
         dtype=dtype,
     )
+
+
+def _listed(text: dict[str, Any]) -> int:
+    """Layers where the config names the kind of each and leaves their number out, as Nemotron-H does."""
+    kinds = text.get("layers_block_type")
+    return len(kinds) if isinstance(kinds, list) else 0
+
+
+def _nested(parts: list[dict[str, Any]], name: str) -> int:
+    """A size that the config holds in a part of its own, as DBRX does; 0 where it has none."""
+    return next((found for part in parts if (found := _number(part, *NAMES[name]))), 0)
+
+
+def _expanded(text: dict[str, Any], hidden: int) -> int:
+    """The width inside a layer where it is told as a multiple of the width outside, four times where it is not."""
+    return (_number(text, "expansion_ratio") or 4) * hidden
 
 
 def modules(folder: Path) -> list[str]:
