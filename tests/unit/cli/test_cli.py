@@ -10,6 +10,7 @@ import re
 import shlex
 import shutil
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -660,3 +661,10 @@ def test_convert_makes_safetensors(tiny_llama: Path, luthier: Run, tmp_path: Pat
     (tmp_path / "old" / "model.safetensors").unlink()
     code, out, _ = luthier("convert", "old", "--json")
     assert code == 0 and (Path(json.loads(out)["folder"]) / "model.safetensors").is_file()
+
+
+def test_the_package_is_the_command_line_too() -> None:
+    from luthier import __version__
+
+    done = subprocess.run([sys.executable, "-m", "luthier", "--version"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, f"luthier {__version__}\n"), done.stderr
