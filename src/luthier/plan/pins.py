@@ -65,6 +65,9 @@ def check(
     for key, there in (("embeddings", engine.embeddings_on_host), ("optimizer", engine.optimizer_on_host)):
         if model == "decoder" and getattr(pinned, key) == "host" and not (there and device.startswith("cuda")):
             refuse(key, "there is no device memory to spare on a CPU" if there else "the engine does not do it yet")
+    if model == "decoder" and pinned.embeddings == "host" and not job.shape.head:
+        refuse("embeddings", "the base's output head is the same table, which stays on the device for it: the host "
+               "would hold a copy, and no memory would be saved", "device")  # fmt: skip
     if model == "decoder":
         _check_decoder(config, job, device, no_flash, engine, refuse)
     if faults:

@@ -270,6 +270,14 @@ def test_all_validation_rows_are_answered_in_a_plan_too() -> None:
     assert best(declared(**every), SMALL, rows(800), gpu(140), engine=BUILT).job.answers == 100
 
 
+def test_tied_embeddings_cannot_wait_on_the_host() -> None:
+    """The head needs the same table on the device: the pin would save nothing, and copy the table in every pass."""
+    with pytest.raises(ConfigError, match="output head is the same table") as caught:
+        planned(gpu(80), SMALL, execution={"embeddings": "host"})
+    assert caught.value.faults[0].fix == "execution.embeddings: device"
+    assert planned(gpu(80), SEVEN, execution={"embeddings": "host"}).plan.embeddings == "host"
+
+
 def test_offloading_and_limits_act() -> None:
     plan = planned(gpu(140), execution={"offload_checkpoints": True, "recompute": "all"}).plan
     assert plan.offload_checkpoints and plan.recompute_layers == 32
