@@ -41,7 +41,9 @@ class Execution(Section):
     recompute: Count | Literal["auto", "none", "all"] = key(
         "auto", "Layers whose activations are recomputed in the backward pass, counted from the first."
     )
-    offload_checkpoints: bool | Auto = key("auto", "Keep the inputs of recomputed layers in host memory.")
+    offload_checkpoints: bool | Auto = key(
+        "auto", "Keep the inputs of recomputed layers in host memory; true without `recompute` recomputes all layers."
+    )
     mlp_tile: Count | Auto = key(
         "auto", "Tokens that a feed-forward layer works on at a time, recomputed in the backward pass; 0: all at once."
     )

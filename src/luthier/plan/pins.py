@@ -65,13 +65,24 @@ def check(
     for key, there in (("embeddings", engine.embeddings_on_host), ("optimizer", engine.optimizer_on_host)):
         if model == "decoder" and getattr(pinned, key) == "host" and not (there and device.startswith("cuda")):
             refuse(key, "there is no device memory to spare on a CPU" if there else "the engine does not do it yet")
-    if model == "decoder" and pinned.embeddings == "host" and not job.shape.head:
+    if model == "decoder" and device.startswith("cuda") and pinned.embeddings == "host" and not job.shape.head:
         refuse("embeddings", "the base's output head is the same table, which stays on the device for it: the host "
                "would hold a copy, and no memory would be saved", "device")  # fmt: skip
     if model == "decoder":
         _check_decoder(config, job, device, no_flash, engine, refuse)
     if faults:
         raise ConfigError(faults)
+
+
+def declared_recompute(config: Any, layers: int) -> int | None:
+    """Layers that are recomputed whatever memory there is; None where that is left to the plan."""
+    if config.trainer.enable_gradient_checkpointing is True:
+        return layers
+    declared = config.execution.recompute
+    if declared == "auto":
+        return layers if config.execution.offload_checkpoints is True else None  # there shall be something to move
+    named: int = {"none": 0, "all": layers}.get(declared, declared)
+    return min(named, layers)
 
 
 def _check_decoder(config: Any, job: Job, device: str, no_flash: str | None, engine: Engine, refuse: Refuse) -> None:

@@ -111,7 +111,7 @@ def best(
     room = room_of(config, machine, device)
     assumed = rates_of(machine, device, job.precision)  # so that a probe changes what is told, never the plan
     fitting, leanest = None, None
-    least = _declared_recompute(config, job.shape.spec.layers) or 0
+    least = pins.declared_recompute(config, job.shape.spec.layers) or 0
     enough: dict[tuple[int, bool, bool, int], list[tuple[int, ...]]] = {}  # the means of plans that fit as they are
     for plan, tokens in _candidates(config, job, start, engine, assumed):
         alike = (plan.tokens_per_pass, plan.share_prefix, plan.graphs, plan.loss_chunk)
@@ -223,9 +223,10 @@ def _candidates(config: Any, job: Job, start: Plan, engine: Engine, rates: Rates
         weights = tuple(name for name in every if name in engine.weights)
     tables = ("device", "host") if decoder and cuda and job.shape.head and engine.embeddings_on_host else ("device",)
     places = ("device", "host") if decoder and cuda and engine.optimizer_on_host and job.movable else ("device",)
-    away = (False, True) if decoder and cuda and engine.offload_checkpoints else (False,)
+    again = pins.declared_recompute(config, job.shape.spec.layers)
+    away = (False, True) if decoder and cuda and engine.offload_checkpoints and again != 0 else (False,)
     tiles = (0, TILE) if decoder and cuda and engine.mlp_tile and not job.trained.full else (0,)
-    fast = decoder and engine.graphs and not _declared_recompute(config, job.shape.spec.layers)
+    fast = decoder and engine.graphs and not again
     fast = fast and no_graphs(start.attention, start.device, job.trained.full) is None
     chunks = of("loss_chunk", *_chunks(job, kind)) if decoder else (4096,)
     shares = of("share_prefix", *((True, False) if decoder and engine.share_prefix and shareable(job) else (False,)))
@@ -286,21 +287,10 @@ def _cuts(job: Job, model: str, share: bool) -> list[int]:
     return sorted({min(rounded(size), max(MAX_TOKENS, job.longest)) for size in sizes}, reverse=True)
 
 
-def _declared_recompute(config: Any, layers: int) -> int | None:
-    """Layers that are recomputed whatever memory there is; None where that is left to the plan."""
-    if config.trainer.enable_gradient_checkpointing is True:
-        return layers
-    declared = config.execution.recompute
-    if declared == "auto":
-        return None
-    named: int = {"none": 0, "all": layers}.get(declared, declared)
-    return min(named, layers)
-
-
 def _with_recompute(config: Any, job: Job, plan: Plan, tokens: int, room: Room) -> Plan:
     """The plan with as few recomputed layers as make it fit; with all of them when none is enough."""
     layers = job.shape.spec.layers
-    declared = 0 if plan.graphs else _declared_recompute(config, layers)
+    declared = 0 if plan.graphs else pins.declared_recompute(config, layers)
     if declared is not None:
         return replace(plan, recompute_layers=declared)
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from luthier.plan.job import Job
 from luthier.plan.passes import EAGER, GRAPHED, passes_of
+from luthier.plan.pins import declared_recompute
 from luthier.plan.support import Engine, flash, not_decoder
 from luthier.types import Machine, ModelSpec, Plan
 
@@ -50,7 +51,7 @@ def why(
     if plan.share_prefix:
         said["share_prefix"] = _shared(job, plan)
     if not fits:
-        forced = {"weights": job.trained.full, "recompute_layers": config.trainer.enable_gradient_checkpointing is True}
+        forced = {"weights": job.trained.full, "recompute_layers": declared_recompute(config, layers) is not None}
         said |= {name: LEANEST for name in SIZED if name in said and not forced.get(name)}
     names = {"recompute_layers": "recompute"}
     declared = {field: SET for field in said if names.get(field, field) in pinned}
@@ -106,6 +107,8 @@ def _padding(plan: Plan) -> str:
 def _recompute(config: Any, job: Job, plan: Plan, layers: int) -> str:
     if config.trainer.enable_gradient_checkpointing is True:
         return "trainer.enable_gradient_checkpointing is set"
+    if config.execution.offload_checkpoints is True and plan.offload_checkpoints:
+        return "execution.offload_checkpoints is set: all layers keep their input alone, and that on the host"
     if not plan.recompute_layers:
         return "all activations fit in memory"
     count = min(plan.recompute_layers, layers)

@@ -278,6 +278,15 @@ def test_tied_embeddings_cannot_wait_on_the_host() -> None:
     assert planned(gpu(80), SEVEN, execution={"embeddings": "host"}).plan.embeddings == "host"
 
 
+def test_offloading_by_a_pin_alone_moves_what_all_layers_keep() -> None:
+    """It made one layer's input wait on the host, and said that its activations would not fit."""
+    plan = planned(gpu(140), SMALL, execution={"offload_checkpoints": True}).plan
+    assert plan.offload_checkpoints and plan.recompute_layers == SMALL.layers and not plan.graphs
+    assert "offload_checkpoints is set" in plan.reasons["recompute_layers"]
+    some = planned(gpu(140), SMALL, execution={"offload_checkpoints": True, "recompute": 3}).plan
+    assert some.recompute_layers == 3 and some.reasons["recompute_layers"] == "set in execution:"
+
+
 def test_offloading_and_limits_act() -> None:
     plan = planned(gpu(140), execution={"offload_checkpoints": True, "recompute": "all"}).plan
     assert plan.offload_checkpoints and plan.recompute_layers == 32
