@@ -109,9 +109,10 @@ class Trainer(Section):
     )
     enable_gradient_checkpointing: bool | Auto = key(
         "auto",
-        "Recompute activations to save memory; auto: when memory asks.",
-        ludwig=False,
-        why="planned; changes no gradient",
+        "Recompute activations to save memory. true: of all layers; false: of none, also where a run then does not fit; "
+        "auto: of as few as memory asks for.",
+        ludwig_note="false: never, unless asked for",
+        why="planned, also with `defaults: ludwig`; changes no gradient",
     )
     compile: bool = key(False, "Compile the model with torch.compile: refused, it takes longer here than it saves.")
     track: tuple[Tracker, ...] = key((), "Trackers that receive the metrics as well.")

@@ -57,6 +57,8 @@ def check(
             refuse("recompute", "the generic path recomputes all layers or none", "all")
     if config.trainer.enable_gradient_checkpointing is True and pinned.recompute not in ("auto", "all", layers):
         refuse("recompute", "trainer.enable_gradient_checkpointing is true, which recomputes all layers", "all")
+    if config.trainer.enable_gradient_checkpointing is False and pinned.recompute not in ("auto", "none", 0):
+        refuse("recompute", "trainer.enable_gradient_checkpointing is false, which recomputes no layer", "none")
     if model == "generic":
         for key in DECODER_ONLY:
             if getattr(pinned, key) not in PLAIN:
@@ -78,6 +80,8 @@ def declared_recompute(config: Any, layers: int) -> int | None:
     """Layers that are recomputed whatever memory there is; None where that is left to the plan."""
     if config.trainer.enable_gradient_checkpointing is True:
         return layers
+    if config.trainer.enable_gradient_checkpointing is False:
+        return 0
     declared = config.execution.recompute
     if declared == "auto":
         return layers if config.execution.offload_checkpoints is True else None  # there shall be something to move
@@ -93,7 +97,7 @@ def _check_decoder(config: Any, job: Job, device: str, no_flash: str | None, eng
     if pinned.offload_checkpoints is True:
         if not (engine.offload_checkpoints and device.startswith("cuda")):
             refuse("offload_checkpoints", "it needs a CUDA GPU" if engine.offload_checkpoints else "not built yet")
-        elif pinned.recompute in ("none", 0):
+        elif declared_recompute(config, job.shape.spec.layers) == 0:
             refuse("offload_checkpoints", "without recomputed layers there are no checkpoints", "false")
     if pinned.graphs is True:
         packs = "padded" if no_flash or pinned.attention == "padded" else "flash"

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from luthier.plan.job import Job
 from luthier.plan.passes import EAGER, GRAPHED, passes_of
 from luthier.plan.pins import declared_recompute
 from luthier.plan.support import Engine, flash, not_decoder
 from luthier.types import Machine, ModelSpec, Plan
+
+Bound = Literal["memory", "time", "gain"]  # what keeps passes from being larger
 
 SET = "set in execution:"
 STEPS = 64  # that stand for all of them
@@ -18,9 +20,20 @@ SIZED = ("tokens_per_pass", "recompute_layers", "weights", "offload_checkpoints"
 
 
 def why(
-    config: Any, job: Job, plan: Plan, machine: Machine, engine: Engine, spec: ModelSpec, *, fits: bool = True
+    config: Any,
+    job: Job,
+    plan: Plan,
+    machine: Machine,
+    engine: Engine,
+    spec: ModelSpec,
+    *,
+    fits: bool = True,
+    bound: Bound = "memory",
 ) -> dict[str, str]:
-    """Field of the plan -> its reason. ``fits``: whether it does; else what memory decided has that for a reason."""
+    """Field of the plan -> its reason.
+
+    ``fits``: whether it does; else what memory decided has that for a reason. ``bound``: why passes are no larger.
+    """
     pinned = config.execution.pins
     layers = spec.layers
     gpu = machine.gpus[int(plan.device.partition(":")[2] or 0)] if plan.device != "cpu" else None
@@ -28,7 +41,7 @@ def why(
     said = {
         "device": gpu.name if gpu else "no GPU was found" if not machine.gpus else SET,
         "model": not_decoder(config, spec, engine) or "the decoder of this architecture packs rows without padding",
-        "tokens_per_pass": _tokens(job, plan),
+        "tokens_per_pass": _tokens(job, plan, bound),
         "attention": "rows are packed and never see each other" if plan.attention == "flash" else
         "the generic path pads rows" if plan.model == "generic" else str(no_flash),
         "recompute_layers": _recompute(config, job, plan, layers),
@@ -60,13 +73,18 @@ def why(
     return said | declared
 
 
-def _tokens(job: Job, plan: Plan) -> str:
+def _tokens(job: Job, plan: Plan, bound: Bound) -> str:
     most = job.most(plan.model, plan.share_prefix)
     if plan.tokens_per_pass >= most:
         return f"a whole step of {job.batch} rows fits in one pass"
     if plan.device == "cpu":
         return "larger passes leave the CPU's cache, smaller ones read the weights more often"
-    return f"the largest pass that fits; a step of {job.batch} rows has up to {most:,} tokens"
+    step = f"a step of {job.batch} rows has up to {most:,} tokens"
+    if bound == "gain":
+        return f"more tokens in one pass would gain nothing; {step}"
+    if bound == "time":
+        return f"larger passes would fit, and are predicted to take no less time; {step}"
+    return f"a larger pass does not fit beside the rest of this plan; {step}"
 
 
 def _shared(job: Job, plan: Plan) -> str:
@@ -107,6 +125,8 @@ def _padding(plan: Plan) -> str:
 def _recompute(config: Any, job: Job, plan: Plan, layers: int) -> str:
     if config.trainer.enable_gradient_checkpointing is True:
         return "trainer.enable_gradient_checkpointing is set"
+    if config.trainer.enable_gradient_checkpointing is False:
+        return "trainer.enable_gradient_checkpointing is false"
     if config.execution.offload_checkpoints is True and plan.offload_checkpoints:
         return "execution.offload_checkpoints is set: all layers keep their input alone, and that on the host"
     if not plan.recompute_layers:

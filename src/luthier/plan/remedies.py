@@ -112,7 +112,10 @@ def _limits(config: Any, leanest: Planned) -> Iterator[Change]:
 
 
 def _pins(config: Any) -> Iterator[Change]:
-    """One pin less, or none."""
+    """One pin less, or none. A switch that forbids recomputing is one too."""
+    if config.trainer.enable_gradient_checkpointing is False:
+        config = _with(config, "trainer", enable_gradient_checkpointing="auto")
+        yield Change(config, "trainer.enable_gradient_checkpointing: auto", "some layers are computed twice")
     pins = config.execution.pins
     for name in pins:
         yield Change(_with(config, "execution", **{name: "auto"}), f"execution.{name}: auto", "the planner chooses it")

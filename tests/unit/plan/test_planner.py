@@ -178,6 +178,23 @@ def test_checkpointing_keeps_ludwigs_key() -> None:
     assert plan.recompute_layers == SEVEN.layers and plan.checkpointing
 
 
+def test_a_written_false_recomputes_nothing_and_says_what_it_takes() -> None:
+    """It acted as auto; a config that leaves it out is planned, also under Ludwig's defaults, where it is false."""
+    never = {"trainer": {"batch_size": 16, "enable_gradient_checkpointing": False}}
+    tight = gpu(6)
+    assert planned(tight, trainer={"batch_size": 16}).plan.recompute_layers > 0
+    found = planned(tight, **never)
+    assert found.plan.recompute_layers == 0 and not found.plan.offload_checkpoints
+    assert found.plan.reasons["recompute_layers"] == "trainer.enable_gradient_checkpointing is false"
+    with pytest.raises(TrainingError) as caught:
+        plan_for(declared(**never), SEVEN, rows(most=4096, median=2000), gpu(5), engine=BUILT)
+    assert str(caught.value.faults[0].fix).startswith("trainer.enable_gradient_checkpointing: auto ")
+    for pins in ({"recompute": "all"}, {"offload_checkpoints": True}):
+        with pytest.raises(ConfigError, match="recomputes no layer|no checkpoints"):
+            planned(gpu(80), execution=pins, **never)
+    assert declared(defaults="ludwig").trainer.enable_gradient_checkpointing == "auto"
+
+
 @pytest.mark.parametrize(
     ("pin", "value", "field", "want"),
     [
