@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -83,6 +84,8 @@ def command(
             return
         if probe and not sweep and gpu is None and memory is None:
             found = planning.refined(found, sink)
+    if cpu:
+        found = _by_option(found)
     bought = None if seconds is None else affordable(found, seconds, measured)
     from huggingface_hub import constants
 
@@ -98,6 +101,13 @@ def command(
         plan_view.show(found, space, hourly, bought, swept)
     if not found.planned.fits and not sweep:
         raise typer.Exit(NO_MEMORY)
+
+
+def _by_option(found: Estimate) -> Estimate:
+    """The estimate of a plan for the CPU because of --cpu, whatever GPUs there are."""
+    plan = found.planned.plan
+    told = replace(plan, reasons={**plan.reasons, "device": "asked for with --cpu"})
+    return replace(found, planned=replace(found.planned, plan=told))
 
 
 def _tell_sweep(swept: Sweep, error: ConfigError, hourly: float | None, sink: Any | None) -> None:

@@ -73,8 +73,12 @@ def _verdict(found: Estimate) -> Text:
         return Text.assemble(("fits", "bold green"), f" on {name}: {gib(wanted)} of {gib(there)} that may be used")
     fits_host = on_cpu or need.host_total <= room.host
     short = "" if fits_host else f"; the host needs {gib(need.host_total)} of {gib(room.host)}"
+    if not there and room.kept:
+        left = f"; all of the {gib(room.kept)} that is free is the reserve (execution.memory_limit sets another limit)"
+    else:
+        left = f" of {gib(there)}"
     return Text.assemble(
-        ("does not fit", "bold red"), f" on {name}: the leanest plan needs {gib(wanted)} of {gib(there)}{short}"
+        ("does not fit", "bold red"), f" on {name}: the leanest plan needs {gib(wanted)}{left}{short}"
     )
 
 
@@ -85,6 +89,8 @@ def _memory(found: Estimate) -> list[list[str]]:
     if need.context:
         rows.append(["CUDA beside it", gib(need.context)])
         rows.append(["on the GPU in all", f"{gib(need.total)} of {gib(room.device)}"])
+    if room.kept:
+        rows.append(["left free as a reserve", gib(room.kept)])
     rows += [[f"host: {name}", gib(size)] for name, size in need.host.items()]
     return [*rows, ["on the host in all", f"{gib(need.host_total)} of {gib(room.host)}"]]
 
@@ -138,6 +144,8 @@ def _answers(each: Sequence[Answering]) -> list[list[str]]:
 
 
 def _room(one: Answering) -> str:
+    if not one.room:
+        return f"{gib(one.total)}, and nothing is left: DOES NOT FIT"
     return f"{gib(one.total)} of {gib(one.room)}{'' if one.fits else ': DOES NOT FIT'}"
 
 

@@ -114,7 +114,7 @@ def evaluation(planned: Planned, machine: Machine) -> Answering:
 
 def _free(planned: Planned) -> int:
     """What may be taken of the device, less what the process takes before any model."""
-    return planned.room.device - (PROCESS["cpu"] if planned.plan.device == "cpu" else CONTEXT)
+    return max(0, planned.room.device - (PROCESS["cpu"] if planned.plan.device == "cpu" else CONTEXT))
 
 
 def _answering(
@@ -140,7 +140,7 @@ def _answering(
     longest = job.longest + job.answer
     longest = min(longest, job.shape.spec.context or longest)
     declared = job.answered if job.answered > 1 else None
-    slots = slots_of(sizes, kind, free - sum(taken.values()), longest, rows, declared)
+    slots = slots_of(sizes, kind, max(0, free - sum(taken.values())), longest, rows, declared)
     card = card_of(machine.gpus[int(plan.device.partition(":")[2] or 0)]).name if kind == "cuda" else ""
     known = MEASURED.get(card) if plan.model == "decoder" else None
     low, high = CLAIMED if known else RANGE[False]

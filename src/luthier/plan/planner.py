@@ -39,10 +39,11 @@ RESERVE = {"cuda": (0.04, 400 * MIB), "mps": (0.15, GIB), "cpu": (0.10, 512 * MI
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """Bytes that a run may take of the device and of the host."""
+    """Bytes that a run may take of the device and of the host. ``kept``: the reserve of the device."""
 
     device: int
     host: int
+    kept: int = 0
 
     def holds(self, need: Memory, device: str) -> bool:
         """Whether a plan fits."""
@@ -88,7 +89,7 @@ def room_of(config: Any, machine: Machine, device: str) -> Room:
     share, least = RESERVE["cpu"]
     spare = max(0, round(machine.free_memory - max(share * machine.free_memory, least)))
     host = min(machine.free_memory, size_bytes(host_limit)) if host_limit else spare
-    return Room(own, min(own, host) if kind == "cpu" else host)
+    return Room(own, min(own, host) if kind == "cpu" else host, 0 if limit else free - own)
 
 
 def best(
@@ -135,8 +136,19 @@ def best(
     took = speed(job, chosen, rates)
     need = memory(job, chosen, max(took.largest, 1))
     fits = fitting is not None
-    told = replace(chosen, reasons=reasons.why(config, job, chosen, machine, engine, spec, fits=fits))
+    bound = _bound(job, chosen, room)
+    told = replace(chosen, reasons=reasons.why(config, job, chosen, machine, engine, spec, fits=fits, bound=bound))
     return Planned(told, job, need, took, rates, room, fits)
+
+
+def _bound(job: Job, plan: Plan, room: Room) -> reasons.Bound:
+    """What keeps the passes of the chosen plan from being larger, with all else as it is."""
+    sizes = [size for size in _cuts(job, plan.model, plan.share_prefix) if size > plan.tokens_per_pass]
+    if not sizes:
+        return "gain"
+    tokens = min(sizes)
+    need = memory(job, replace(plan, tokens_per_pass=tokens), min(tokens, job.most(plan.model, plan.share_prefix)))
+    return "time" if room.holds(need, plan.device) else "memory"
 
 
 def _means(plan: Plan) -> tuple[int, ...]:

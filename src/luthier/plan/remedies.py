@@ -45,7 +45,7 @@ def refusal(
         f"the run does not fit: the leanest plan needs {_gib(wanted)} of {_place(leanest)}",
         where=", ".join(f"{name} {_gib(size)}" for name, size in largest if size),
         received=f"longest row {leanest.job.longest:,} tokens, {spec.parameters / 1e9:.2f}B weights",
-        allowed=f"{_gib(there)}: what is free, less a reserve (execution.memory_limit sets another limit)",
+        allowed=_allowed(there, room.kept),
         fix=f"{found.change}   ({found.cost})",
     )
 
@@ -171,6 +171,14 @@ def _with(config: Any, section: str, **values: Any) -> Any:
 
 def _at_least(size: int) -> str:
     return f"{math.ceil(100 * size / GIB) / 100:g}GiB"
+
+
+def _allowed(there: int, kept: int) -> str:
+    """What may be used, in words."""
+    how = "execution.memory_limit sets another limit"
+    if not there and kept:
+        return f"nothing: all of the {_gib(kept)} that is free is the reserve ({how})"
+    return f"{_gib(there)}: what is free, less a reserve ({how})"
 
 
 def _place(planned: Planned) -> str:

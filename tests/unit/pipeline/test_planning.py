@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -155,6 +156,7 @@ def test_without_a_tokenizer_lengths_are_guessed_and_said_to_be(tmp_path: Path) 
 def test_this_machines_cpu_is_measured(tiny_llama: Path, tmp_path: Path) -> None:
     path = write(tmp_path, base_model=str(tiny_llama), quantization=None)
     code, said = run(path, "--dataset", table(tmp_path), "--cpu", "--no-probe")
+    assert said["plan"]["reasons"]["device"] == "asked for with --cpu"
     assert code == 0 and said["plan"]["device"] == "cpu" and said["time"]["source"] == "probe of this CPU"
     code, probed = run(path, "--dataset", table(tmp_path), "--cpu")
     assert code == 0 and probed["time"]["source"] == "a probe: this base on this machine"
@@ -233,6 +235,14 @@ def test_people_see_the_verdict_first(tmp_path: Path) -> None:
     assert done.exit_code == 0 and done.stdout.startswith("fits on RTX 4090")
     assert "not calibrated" in done.stdout and "recompute_layers" in done.stdout
     assert "rows at once" in done.stdout and "cache of a token" in done.stdout and "tokens a second" in done.stdout
+
+
+def test_a_reserve_that_takes_all_memory_is_told_and_nothing_is_negative(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    done = CliRunner().invoke(app, ["plan", str(path), "--memory", "200MiB"], env={"COLUMNS": "200"})
+    assert done.exit_code == 6
+    assert "all of the 0.20 GiB that is free is the reserve" in done.stdout and "left free as a reserve" in done.stdout
+    assert not re.search(r"-\d", done.stdout) and "nothing is left: DOES NOT FIT" in done.stdout
 
 
 def test_what_is_printed_is_true_and_whole(tmp_path: Path, tiny_llama: Path) -> None:

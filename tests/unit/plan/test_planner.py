@@ -154,6 +154,30 @@ def test_a_cpu_takes_passes_that_stay_in_its_cache() -> None:
     assert max(found.job.longest, 200) <= found.plan.tokens_per_pass <= 768 < found.job.most("decoder")
 
 
+def test_the_tokens_of_a_pass_have_the_reason_that_keeps_them_from_being_more() -> None:
+    """It was always "the largest pass that fits"."""
+    whole = planned(gpu(140), trainer={"batch_size": 16}).plan
+    assert "a whole step" in whole.reasons["tokens_per_pass"]
+    slower = best(declared(trainer={"batch_size": 4096}), SMALL, rows(9000), gpu(139), engine=BUILT)
+    assert "no less time" in slower.plan.reasons["tokens_per_pass"]
+    capped = replace(slower.plan, tokens_per_pass=planner.MAX_TOKENS)
+    assert planner._bound(slower.job, capped, slower.room) == "gain"
+    tight = planned(gpu(5), trainer={"batch_size": 64}).plan
+    assert "a larger pass does not fit" in tight.reasons["tokens_per_pass"]
+    seen = set()
+    for free in (6, 8, 12, 16, 24, 40, 80):  # each reason is held against the memory of the next larger pass
+        found = planned(gpu(free), trainer={"batch_size": 64})
+        most = found.job.most("decoder", found.plan.share_prefix)
+        larger = [size for size in planner._cuts(found.job, "decoder", False) if size > found.plan.tokens_per_pass]
+        if found.plan.tokens_per_pass >= most or not larger:
+            continue
+        tried = replace(found.plan, tokens_per_pass=min(larger))
+        fits = found.room.holds(memory(found.job, tried, min(min(larger), most)), "cuda:0")
+        seen.add(fits)
+        assert ("larger passes would fit" in found.plan.reasons["tokens_per_pass"]) == fits
+    assert False in seen
+
+
 def test_long_rows_fit_a_small_card() -> None:
     data = DataStats((8192,) * 32, 32 * 4096, "h")
     found = planned(gpu(15, (8, 6), "RTX 3090"), data=data)
