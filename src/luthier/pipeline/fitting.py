@@ -18,7 +18,7 @@ from luthier.pipeline.beginning import first_rows, kept_start
 from luthier.pipeline.forking import Origin, weights_of
 from luthier.pipeline.opening import open_base, open_for_tuning
 from luthier.pipeline.preparing import Work
-from luthier.plan.recorded import leaner
+from luthier.plan.recorded import leaner, more_room
 from luthier.run import RunFolder, atomic, manifest, not_writable, require_space
 from luthier.run.watch import growing
 from luthier.tuned import TrainedOn, Tuned
@@ -97,6 +97,7 @@ def _fit_and_save(
         comm=comm,
         loraplus_lr_ratio=getattr(settings.adapter, "loraplus_lr_ratio", None),
         leaner=partial(leaner, layers=work.base.spec.layers),
+        more_room=partial(more_room, config=settings, spec=work.base.spec),
         adopt=model.adopt,
         start=partial(weights_of, origin, work.base.content_hash) if origin is not None else None,
         resume_hint=f"luthier train --resume {folder.path}",

@@ -15,6 +15,8 @@ from luthier.plan.planner import forecast
 from luthier.types import DataStats, Machine, ModelSpec, Plan
 
 SHRINK = 2  # tokens of a pass are divided by this when memory runs out
+CHUNKS, LEAST_CHUNK = 4, 64  # the same of tokens whose logits exist at a time, and how few these can become
+TILES = (1024, 256)  # tokens of a feed-forward layer at a time
 
 
 def continued(
@@ -56,14 +58,41 @@ def leaner(plan: Plan, longest: int, layers: int = 0) -> Plan | None:
     """The next plan after memory ran out in a step; None when nothing leaner is left. Its reasons say so.
 
     No graphs, whose memory nothing else can use; half the tokens a pass, down to the ``longest`` row of the step; then
-    all ``layers`` recomputed (0: the model cannot change that while it trains).
+    all ``layers`` recomputed (0: the model cannot change how it is executed while it trains). Luthier's decoder then
+    makes logits of fewer tokens at a time, works tile by tile, and moves the inputs of its layers to the host at last.
     """
     tokens, again = plan.tokens_per_pass, plan.recompute_layers
     if plan.graphs:
         return _changed(plan, "graphs", False, "them")
     if tokens > longest:
         return _changed(plan, "tokens_per_pass", max(longest, tokens // SHRINK), f"{tokens:,}")
-    return _changed(plan, "recompute_layers", layers, str(again)) if again < layers else None
+    if again < layers:
+        return _changed(plan, "recompute_layers", layers, str(again))
+    if plan.model != "decoder" or not layers:
+        return None
+    if plan.loss_chunk > LEAST_CHUNK:
+        return _changed(plan, "loss_chunk", max(LEAST_CHUNK, plan.loss_chunk // CHUNKS), f"{plan.loss_chunk:,}")
+    tile = min(plan.mlp_tile or tokens, tokens)
+    if smaller := next((size for size in TILES if size < tile), 0):
+        return _changed(plan, "mlp_tile", smaller, f"{tile:,} tokens at a time")
+    if plan.device.startswith("cuda") and not plan.offload_checkpoints:
+        return _changed(plan, "offload_checkpoints", True, "them on the device")
+    return None
+
+
+def more_room(plan: Plan, config: Any, spec: ModelSpec) -> tuple[str, ...]:
+    """`execution:` keys that take less of the device than ``plan``, which only a new plan can change."""
+    if plan.model != "decoder" or not plan.device.startswith("cuda"):
+        return ()
+    out = []
+    if config.adapter is not None and plan.weights != "streamed":
+        spread = plan.weights == "resident" and config.quantization is not None
+        out.append(f"execution.weights={'quantised' if spread else 'streamed'}")
+    if state_on_host(plan, config.trainer.optimizer):
+        out.append("execution.optimizer=host")
+    if plan.embeddings == "device" and not spec.tied_embeddings:
+        out.append("execution.embeddings=host")
+    return tuple(out)
 
 
 def state_on_host(plan: Plan, optimizer: Any) -> Plan | None:

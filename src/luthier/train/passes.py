@@ -70,11 +70,21 @@ def passes_that_fit(
                 f"out of memory in {moment} with one sample a pass",
                 where=f"row {longest.row}, {longest.length} tokens",
                 received=full or "another process of the run has no memory left",
-                fix="lower preprocessing.max_sequence_length; `luthier plan` shows what fits",
+                fix=_fix(setup, now.plan),
             )
         put_in_force(setup, now, leaner)
         others = "; dropout draws other masks from here on" if drawn_by_pass(setup.model) else ""
         setup.sink(Planned(plan=asdict(leaner), why=f"out of memory in {moment}{others}"))
+
+
+def _fix(setup: Setup, plan: Plan) -> str:
+    """What helps where no plan is left that could be put in force: what loses nothing first."""
+    room = " ".join(f"--set {key}" for key in setup.more_room(plan))
+    new = f"{setup.resume_hint} {room} (plans anew, with less on the device); or " if room else ""
+    return (
+        f"{new}end other programs, then {setup.resume_hint}; or train anew with a lower "
+        "preprocessing.max_sequence_length, which changes what is learned"
+    )
 
 
 def first_line(error: BaseException) -> str:

@@ -47,6 +47,7 @@ class Setup:
     save_adapter: called once at the end, with the best weights in place; returns what it wrote.
     leaner: given the plan that ran out of memory and the longest row of the step, the plan to go on with; None when
         there is none.
+    more_room: keys of `execution` that a run can go on with where there is none, for the message.
     adopt: puts another plan into effect in the model, from the next pass on.
     penalty: a term of the weights alone that every step adds once (AdaLoRA's orthogonality), or None.
     after_update: called with the number of each update (from 1) while its gradients are there (for AdaLoRA).
@@ -77,6 +78,7 @@ class Setup:
     comm: Comm = field(default_factory=OneRank)
     loraplus_lr_ratio: float | None = None
     leaner: Callable[[Plan, int], Plan | None] = leaner
+    more_room: Callable[[Plan], Sequence[str]] = lambda plan: ()
     adopt: Callable[[Plan], None] = lambda plan: None
     start: Callable[[], Mapping[str, torch.Tensor]] | None = None
     resume_hint: str = "run the same command again with the same --output folder"

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from typing import Any
 
-from planning import GIB, SEVEN, declared, gpu, rows
+from planning import GIB, SEVEN, SMALL, declared, gpu, rows
 
 from luthier.plan import make_plan
 from luthier.plan.planner import forecast
-from luthier.plan.recorded import continued, leaner, state_on_host
+from luthier.plan.recorded import continued, leaner, more_room, state_on_host
 from luthier.plan.support import BUILT
 from luthier.types import Plan
 
@@ -64,6 +64,38 @@ def test_leaner_plans_begin_without_graphs_and_end_with_recomputing() -> None:
         seen.append((plan.graphs, plan.tokens_per_pass, plan.recompute_layers))
     assert seen == [(False, 1000, 0), (False, 500, 0), (False, 300, 0), (False, 300, 4)]
     assert leaner(Plan("cpu", 300), 300) is None
+
+
+def test_the_decoder_goes_leaner_by_all_that_it_can_change_while_it_trains() -> None:
+    plan, seen = Plan("cuda:0", 2000, model="decoder", recompute_layers=4, loss_chunk=1000), []
+    while (found := leaner(plan, 2000, layers=4)) is not None:
+        plan = found
+        seen.append((plan.loss_chunk, plan.mlp_tile, plan.offload_checkpoints))
+    assert seen == [(250, 0, False), (64, 0, False), (64, 1024, False), (64, 256, False), (64, 256, True)]
+    assert plan.reasons["mlp_tile"] == "memory ran out with 1,024 tokens at a time"
+    on_cpu, last = replace(plan, device="cpu", mlp_tile=0, offload_checkpoints=False), None
+    while (found := leaner(on_cpu, 2000, layers=4)) is not None:
+        on_cpu = last = found
+    assert last is not None and last.mlp_tile == 256 and not last.offload_checkpoints
+    assert leaner(replace(plan, model="generic", loss_chunk=4096), 2000, layers=4) is None
+
+
+def test_what_only_a_new_plan_can_change_is_named_where_it_can() -> None:
+    plan = Plan("cuda:0", 512, model="decoder")
+    every = ("execution.weights=quantised", "execution.optimizer=host", "execution.embeddings=host")
+    assert more_room(plan, declared(), SEVEN) == every
+    assert more_room(plan, declared(quantization=None), SMALL) == (
+        "execution.weights=streamed", "execution.optimizer=host",
+    )  # fmt: skip
+    used = replace(plan, weights="streamed", optimizer="host", embeddings="host")
+    assert more_room(used, declared(), SEVEN) == ()
+    assert more_room(replace(plan, device="cpu"), declared(), SEVEN) == ()
+    for key in every:  # each is a config that can be planned, and a run that has it goes on with a new plan
+        name, value = key.removeprefix("execution.").split("=")
+        then = gpu(80)
+        recorded = make_plan(declared(), SEVEN, DATA, then, engine=BUILT)
+        found, why = go_on(recorded, then, then, **{name: value})
+        assert getattr(found, name) == value and why.startswith(f"execution.{name} was auto")
 
 
 def test_a_leaner_plan_says_what_memory_ran_out_with() -> None:

@@ -264,8 +264,12 @@ def test_out_of_memory_makes_smaller_passes_or_says_what_to_do(make_setup) -> No
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     with pytest.raises(TrainingError) as caught:
-        fit(make_setup(logprobs=never, checkpoints=setup.checkpoints / "b"))
+        room = {"more_room": lambda plan: ("execution.weights=streamed",), "resume_hint": "luthier train --resume here"}
+        fit(make_setup(logprobs=never, checkpoints=setup.checkpoints / "b", **room))
     assert caught.value.code == "training-no-memory"
+    said = str(caught.value.faults[0].fix)  # what loses nothing comes first
+    assert said.startswith("luthier train --resume here --set execution.weights=streamed")
+    assert 0 < said.index("end other programs") < said.index("max_sequence_length, which changes what is learned")
 
 
 def test_a_leaner_plan_than_small_passes_recomputes(make_setup) -> None:
