@@ -77,9 +77,7 @@ def _verdict(found: Estimate) -> Text:
         left = f"; all of the {gib(room.kept)} that is free is the reserve (execution.memory_limit sets another limit)"
     else:
         left = f" of {gib(there)}"
-    return Text.assemble(
-        ("does not fit", "bold red"), f" on {name}: the leanest plan needs {gib(wanted)}{left}{short}"
-    )
+    return Text.assemble(("does not fit", "bold red"), f" on {name}: the leanest plan needs {gib(wanted)}{left}{short}")
 
 
 def _memory(found: Estimate) -> list[list[str]]:

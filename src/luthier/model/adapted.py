@@ -16,6 +16,8 @@ REMARKS = (
     "`is_gradient_checkpointing`", "The PEFT config's", "Unsupported layer type", "Failed to load the CUDA",
     "Setting boft_n_butterfly", "Could not find a config file", "Careful, disabling adapter layers with bias",
     "Model has `tie_word_embeddings=True`", "Model with `tie_word_embeddings=True`",
+    # Keys that PEFT itself adds for experts, where none of them is meant; a key of the user's beside them is told.
+    r"The following (rank|alpha)_pattern keys did not match any .* ignored: \['\.\*\\\\\.gate_up_proj'\]",
 )  # fmt: skip
 BIASES = "_biases_of_base"  # the attribute of a PEFT model that holds them
 

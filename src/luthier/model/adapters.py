@@ -146,7 +146,15 @@ def add_adapter(
     device = next(model.parameters()).device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), without_remarks():
         torch.manual_seed(seed)
+        names = limits.linear_names(model)
         try:
+            adapter_config, past = limits.left_out(adapter_config, model)
+            if past:
+                sink(
+                    events.Note(
+                        text=f"no adapter at {' and '.join(past)}: {model.config.model_type} reads them past it"
+                    )
+                )
             adapter_config = limits.by_names(adapter_config, model)
             made, ready = peft_config_with_steps(adapter_config, total_steps), _ready(model)
             factors: starts.Factors = {}
@@ -163,7 +171,7 @@ def add_adapter(
                 f"an adapter of type {adapter_config.type} does not fit this base: {str(error).splitlines()[0]}",
                 where="adapter",
                 received=model.config.model_type,
-                fix="set adapter.target_modules to names of its linear layers, or use type: lora"
+                fix=limits.fix_of(adapter_config, names, str(error))
                 if starts.kind_of(adapter_config) is None
                 else "use adapter.init_lora_weights: default",
             ) from error

@@ -13,7 +13,48 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
+# Kernels of a state space read these weights themselves, past an adapter; PEFT refuses low-rank pairs there.
+STATE_SPACES = ("mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h")
+PAST_ADAPTERS = ("out_proj", "conv1d")
 NUMBER = re.compile(r"\.(\d+)\.")  # of a layer, in the name of its module
+
+
+def left_out(section: Any, model: PreTrainedModel) -> tuple[Any, tuple[str, ...]]:
+    """The section without the modules that PEFT cannot adapt, where all linear layers are meant; and their names."""
+    if section.type not in ("lora", "adalora") or section.target_modules not in (None, "all-linear"):
+        return section, ()
+    there = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+    names = tuple(name for name in PAST_ADAPTERS if name in there)
+    if not names or model.config.model_type not in STATE_SPACES:
+        return section, ()
+    excluded = section.exclude_modules
+    if isinstance(excluded, str):
+        excluded = rf"(?:{excluded})|(?:.*\.)?(?:{'|'.join(names)})"
+    else:
+        excluded = (*(excluded or ()), *names)
+    return section.model_copy(update={"exclude_modules": excluded}), names
+
+
+def linear_names(model: PreTrainedModel) -> tuple[str, ...]:
+    """The last parts of the names of linear layers that an adapter can stand at, each once."""
+    from transformers.pytorch_utils import Conv1D
+
+    head = model.get_output_embeddings()
+    past = PAST_ADAPTERS if model.config.model_type in STATE_SPACES else ()
+    names = (
+        name.rpartition(".")[2]
+        for name, module in model.named_modules()
+        if isinstance(module, (torch.nn.Linear, Conv1D)) and module is not head
+    )
+    return tuple(name for name in dict.fromkeys(names) if name not in past)
+
+
+def fix_of(section: Any, names: tuple[str, ...], said: str) -> str:
+    """What helps where PEFT refuses an adapter with what it ``said``; ``names`` are those of layers that it can adapt."""
+    targets = f"adapter.target_modules: [{', '.join(names)}]"
+    if "lora_dropout" in said:  # experts are weights of one module, which it cannot drop anything out in front of
+        return f"adapter.dropout: 0; or {targets}, which leaves the experts out"
+    return f"set {targets}, or some of these" + ("" if section.type == "lora" else "; or use adapter.type: lora")
 
 
 def by_names(section: Any, model: PreTrainedModel) -> Any:

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from luthier.errors import AssetError
+
 FAMILIES: dict[str, dict[str, Any]] = {
     "GPTNeo": {"hidden_size": 32, "num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]],
                "max_position_embeddings": 256},
@@ -34,6 +36,33 @@ def base_of(tiny_llama: Path, tmp_path: Path) -> Callable[..., Path]:
         return folder
 
     return make
+
+
+MIXTRAL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+           "num_key_value_heads": 2, "num_local_experts": 4, "max_position_embeddings": 256}  # fmt: skip
+
+
+def test_experts_that_peft_cannot_drop_out_are_refused_with_what_helps(base_of: Any, train: Any) -> None:
+    base = str(base_of("Mixtral", **MIXTRAL))
+    with pytest.raises(AssetError) as caught:
+        train(base_model=base, adapter={"type": "lora", "r": 4, "dropout": 0.1}, trainer__train_steps=1)
+    fix = str(caught.value.faults[0].fix)
+    assert "adapter.dropout: 0" in fix and "q_proj" in fix and "type: lora" not in fix
+    for number, adapter in enumerate(({"dropout": 0}, {"dropout": 0.1, "target_modules": ["q_proj", "v_proj"]})):
+        done = train(
+            f"run{number}", base_model=base, adapter={"type": "lora", "r": 4} | adapter, trainer__train_steps=1
+        )
+        assert (done.folder / "adapter").is_dir()
+
+
+def test_all_linear_leaves_out_what_peft_cannot_adapt_of_a_mamba(base_of: Any, train: Any) -> None:
+    told: list[Any] = []
+    base = base_of("Mamba", hidden_size=32, num_hidden_layers=2, state_size=4)
+    done = train(base_model=str(base), trainer__train_steps=1, sink=told.append)
+    weights = [name for name in done.tuned.model.module.state_dict() if ".lora_A" in name]
+    placed = {name.split(".lora_A")[0].rpartition(".")[2] for name in weights}
+    assert placed and "out_proj" not in placed
+    assert any("out_proj" in getattr(event, "text", "") for event in told)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
