@@ -109,7 +109,7 @@ class Trainer(Section):
     )
     enable_gradient_checkpointing: bool | Auto = key(
         "auto",
-        "Recompute activations to save memory. true: of all layers; false: of none, also where a run then does not fit; "
+        "Recompute activations to save memory. true: of all layers; false: of none, even if the run then does not fit; "
         "auto: of as few as memory asks for.",
         ludwig_note="false: never, unless asked for",
         why="planned, also with `defaults: ludwig`; changes no gradient",

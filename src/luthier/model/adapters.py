@@ -148,13 +148,7 @@ def add_adapter(
         torch.manual_seed(seed)
         names = limits.linear_names(model)
         try:
-            adapter_config, past = limits.left_out(adapter_config, model)
-            if past:
-                sink(
-                    events.Note(
-                        text=f"no adapter at {' and '.join(past)}: {model.config.model_type} reads them past it"
-                    )
-                )
+            adapter_config = limits.left_out(adapter_config, model, sink)
             adapter_config = limits.by_names(adapter_config, model)
             made, ready = peft_config_with_steps(adapter_config, total_steps), _ready(model)
             factors: starts.Factors = {}
@@ -166,15 +160,7 @@ def add_adapter(
         except torch.OutOfMemoryError:
             raise
         except (ValueError, RuntimeError, TypeError, LookupError) as error:
-            raise AssetError(
-                "asset-unsupported",
-                f"an adapter of type {adapter_config.type} does not fit this base: {str(error).splitlines()[0]}",
-                where="adapter",
-                received=model.config.model_type,
-                fix=limits.fix_of(adapter_config, names, str(error))
-                if starts.kind_of(adapter_config) is None
-                else "use adapter.init_lora_weights: default",
-            ) from error
+            raise limits.does_not_fit(adapter_config, model, names, str(error)) from error
     limits.require_butterflies(tuned, adapter_config, device)
     return tuned
 

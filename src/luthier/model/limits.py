@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from luthier import events
 from luthier.assets.adapter_files import no_butterflies
+from luthier.errors import AssetError
+from luthier.model import starts
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -19,20 +22,23 @@ PAST_ADAPTERS = ("out_proj", "conv1d")
 NUMBER = re.compile(r"\.(\d+)\.")  # of a layer, in the name of its module
 
 
-def left_out(section: Any, model: PreTrainedModel) -> tuple[Any, tuple[str, ...]]:
-    """The section without the modules that PEFT cannot adapt, where all linear layers are meant; and their names."""
+def left_out(section: Any, model: PreTrainedModel, sink: events.Sink) -> Any:
+    """The section without the modules that PEFT cannot adapt, where all linear layers are meant; the sink is told."""
     if section.type not in ("lora", "adalora") or section.target_modules not in (None, "all-linear"):
-        return section, ()
+        return section
     there = {name.rpartition(".")[2] for name, _ in model.named_modules()}
     names = tuple(name for name in PAST_ADAPTERS if name in there)
     if not names or model.config.model_type not in STATE_SPACES:
-        return section, ()
+        return section
+    sink(
+        events.Note(text=f"no adapter at {' and '.join(names)}: {model.config.model_type} reads their weights past it")
+    )
     excluded = section.exclude_modules
     if isinstance(excluded, str):
         excluded = rf"(?:{excluded})|(?:.*\.)?(?:{'|'.join(names)})"
     else:
         excluded = (*(excluded or ()), *names)
-    return section.model_copy(update={"exclude_modules": excluded}), names
+    return section.model_copy(update={"exclude_modules": excluded})
 
 
 def linear_names(model: PreTrainedModel) -> tuple[str, ...]:
@@ -49,12 +55,22 @@ def linear_names(model: PreTrainedModel) -> tuple[str, ...]:
     return tuple(name for name in dict.fromkeys(names) if name not in past)
 
 
-def fix_of(section: Any, names: tuple[str, ...], said: str) -> str:
-    """What helps where PEFT refuses an adapter with what it ``said``; ``names`` are those of layers that it can adapt."""
+def does_not_fit(section: Any, model: PreTrainedModel, names: tuple[str, ...], said: str) -> AssetError:
+    """The error where PEFT refuses an adapter with what it ``said``; ``names``: of layers that can be adapted."""
     targets = f"adapter.target_modules: [{', '.join(names)}]"
-    if "lora_dropout" in said:  # experts are weights of one module, which it cannot drop anything out in front of
-        return f"adapter.dropout: 0; or {targets}, which leaves the experts out"
-    return f"set {targets}, or some of these" + ("" if section.type == "lora" else "; or use adapter.type: lora")
+    if starts.kind_of(section) is not None:
+        fix = "use adapter.init_lora_weights: default"
+    elif "lora_dropout" in said:  # experts are weights of one module, in front of which it cannot drop anything out
+        fix = f"adapter.dropout: 0; or {targets}, which leaves the experts out"
+    else:
+        fix = f"set {targets}, or some of these" + ("" if section.type == "lora" else "; or use adapter.type: lora")
+    return AssetError(
+        "asset-unsupported",
+        f"an adapter of type {section.type} does not fit this base: {said.splitlines()[0]}",
+        where="adapter",
+        received=model.config.model_type,
+        fix=fix,
+    )
 
 
 def by_names(section: Any, model: PreTrainedModel) -> Any:

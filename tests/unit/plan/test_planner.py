@@ -214,7 +214,7 @@ def test_a_written_false_recomputes_nothing_and_says_what_it_takes() -> None:
         plan_for(declared(**never), SEVEN, rows(most=4096, median=2000), gpu(5), engine=BUILT)
     assert str(caught.value.faults[0].fix).startswith("trainer.enable_gradient_checkpointing: auto ")
     for pins in ({"recompute": "all"}, {"offload_checkpoints": True}):
-        with pytest.raises(ConfigError, match="recomputes no layer|no checkpoints"):
+        with pytest.raises(ConfigError, match=r"recomputes no layer|no checkpoints"):
             planned(gpu(80), execution=pins, **never)
     assert declared(defaults="ludwig").trainer.enable_gradient_checkpointing == "auto"
 
